@@ -1,0 +1,133 @@
+"""The one loop over a tower's transformer blocks.
+
+Blocks are open_clip's own `ResidualAttentionBlock`s. What the methods add to a frozen tower is an argument of `run_blocks`:
+prompt tokens that enter at some blocks, the V-V attention path, and the layers whose output is wanted. Attention goes
+through `torch.nn.functional.scaled_dot_product_attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Tokens that enter a tower at the inputs of consecutive blocks.
+
+    Args:
+        tokens: one tensor a block, [n, D] (the same for every sequence) or [B, n, D].
+        first_block: 0-based block at whose input `tokens[0]` enters; `tokens[j]` enters at block `first_block + j`.
+        place: `end` of the sequence, or `start`, directly behind the first token (CLS or SOS).
+        insert: True: the first tokens lengthen the sequence and the later ones replace them. False: all of them overwrite
+            the tokens that stand there (cut where the sequence is shorter).
+    """
+
+    tokens: Sequence[Tensor]
+    first_block: int = 0
+    place: Literal["end", "start"] = "end"
+    insert: bool = True
+
+    @property
+    def inserted(self) -> int:
+        """By how many tokens the sequence has grown once the prompts are in."""
+        return self.tokens[0].shape[-2] if self.insert and len(self.tokens) else 0
+
+    def enter(self, block: int, x: Tensor) -> Tensor:
+        """Puts this block's prompts, if it has any, into its input `x` [B, T, D]."""
+        step = block - self.first_block
+        if not 0 <= step < len(self.tokens):
+            return x
+        prompt = self.tokens[step].to(x.dtype)
+        prompt = prompt.expand(x.shape[0], -1, -1)
+        count = 0 if self.insert and step == 0 else prompt.shape[1]  # tokens that give way
+        if self.place == "end":
+            return torch.cat([x[:, : x.shape[1] - count], prompt], dim=1)
+        if count:
+            prompt = prompt[:, : x.shape[1] - 1]
+        return torch.cat([x[:, :1], prompt, x[:, 1 + count :]], dim=1)
+
+    def strip(self, x: Tensor) -> Tensor:
+        """`x` [B, T, D] without the inserted tokens."""
+        n = self.inserted
+        if n == 0:
+            return x
+        return x[:, :-n] if self.place == "end" else torch.cat([x[:, :1], x[:, 1 + n :]], dim=1)
+
+
+@dataclass
+class BlockOutputs:
+    """What `run_blocks` returns.
+
+    Attributes:
+        last: [B, T, D] output of the last block (the ordinary path), inserted prompts still in it.
+        taps: 1-based layer -> [B, T, D]; on the V-V path from its first block on, else the ordinary path.
+        ordinary: the same layers, always the ordinary path.
+    """
+
+    last: Tensor
+    taps: dict[int, Tensor] = field(default_factory=dict)
+    ordinary: dict[int, Tensor] = field(default_factory=dict)
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, heads, T, D / heads]
+
+
+def _attention(attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return attn.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+def run_blocks(
+    blocks: Sequence[nn.Module],
+    x: Tensor,
+    *,
+    prompts: Prompts | None = None,
+    causal: bool = False,
+    taps: Collection[int] = (),
+    vv_from: int | None = None,
+    first_block: int = 0,
+    until: int | None = None,
+) -> BlockOutputs:
+    """Runs blocks `first_block .. until - 1` on `x`.
+
+    Args:
+        blocks: all of the tower's residual blocks.
+        x: [B, T, D] input of block `first_block`.
+        prompts: tokens that enter on the way.
+        causal: each token sees itself and those before it (text towers).
+        taps: 1-based layers whose output is kept.
+        vv_from: 0-based block from which a second path `v` runs beside the ordinary one: at each block the V-V attention
+            `softmax(v v^T / sqrt(d)) v` of the *ordinary* path's input, through the block's own output projection, is
+            added to `v`; no MLP, nothing flows back (AnomalyCLIP, section 3.3 "DPAM").
+        first_block, until: 0-based range of blocks; `until` None means to the end.
+
+    Raises:
+        ValueError: prompts together with a V-V path (no method defines it).
+    """
+    if prompts is not None and vv_from is not None:
+        raise ValueError("prompt tokens and a V-V path together are not defined: give one of them")
+    out = BlockOutputs(x)
+    dual: Tensor | None = None
+    for i in range(first_block, len(blocks) if until is None else until):
+        block = blocks[i]
+        if prompts is not None:
+            x = prompts.enter(i, x)
+        attn = block.attn
+        qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+        q, k, v = (_heads(part, attn.num_heads) for part in qkv.chunk(3, dim=-1))
+        if vv_from is not None and i >= vv_from:
+            dual = (x if dual is None else dual) + block.ls_1(_attention(attn, v, v, v, causal))
+        x = x + block.ls_1(_attention(attn, q, k, v, causal))
+        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        if i + 1 in taps:
+            out.taps[i + 1] = x if dual is None else dual
+            out.ordinary[i + 1] = x
+    out.last = x
+    return out

@@ -1,0 +1,278 @@
+"""`ClipBackbone`: one frozen open_clip model, driven block by block, shared by every method."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from anomaly_vlm.backbone.blocks import Prompts, run_blocks
+from anomaly_vlm.backbone.position import POS_RESIZE, PosResize, resize_positions
+from anomaly_vlm.errors import UserError, unknown_choice
+
+Activation = Literal["gelu", "quick_gelu"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+
+
+@dataclass
+class ImageTokens:
+    """What the image tower makes of a batch; N = rows x columns of `grid`.
+
+    Attributes:
+        cls: [B, C] global feature in the joint space: `ln_post` and `proj` of the class token, not normalised.
+        cls_token: [B, Dv] class token after the last block, before `ln_post`.
+        tokens: per requested layer, in the order asked, [B, 1 + N, Dv] raw block outputs, class token first; on the V-V
+            path from its first block on; inserted prompts stripped.
+        ordinary: the same layers, always the ordinary path.
+        grid: rows and columns of patches.
+    """
+
+    cls: Tensor
+    cls_token: Tensor
+    tokens: list[Tensor]
+    ordinary: list[Tensor]
+    grid: tuple[int, int]
+
+    @property
+    def patches(self) -> list[Tensor]:
+        """Per requested layer [B, N, Dv], class token dropped."""
+        return [tokens[:, 1:] for tokens in self.tokens]
+
+
+class ClipBackbone(nn.Module):
+    """A frozen open_clip CLIP with a ViT image tower.
+
+    Args:
+        model: an `open_clip.CLIP` (or a model with the same towers) with its weights loaded.
+        name: of the architecture, for tables and error messages.
+        weights: where the weights come from, in words: `openai`, `random weights (seed 0)`.
+        activation: `gelu` (exact) or `quick_gelu`, set in both towers.
+        pos_resize: how position embeddings are interpolated to other input sizes.
+        mean, std: of the RGB channels that the weights were trained with.
+        image_size: side of the input in pixels that methods use by default with these weights.
+        layers: 1-based vision blocks that methods tap by default; default: quarters of the depth.
+        tokenizer: texts -> [N, context] token ids.
+        is_random: the weights were never trained.
+
+    Raises:
+        UserError: the model has no ViT image tower that can be driven block by block.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        weights: str,
+        tokenizer,
+        activation: Activation = "gelu",
+        pos_resize: PosResize = "bicubic",
+        mean: Sequence[float] = (0.48145466, 0.4578275, 0.40821073),
+        std: Sequence[float] = (0.26862954, 0.26130258, 0.27577711),
+        image_size: int | None = None,
+        layers: Sequence[int] | None = None,
+        is_random: bool = False,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise unknown_choice("backbone.activation", str(activation), ["auto", *ACTIVATIONS])
+        if pos_resize not in POS_RESIZE:
+            raise unknown_choice("backbone.pos_resize", str(pos_resize), POS_RESIZE)
+        self.visual, self.text = _towers(model, name)
+        self.name, self.weights, self.is_random = name, weights, is_random
+        self.activation, self.pos_resize = activation, pos_resize
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._tokenizer = tokenizer
+        for block in (*self.visual.transformer.resblocks, *self.text.transformer.resblocks):
+            block.mlp.gelu = ACTIVATIONS[activation]()
+        self.requires_grad_(False).eval()
+
+        conv = self.visual.conv1
+        self.patch_size: int = conv.kernel_size[0]
+        self.width: int = conv.out_channels
+        self.text_width: int = self.text.token_embedding.weight.shape[1]
+        self.num_layers = len(self.visual.transformer.resblocks)
+        self.num_text_layers = len(self.text.transformer.resblocks)
+        self.context_length: int = self.text.positional_embedding.shape[0]
+        self.embed_dim: int = self.visual.proj.shape[1]
+        native = round((self.visual.positional_embedding.shape[0] - 1) ** 0.5) * self.patch_size
+        self.image_size = self._checked_size(native if image_size is None else image_size)
+        quarter = max(1, self.num_layers // 4)
+        self.layers = self.checked_layers(layers or range(quarter, self.num_layers + 1, quarter))
+        self._positions: dict[tuple, Tensor] = {}
+
+    def train(self, mode: bool = True) -> ClipBackbone:
+        """Stays in evaluation mode: the towers are frozen."""
+        return super().train(False)
+
+    def checked_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """The 1-based layers as a tuple, or a `UserError` where the image tower has no such block."""
+        wrong = [layer for layer in layers if not 1 <= layer <= self.num_layers]
+        if wrong:
+            raise UserError(f"layers {list(layers)}: {self.name} has vision blocks 1 to {self.num_layers}, not {wrong[0]}: give others")
+        return tuple(layers)
+
+    def _checked_size(self, size: int) -> int:
+        if size <= 0 or size % self.patch_size:
+            raise UserError(
+                f"image_size {size}: {self.name} needs a positive multiple of its patch size {self.patch_size},"
+                f" such as {max(1, round(size / self.patch_size)) * self.patch_size}"
+            )
+        return size
+
+    # ---- image tower -------------------------------------------------------------------------------------------------
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Position embeddings [1 + rows * columns, Dv] for a grid of patches, class position first."""
+        table = self.visual.positional_embedding
+        key = (grid, table.device, table.dtype)
+        if key not in self._positions:
+            self._positions[key] = resize_positions(table.detach(), grid, self.pos_resize)
+        return self._positions[key]
+
+    def embed_image(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Patch embedding, class token in front, plus positions, before `ln_pre`: [B, 1 + N, Dv] and the patch grid."""
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"image of {height}x{width} pixels: sides must be multiples of the patch size {self.patch_size}")
+        x = self.visual.conv1(images)  # [B, Dv, rows, columns]
+        grid = (x.shape[-2], x.shape[-1])
+        x = x.flatten(2).transpose(1, 2)
+        cls = self.visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+        return torch.cat([cls, x], dim=1) + self.positions(grid).to(x.dtype), grid
+
+    def encode_image(
+        self,
+        images: Tensor,
+        *,
+        layers: Sequence[int] = (),
+        prompts: Prompts | None = None,
+        vv_from: int | None = None,
+        keep: Tensor | None = None,
+    ) -> ImageTokens:
+        """Runs the image tower.
+
+        Args:
+            images: [B, 3, H, W] normalised; H and W multiples of the patch size.
+            layers: 1-based blocks whose tokens are returned.
+            prompts: tokens that enter on the way, appended behind the patches or overwriting (see `Prompts`).
+            vv_from: 0-based first block of the V-V path (see `run_blocks`).
+            keep: [W, k] indices into the 1 + N tokens (0 is the class token). Each row makes a short sequence of its own of
+                every image, cut before `ln_pre` with its original positions (WinCLIP's windows). All outputs then have the
+                batch size B * W, windows of one image next to each other.
+
+        Returns:
+            ImageTokens
+        """
+        x, grid = self.embed_image(images)
+        if keep is not None:
+            x = x[:, keep].flatten(0, 1)  # [B, W, k, Dv] -> [B * W, k, Dv]
+        out = run_blocks(
+            self.visual.transformer.resblocks, self.visual.ln_pre(x), prompts=prompts, taps=layers, vv_from=vv_from
+        )
+        strip = prompts.strip if prompts is not None else lambda tokens: tokens
+        cls_token = out.last[:, 0]
+        return ImageTokens(
+            cls=self.project(cls_token),
+            cls_token=cls_token,
+            tokens=[strip(out.taps[layer]) for layer in layers],
+            ordinary=[strip(out.ordinary[layer]) for layer in layers],
+            grid=grid,
+        )
+
+    def project(self, tokens: Tensor, *, ln_post: bool = True) -> Tensor:
+        """Vision tokens [..., Dv] into the joint space [..., C] by CLIP's own projection, after `ln_post` or without it."""
+        return (self.visual.ln_post(tokens) if ln_post else tokens) @ self.visual.proj
+
+    # ---- text tower --------------------------------------------------------------------------------------------------
+
+    def tokenize(self, texts: Sequence[str], *, trim: bool = True) -> Tensor:
+        """Token ids [N, T] on the backbone's device; with `trim` cut behind the longest text's end token, which is exact
+        under the causal mask."""
+        ids = self._tokenizer(list(texts))
+        if trim:
+            ids = ids[:, : int(ids.argmax(dim=-1).max()) + 1]
+        return ids.to(self.text.token_embedding.weight.device)
+
+    def embed_text(self, tokens: Tensor) -> Tensor:
+        """Token plus position embeddings [N, T, Dt] of token ids [N, T]: the input of the text tower's block 0."""
+        return self.text.token_embedding(tokens) + self.text.positional_embedding[: tokens.shape[-1]]
+
+    def text_states(self, tokens: Tensor, *, until: int) -> Tensor:
+        """Hidden states [N, T, Dt] at the input of text block `until` (0-based), without prompts. Frozen: no gradient."""
+        with torch.no_grad():
+            return run_blocks(self.text.transformer.resblocks, self.embed_text(tokens), causal=True, until=until).last
+
+    def encode_text(
+        self,
+        tokens: Tensor,
+        *,
+        states: Tensor | None = None,
+        first_block: int = 0,
+        prompts: Prompts | None = None,
+    ) -> Tensor:
+        """Text features [N, C], not normalised: `ln_final`, the end token's position, `text_projection`.
+
+        Args:
+            tokens: [N, T] ids; they give the end token's position (the largest id), also where prompts overwrite it.
+            states: [N, T, Dt] input of block `first_block` in place of the tokens' own embeddings (learned contexts, or a
+                cached `text_states`).
+            first_block: 0-based block to start at.
+            prompts: tokens that enter on the way.
+        """
+        x = self.embed_text(tokens) if states is None else states
+        blocks = self.text.transformer.resblocks
+        x = run_blocks(blocks, x, prompts=prompts, causal=True, first_block=first_block).last
+        end = tokens.argmax(dim=-1)
+        if prompts is not None and prompts.place == "start":
+            end = end + prompts.inserted
+        x = self.text.ln_final(x[torch.arange(x.shape[0], device=x.device), end])
+        projection = self.text.text_projection
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+    # ---- identity ----------------------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """Short digest of the weights (a sample of every tensor), to tell backbones apart in checkpoints and caches."""
+        digest = hashlib.blake2b(digest_size=8)
+        for key, value in self.state_dict().items():
+            flat = value.detach().flatten()
+            step = max(1, flat.numel() // 256)
+            digest.update(f"{key}{tuple(value.shape)}".encode())
+            digest.update(flat[::step].float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        """Name and origin of the weights, for the log and the head of every table."""
+        return f"{self.name}, {self.weights}"
+
+
+def _towers(model: nn.Module, name: str) -> tuple[VisionTransformer, nn.Module]:
+    """The image and text towers of an open_clip model, after checking that their blocks can be driven one by one."""
+    visual = model.visual
+    if not isinstance(visual, VisionTransformer) or visual.pool_type != "tok" or visual.attn_pool is not None:
+        raise UserError(
+            f"backbone '{name}': its image tower ({type(visual).__name__}) is no open_clip ViT with a class token, which the"
+            " methods drive block by block: choose a ViT such as ViT-B-16 or ViT-L-14-336"
+        )
+    text = model.text if hasattr(model, "text") else _TextTower(model)
+    blocks = [*visual.transformer.resblocks, *getattr(getattr(text, "transformer", None), "resblocks", [None])]
+    if any(type(block) is not ResidualAttentionBlock for block in blocks) or getattr(text, "pool_type", "") != "argmax":
+        raise UserError(f"backbone '{name}': its towers are not CLIP's (plain residual attention blocks, end-token pooling)")
+    return visual, text
+
+
+class _TextTower(nn.Module):
+    """The text half of an `open_clip.CLIP`, whose parts lie flat in the model, under one name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.transformer, self.token_embedding, self.ln_final = model.transformer, model.token_embedding, model.ln_final
+        self.positional_embedding, self.text_projection = model.positional_embedding, model.text_projection
+        self.pool_type: str = model.text_pool_type
+

@@ -1,0 +1,35 @@
+"""Position embeddings for input sizes other than the one that the weights were trained at."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PosResize = Literal["bicubic", "bilinear", "bicubic_antialias"]
+POS_RESIZE: tuple[str, ...] = get_args(PosResize)
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int], mode: PosResize = "bicubic") -> Tensor:
+    """Interpolates the patch positions to another grid; the class position is kept.
+
+    Always from the trained grid, never from an interpolated one.
+
+    Args:
+        positions: [1 + G * G, D], class position first.
+        grid: rows and columns of patches wanted.
+        mode: `bicubic` and `bilinear` without antialias (AdaCLIP; AnomalyCLIP), `bicubic_antialias` (open_clip's own
+            loader). All with `align_corners=False`.
+
+    Returns:
+        [1 + rows * columns, D]
+    """
+    side = round((positions.shape[0] - 1) ** 0.5)
+    if grid == (side, side):
+        return positions
+    interpolation, _, antialias = mode.partition("_")
+    patches = positions[1:].T.reshape(1, -1, side, side).float()
+    patches = F.interpolate(patches, size=grid, mode=interpolation, align_corners=False, antialias=bool(antialias))
+    return torch.cat([positions[:1], patches[0].flatten(1).T.to(positions.dtype)])

@@ -1,0 +1,1 @@
+"""Sample index, data sets, transforms, data module."""

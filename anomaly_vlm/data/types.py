@@ -1,0 +1,99 @@
+"""The rows of an index and the batches made of them: what every data set and every method agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor
+
+LabelKind = Literal["mask", "image", "semantic", "none"]
+
+
+class Drawn(NamedTuple):
+    """A drawn image: `image` uint8 [H, W, 3], `mask` bool [H, W] (True where anomalous), `caption` one sentence."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    caption: str
+
+
+class Drawing(Protocol):
+    """An image that is drawn on demand instead of read from a file. Picklable; the same call gives the same pixels."""
+
+    def draw(self) -> Drawn: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row of a data set's index.
+
+    Attributes:
+        path: image file, or a readable virtual name (`procedural/test/gear/00012`) where `drawing` is set.
+        category: word for the text prompts and row of the results table.
+        label: 0 normal, 1 anomalous, None unknown (prediction).
+        masks: mask files, united by `> mask_threshold` (several in MVTec LOCO); empty for normal samples, for samples
+            without region and for sets without masks.
+        defect: defect type, `good` for normal samples.
+        split: `train`, `val` or `test` as the data set's authors define it.
+        dataset: name of the data set.
+        kind: what the labels are: `mask` (pixel masks), `image` (image labels only), `semantic` (train ids), `none`.
+        mask_threshold: a mask value above it (0-255) is anomalous.
+        drawing: draws the image and its mask, for the procedural sets.
+    """
+
+    path: str
+    category: str
+    label: int | None
+    masks: tuple[str, ...] = ()
+    defect: str = "good"
+    split: str = "test"
+    dataset: str = ""
+    kind: LabelKind = "mask"
+    mask_threshold: int = 0
+    drawing: Drawing | None = None
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a method wants its pixels; the backbone fills size, mean and std, the method's protocol the rest.
+
+    Attributes:
+        size: side of the square input in pixels; images are squash-resized to it (bicubic, antialiased, PIL).
+        mean, std: per RGB channel, of values in [0, 1].
+        rgb: convert to RGB `before` the resize (AdaCLIP) or `after` it (AnomalyCLIP); differs for palette images.
+        mask_resize: `bilinear` on the 0/255 mask then `> 0.5` (the zero-shot protocol), or `nearest`.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rgb: Literal["before", "after"] = "before"
+    mask_resize: Literal["bilinear", "nearest"] = "bilinear"
+
+
+@dataclass
+class Batch:
+    """What a method sees.
+
+    Attributes:
+        image: [B, 3, H, W] float32, normalised.
+        label: [B] int64, 0 normal / 1 anomalous; -1 where unknown (prediction).
+        mask: [B, H, W] uint8 of 0 / 1 / 255 (void), or None where the set has no pixel labels.
+        category: B strings. path: B strings.
+        index: [B] int64, position in the data set's index, so that repeats of a distributed sampler count once.
+        key: B strings that name the exact pixels of `image`, for caches of what a frozen tower makes of them; None where
+            the pixels were augmented at random.
+    """
+
+    image: Tensor
+    label: Tensor
+    mask: Tensor | None
+    category: list[str]
+    path: list[str]
+    index: Tensor
+    key: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.path)

@@ -1,0 +1,30 @@
+"""Focal loss of probabilities."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def focal_loss(prob: Tensor, target: Tensor, *, gamma: float = 2.0, smooth: float = 1e-5) -> Tensor:
+    r"""Two-class focal loss of a probability, mean over each sample.
+
+    With :math:`p_y` the probability of the true class, :math:`q = (1 - e) p_y + e (1 - p_y) + e`, the loss is
+    :math:`-(1 - q)^\gamma \log q`. The published zero-shot codes share this smoothing; `gamma` 0 and `smooth` 0 give the
+    binary cross entropy.
+
+    Args:
+        prob: [B, ...] probability of the anomalous class, in [0, 1].
+        target: [B, ...] 0 or 1.
+        gamma: focusing exponent, >= 0.
+        smooth: e above.
+
+    Returns:
+        [B] mean over the other axes.
+
+    Reference: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017; smoothing as in AnomalyCLIP and AdaCLIP.
+    """
+    target = target.to(prob.dtype)
+    true = prob * target + (1 - prob) * (1 - target)
+    q = (1 - smooth) * true + smooth * (1 - true) + smooth
+    loss = -((1 - q).abs() ** gamma) * q.log()  # q can exceed 1 by `smooth`
+    return loss.flatten(1).mean(dim=1) if loss.ndim > 1 else loss

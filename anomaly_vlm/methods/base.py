@@ -1,0 +1,238 @@
+"""`AnomalyMethod`: the thin base of every method. A method says what it predicts and, if it learns, what it minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from anomaly_vlm.backbone import ClipBackbone
+from anomaly_vlm.data.types import Batch
+from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.losses import LossTerm
+from anomaly_vlm.metrics import AnomalyMetrics
+
+
+class Prediction(NamedTuple):
+    """What a method says of a batch: `score` [B] and `map` [B, H, W], higher = more anomalous, float32 and finite."""
+
+    score: Tensor
+    map: Tensor
+
+
+class ImageRow(NamedTuple):
+    """One evaluated image, for `images.csv` and the choice of pictures."""
+
+    index: int
+    path: str
+    category: str
+    label: int
+    score: float
+
+
+class AnomalyMethod(L.LightningModule):
+    """Base of all methods: weighs and logs losses, builds the optimiser, runs metrics, stores only what is learned.
+
+    A subclass gives `predict(batch)`; one that learns also `losses(batch)` and `loss_terms`.
+
+    Args:
+        backbone: the frozen towers. They move with the module but are named in checkpoints, not stored.
+        losses: weighted terms by name, from `conf/loss/`.
+        optimizer: parameters -> optimiser (a Hydra `_partial_`). None: the method cannot be trained.
+        scheduler: optimiser -> learning-rate schedule, stepped once an epoch; None for a constant rate.
+        metrics: makes the metrics of one evaluation.
+        seed: of everything random in the method; always combined with epoch and sample index, never global.
+
+    Raises:
+        UserError: `losses` names a term that the method does not offer.
+    """
+
+    loss_terms: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        *,
+        losses: Mapping[str, LossTerm] | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        metrics: Callable[[], AnomalyMetrics] = AnomalyMetrics,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.terms = dict(losses or {})
+        for name in self.terms:
+            if name not in self.loss_terms:
+                raise unknown_choice(f"loss term of {type(self).__name__}", name, self.loss_terms)
+        self.seed = seed
+        self._optimizer, self._scheduler, self._make_metrics = optimizer, scheduler, metrics
+        self._metrics: list[AnomalyMetrics] = []  # in a list, so that Lightning neither moves nor stores it
+        self._rows: list[ImageRow] = []
+        self.results: dict[str, float] = {}
+        self.image_rows: list[ImageRow] = []
+        self.run_facts: dict[str, Any] = {}
+
+    # ---- what a method defines ---------------------------------------------------------------------------------------
+
+    def predict(self, batch: Batch) -> Prediction:
+        """Scores and maps of a batch, without gradient."""
+        raise NotImplementedError(f"{type(self).__name__} defines no predict")
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of `self.terms`, unweighted scalars."""
+        raise UserError(f"{type(self).__name__} learns nothing: use 'evaluate' instead of 'train'")
+
+    def official_name(self, name: str) -> str:
+        """The key of learnable parameter `name` in the published code's checkpoints."""
+        raise UserError(f"{type(self).__name__} has no published checkpoints")
+
+    def official_ignored(self, key: str) -> bool:
+        """Whether a key of the published checkpoints holds nothing that this configuration uses."""
+        return False
+
+    def official_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a published file, unwrapped; default: a plain state dict."""
+        return state
+
+    # ---- learning ----------------------------------------------------------------------------------------------------
+
+    def learnable(self) -> dict[str, nn.Parameter]:
+        """Parameters that are trained and stored, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        values = self.losses(batch)
+        total = torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
+        size = len(batch)
+        for name, value in values.items():
+            self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, batch_size=size)
+        self.log("train/loss", total.detach(), on_step=True, on_epoch=True, prog_bar=True, batch_size=size)
+        if not torch.isfinite(total):
+            found = ", ".join(f"{name} {value.item():g}" for name, value in values.items())
+            raise UserError(
+                f"the loss is not finite at epoch {self.current_epoch}, step {self.global_step} ({found}, image"
+                f" '{batch.path[0]}'): lower the learning rate or use trainer.precision=32-true; the last checkpoint is kept"
+            )
+        return total
+
+    def configure_optimizers(self) -> Any:
+        parameters = list(self.learnable().values())
+        if not parameters or self._optimizer is None:
+            raise UserError(f"{type(self).__name__} as configured has nothing to learn: use 'evaluate' instead of 'train'")
+        optimizer = self._optimizer(parameters)
+        return optimizer if self._scheduler is None else {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+
+    def training_mask(self, batch: Batch) -> Tensor:
+        """The batch's mask [B, H, W] as 0.0 / 1.0, or a `UserError` where the training set has no pixel labels."""
+        if batch.mask is None:
+            pixel = ", ".join(sorted(self.terms))
+            raise UserError(
+                f"the training set has image labels only ('{batch.path[0]}'), but the loss ({pixel}) needs pixel masks:"
+                " train on a set with masks (TRAIN=procedural) or choose a loss without pixel terms"
+            )
+        return (batch.mask == 1).to(batch.image.dtype)
+
+    # ---- evaluation --------------------------------------------------------------------------------------------------
+
+    def checked_predict(self, batch: Batch) -> Prediction:
+        """`predict` as float32, after checking that it is finite."""
+        prediction = Prediction(*(part.detach().float() for part in self.predict(batch)))
+        for part, name in zip(prediction, Prediction._fields, strict=True):
+            bad = ~torch.isfinite(part.flatten(1) if part.ndim > 1 else part[:, None]).all(dim=1)
+            if bad.any():
+                path = batch.path[int(bad.nonzero()[0])]
+                raise UserError(f"the {name} of image '{path}' is not finite: the weights or the precision are at fault; use 32-true")
+        return prediction
+
+    def _evaluate_start(self) -> None:
+        self._metrics, self._rows = [self._make_metrics()], []
+
+    def _evaluate_batch(self, batch: Batch) -> Prediction:
+        prediction = self.checked_predict(batch)
+        self._metrics[0].update(
+            prediction.score, prediction.map, batch.label, batch.mask, category=batch.category, index=batch.index
+        )
+        columns = (batch.index, batch.label, prediction.score)
+        for path, category, index, label, score in zip(
+            batch.path, batch.category, *(column.tolist() for column in columns), strict=True
+        ):
+            self._rows.append(ImageRow(index, path, category, label, score))
+        return prediction
+
+    def _evaluate_end(self) -> None:
+        rows = self._rows
+        if dist.is_available() and dist.is_initialized():
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, rows)
+            rows = [row for part in gathered for row in part]
+        self.image_rows = sorted({row.index: row for row in rows}.values())
+        self.results = {key: float(value) for key, value in self._metrics[0].compute().items()}
+        self._metrics, self._rows = [], []
+
+    def on_test_epoch_start(self) -> None:
+        self._evaluate_start()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate_batch(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._evaluate_end()
+        self._log_means("test")
+
+    def on_validation_epoch_start(self) -> None:
+        self._evaluate_start()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate_batch(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._evaluate_end()
+        self._log_means("val")
+
+    def _log_means(self, stage: str) -> None:
+        for key, value in self.results.items():
+            group, _, name = key.rpartition("/")
+            if group in ("mean", "") and value == value:
+                self.log(f"{stage}/{name}", value, rank_zero_only=False, sync_dist=False)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
+        return self.checked_predict(batch)
+
+    # ---- checkpoints: only what is learned ---------------------------------------------------------------------------
+
+    @property
+    def strict_loading(self) -> bool:
+        """Lightning's own check would miss the frozen towers; `load_learned` checks the rest."""
+        return False
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Without the frozen towers."""
+        state = super().state_dict(*args, **kwargs)
+        return {key: value for key, value in state.items() if not key.startswith("backbone.")}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["anomaly_vlm"] = self.run_facts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_learned(checkpoint["state_dict"], "checkpoint")
+
+    def check_learned(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Raises a `UserError` that names keys missing from `state`, surplus in it, or of another shape."""
+        own = self.state_dict()
+        wrong = [f"missing {key}" for key in own if key not in state] + [f"surplus {key}" for key in state if key not in own]
+        wrong += [
+            f"{key} is {list(state[key].shape)}, expected {list(own[key].shape)}"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+            raise UserError(
+                f"{source} does not fit {type(self).__name__} on {self.backbone.name} as configured: {'; '.join(wrong[:4])}{more}:"
+                " choose the method, backbone and options that it was made with"
+            )
