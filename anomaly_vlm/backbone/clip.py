@@ -101,7 +101,7 @@ class ClipBackbone(nn.Module):
         self.context_length: int = self.text.positional_embedding.shape[0]
         self.embed_dim: int = self.visual.proj.shape[1]
         native = round((self.visual.positional_embedding.shape[0] - 1) ** 0.5) * self.patch_size
-        self.image_size = self._checked_size(native if image_size is None else image_size)
+        self.image_size = self.checked_size(native if image_size is None else image_size)
         quarter = max(1, self.num_layers // 4)
         self.layers = self.checked_layers(layers or range(quarter, self.num_layers + 1, quarter))
         self._positions: dict[tuple, Tensor] = {}
@@ -117,7 +117,8 @@ class ClipBackbone(nn.Module):
             raise UserError(f"layers {list(layers)}: {self.name} has vision blocks 1 to {self.num_layers}, not {wrong[0]}: give others")
         return tuple(layers)
 
-    def _checked_size(self, size: int) -> int:
+    def checked_size(self, size: int) -> int:
+        """`size`, or a `UserError` where it is no positive multiple of the patch size."""
         if size <= 0 or size % self.patch_size:
             raise UserError(
                 f"image_size {size}: {self.name} needs a positive multiple of its patch size {self.patch_size},"

@@ -64,7 +64,7 @@ def load_backbone(
     tag = _tag_config(name, pretrained, custom=architecture is not None)
     if weights is not None:
         state = read_weights(Path(weights))
-        model = _fill(_build(config, name), state, weights)
+        model = fill_weights(_build(config, name), state, weights)
         origin = f"{pretrained + ' from ' if pretrained else ''}file {Path(weights).name}"
     elif random_seed is not None:
         model = _build(config, name, random_seed)
@@ -72,16 +72,13 @@ def load_backbone(
     else:
         model = _download(name, pretrained, tag)
         origin = pretrained or "hub weights"
-    if activation == "auto":
-        quick = tag.get("quick_gelu", False) or (config or {}).get("quick_gelu", False)
-        activation = "quick_gelu" if quick else "gelu"
     tokenizer = open_clip.get_tokenizer(name) if name.startswith(HUB_PREFIX) else _clip_tokenizer(config)
     return ClipBackbone(
         model,
         name=name,
         weights=origin,
         tokenizer=tokenizer,
-        activation=activation,
+        activation=resolve_activation(activation, tag, config or {}),
         pos_resize=pos_resize,
         mean=tag.get("mean", open_clip.OPENAI_DATASET_MEAN),
         std=tag.get("std", open_clip.OPENAI_DATASET_STD),
@@ -109,6 +106,13 @@ def _tag_config(name: str, tag: str | None, *, custom: bool) -> dict[str, Any]:
     if not open_clip.pretrained.is_pretrained_cfg(name, tag):
         raise unknown_choice(f"pretrained tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name))
     return open_clip.get_pretrained_cfg(name, tag)
+
+
+def resolve_activation(asked: str, tag_config: Mapping[str, Any], model_config: Mapping[str, Any]) -> Any:
+    """`auto` becomes what the weights were trained with: open_clip's `ViT-L-14-336` says GELU, its `openai` tag QuickGELU."""
+    if asked != "auto":
+        return asked
+    return "quick_gelu" if tag_config.get("quick_gelu") or model_config.get("quick_gelu") else "gelu"
 
 
 def _clip_tokenizer(config: Mapping[str, Any] | None) -> SimpleTokenizer:
@@ -173,7 +177,7 @@ def is_torchscript(path: Path) -> bool:
         return any(name.endswith("constants.pkl") or "/code/" in name for name in archive.namelist())
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
+def fill_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
     """Loads `state` strictly, as float32; every missing, surplus or misshaped key is named."""
     own = model.state_dict()
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}

@@ -1,0 +1,31 @@
+"""`anomaly-vlm bench`: benchmarks, each a module of `anomaly_vlm.bench` with `run(out_dir, quick)`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from anomaly_vlm.cli.checks import writable_folder
+from anomaly_vlm.errors import unknown_choice
+
+BENCHES = {
+    "adaclip": "a training step and an inference pass against the published way of computing them",
+    "metrics": "exact and binned metrics against the official routine and public libraries",
+}
+HELP = "usage: anomaly-vlm bench NAME [--quick]\n\n" + "\n".join(f"  {name:<10} {text}" for name, text in BENCHES.items())
+
+
+def run(arguments: Sequence[str]) -> int:
+    if not arguments or any(word in ("-h", "--help") for word in arguments):
+        sys.stdout.write(HELP + "\n")
+        return 0
+    name, *rest = arguments
+    if name not in BENCHES:
+        raise unknown_choice("bench", name, BENCHES)
+    if rest not in ([], ["--quick"]):
+        raise unknown_choice("option of bench", rest[0], ["--quick"])
+    folder = writable_folder(Path("outputs") / "bench" / name)
+    importlib.import_module(f"anomaly_vlm.bench.{name}").run(folder, quick=bool(rest))
+    return 0

@@ -1,0 +1,103 @@
+"""What can be said about a configuration before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from anomaly_vlm.errors import UserError, unknown_choice
+
+WHOLE = {  # key -> smallest value
+    "seed": 0,
+    "epochs": 1,
+    "batch_size": 1,
+    "eval_batch_size": 1,
+    "num_workers": 0,
+    "image_size": 1,
+    "pictures.per_category": 0,
+    "checkpoint.every_steps": 1,
+}
+WHOLE_OR_NULL = {"eval_limit": 1, "train_limit": 1}
+CHOICES = {
+    "selection": ("last", "best_val", "best_test"),
+    "pixels.rgb": ("before", "after"),
+    "pixels.mask_resize": ("bilinear", "nearest"),
+    "callbacks.progress": ("auto", "rich", "log", "none"),
+}
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Types and ranges of the top-level keys, and interpolations that do not resolve.
+
+    Raises:
+        UserError: one line naming the key, the value and what is expected.
+    """
+    try:
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
+    for key, low in {**WHOLE, **WHOLE_OR_NULL}.items():
+        value = OmegaConf.select(cfg, key)
+        if value is None and key in WHOLE_OR_NULL:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise UserError(f"{key} is {value!r}: give a whole number of at least {low}")
+    for key, allowed in CHOICES.items():
+        if (value := OmegaConf.select(cfg, key)) not in allowed:
+            raise unknown_choice(key, str(value), allowed)
+    rate = OmegaConf.select(cfg, "optimizer.lr", default=1.0)
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise UserError(f"optimizer.lr is {rate!r}: give a number above 0")
+    mosaic = cfg.augment.mosaic
+    if isinstance(mosaic, bool) or not isinstance(mosaic, int | float) or not 0 <= mosaic <= 1:
+        raise UserError(f"augment.mosaic is {mosaic!r}: give a probability from 0 to 1")
+    if cfg.selection == "best_val" and cfg.dataset.val is None:
+        raise UserError("selection=best_val needs a validation set: add source@dataset.val=NAME, or choose selection=last")
+
+
+def writable_folder(path: str | Path) -> Path:
+    """Makes an output folder, or says in one line why it cannot be written."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write_test_{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"output folder '{path}' is not writable ({error.strerror or error}): give another with output_dir=FOLDER"
+        ) from error
+    return path
+
+
+def check_targets(cfg: Any, allowed: set[str], source: str) -> None:
+    """Refuses a configuration from a file that would instantiate anything but the suite's own parts.
+
+    A checkpoint that a user was sent must not be able to run code: `_target_`s are limited to those that `conf/` ships,
+    optimisers and schedules of torch, and augmentations of kornia.
+    """
+    nodes = list(cfg.values()) if isinstance(cfg, dict) else list(cfg) if isinstance(cfg, list) else []
+    for node in nodes:
+        check_targets(node, allowed, source)
+    target = cfg.get("_target_") if isinstance(cfg, dict) else None
+    if target is None:
+        return
+    safe = str(target).startswith(("torch.optim.", "kornia.augmentation.", "anomaly_vlm.methods."))
+    if target not in allowed and not safe:
+        raise UserError(f"{source} asks to run '{target}', which is no part of this suite: use a checkpoint that you trust")
+
+
+def shipped_targets(folder: Path) -> set[str]:
+    """All `_target_`s in the suite's own configuration files."""
+    found = set()
+    for path in folder.rglob("*.yaml"):
+        for line in path.read_text().splitlines():
+            key, _, value = line.strip().lstrip("- {").partition(":")
+            if key == "_target_":
+                found.add(value.split("#")[0].split(",")[0].strip(" }"))
+    return found

@@ -1,0 +1,166 @@
+"""Composing configurations with Hydra, with every mistake told in one line. Imports neither torch nor Lightning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+import anomaly_vlm
+from anomaly_vlm.errors import UserError, unknown_choice
+
+GROUPS = ("method", "dataset", "source", "loss", "backbone", "trainer", "logger", "callbacks", "experiment")
+
+
+def conf_dir() -> Path:
+    """The folder `conf/`: inside the installed package, or at the root of a clone."""
+    package = Path(anomaly_vlm.__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def choices(group: str) -> list[str]:
+    """The names that a group offers, sub-folders included (`adaclip/prompts`)."""
+    root = conf_dir() / group
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:
+    """Composes `conf/CONFIG.yaml` with command-line overrides.
+
+    The node `choices` of the result maps each group to the choice made.
+
+    Raises:
+        UserError: unknown group choice, misspelt key, or an override that does not parse.
+    """
+    _check_words(overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            cfg = hydra.compose(config, list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise translate(error, overrides) from error
+    made = {k: v for k, v in cfg.hydra.runtime.choices.items() if v is not None and not k.startswith("hydra")}
+    with open_dict(cfg):
+        del cfg["hydra"]
+        cfg["choices"] = made
+    return cfg
+
+
+def _check_words(overrides: Sequence[str]) -> None:
+    for word in overrides:
+        if word.startswith("-"):
+            raise UserError(f"unknown option '{word}': give overrides as key=value, or --help")
+        if "=" not in word and not word.startswith("~"):
+            raise UserError(f"'{word}' is no override: write key=value, such as method=adaclip")
+
+
+def translate(error: Exception, overrides: Iterable[str]) -> UserError:
+    """Hydra's and OmegaConf's errors, often several lines, as one line with the nearest choices."""
+    text = str(error)
+    if found := re.search(r"Could not find '([\w@.]+)/([^']+)'", text) or re.search(r"Could not load '([\w@.]+)/([^']+)'", text):
+        group, name = found[1].split("@")[0], found[2]
+        return unknown_choice({"dataset": "data set", "source": "data set"}.get(group, group), name, choices(group))
+    if found := re.search(r"You must specify '(\w+)'", text):
+        return UserError(f"no {found[1]} given: add {found[1]}=NAME, one of {', '.join(choices(found[1]))}")
+    if found := re.search(r"Could not override '([\w@./]+)'", text):
+        return _unknown_key(found[1])
+    if found := re.search(r"(?:full_key|Key '[^']*' is not in struct).*?full_key: ([\w.@]+)", text, re.S):
+        return _unknown_key(found[1])
+    if "Multi-value" in text or "sweep" in text.lower():
+        return UserError(f"several values in one run ({' '.join(overrides)}): use 'anomaly-vlm sweep' for that")
+    return UserError(f"the overrides do not fit: {text.splitlines()[0]}")
+
+
+def _unknown_key(key: str) -> UserError:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        first = choices("method")[0]
+        known = flat_keys(hydra.compose("train", [f"method={first}"]))
+    group = key.split("@")[0]
+    if group in GROUPS:
+        return unknown_choice("data side", key, [f"{group}@dataset.train", f"{group}@dataset.test"])
+    return unknown_choice_short(key, [*known, *GROUPS])
+
+
+def unknown_choice_short(key: str, known: Sequence[str]) -> UserError:
+    """As `unknown_choice`, listing only the nearest of many."""
+    import difflib
+
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
+    last = [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:3]
+    hint = ", ".join(dict.fromkeys([*near, *last])) or "see 'anomaly-vlm train --help'"
+    return UserError(f"unknown key '{key}': nearest are {hint}; to add a new key write +{key}=VALUE")
+
+
+def flat_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
+    """Dotted names of all keys, inner nodes included."""
+    keys: list[str] = []
+    for key in cfg:
+        keys.append(f"{prefix}{key}")
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():
+            keys += flat_keys(node, f"{prefix}{key}.")
+    return keys
+
+
+def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequence[str]) -> DictConfig:
+    """The configuration that a checkpoint or run carries, with overrides on top.
+
+    Args:
+        stored: with its node `choices`.
+        overrides: group choices (`dataset=visa`, `source@dataset.test=folder`) replace the whole group; `key=value`
+            changes an existing key.
+        fixed: groups that the checkpoint decides; another choice is an error.
+    """
+    _check_words(overrides)
+    cfg = stored.copy()
+    made = dict(cfg.choices)
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise translate(error, overrides) from error
+    groups = [o for o in parsed if o.key_or_group in GROUPS]
+    for o in groups:
+        if o.key_or_group in fixed and o.value() != made.get(o.key_or_group):
+            raise UserError(
+                f"the checkpoint was made by {o.key_or_group}={made.get(o.key_or_group)}, this run says"
+                f" {o.key_or_group}={o.value()}: choose {o.key_or_group}={made.get(o.key_or_group)} or another checkpoint"
+            )
+    changes = [(line, o) for line, o in zip(overrides, parsed, strict=True) if o in groups and o.key_or_group not in fixed]
+    if changes:
+        kept = [f"{group}={made[group]}" for group in ("method", "backbone") if group in made]
+        if not any(o.key_or_group == "dataset" for _, o in changes):
+            kept += [f"{group}={choice}" for group, choice in made.items() if group.startswith(("dataset", "source@"))]
+        fresh = compose([*kept, *(line for line, _ in changes)])
+        with open_dict(cfg):
+            for _, o in changes:
+                node = o.package or o.key_or_group  # `source@dataset.test` fills dataset.test
+                OmegaConf.update(cfg, node, OmegaConf.select(fresh, node), merge=False, force_add=True)
+                if o.key_or_group in ("dataset", "source"):
+                    cfg.choices.update({k: v for k, v in fresh.choices.items() if k.startswith(("dataset", "source@"))})
+                else:
+                    cfg.choices[o.key_or_group] = o.value()
+    for o in parsed:
+        if o in groups:
+            continue
+        key = o.key_or_group
+        if not o.is_add() and OmegaConf.select(cfg, key, throw_on_missing=False, default="<absent>") == "<absent>":
+            raise unknown_choice_short(key, flat_keys(cfg))
+        OmegaConf.update(cfg, key, o.value(), force_add=True)
+    return cfg
+
+
+def describe_choices() -> str:
+    """For `--help`: groups with their choices, and the top-level keys."""
+    lines = ["groups:"] + [f"  {group + '=':<12} {', '.join(choices(group))}" for group in GROUPS]
+    text = (conf_dir() / "train.yaml").read_text().split("experiment: null", 1)[1].split("name: ???")[0]
+    lines += ["", "keys (any key of a group too, such as method.hsf.k=10):"]
+    lines += [f"  {line}" for line in text.strip().splitlines()]
+    return "\n".join(lines)
+

@@ -1,0 +1,90 @@
+"""`anomaly-vlm evaluate`: a checkpoint on a data set, or a method that needs no training."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anomaly_vlm.cli.checks import check_values, writable_folder
+from anomaly_vlm.cli.compose import compose, describe_choices, merge_overrides
+from anomaly_vlm.cli.train import pop_key
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+HELP = """usage: anomaly-vlm evaluate ckpt=FILE [dataset=NAME] [key=value ...]
+       anomaly-vlm evaluate ckpt=official:FILE method=NAME backbone=NAME ...   the published code's weights
+       anomaly-vlm evaluate method=NAME ...                                    a method as it starts
+
+The checkpoint knows its method, backbone and options; data, trainer and batch size may change.
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    if any(word in ("-h", "--help") for word in arguments):
+        sys.stdout.write(f"{HELP}\n{describe_choices()}\n")
+        return 0
+    ckpt, rest = pop_key(arguments, "ckpt")
+    cfg, spec = configured(ckpt, rest, "evaluate")
+    execute(cfg, spec, writable_folder(cfg.output_dir))
+    return 0
+
+
+def configured(ckpt: str | None, overrides: Sequence[str], command: str) -> tuple[DictConfig, str | None]:
+    """The configuration of a command that starts from a checkpoint (or from none), and where its weights are."""
+    if ckpt is None or ckpt.startswith("official:"):
+        cfg = compose(overrides)
+    else:
+        from anomaly_vlm.cli.parts import stored_config
+
+        stored, _ = stored_config(Path(ckpt))
+        given = any(word.startswith("output_dir=") for word in overrides)
+        cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "loss"))
+        if not given:
+            cfg.output_dir = f"outputs/{command}/{cfg.name}/{timestamp()}"
+    check_values(cfg)
+    cfg.output_dir = str(cfg.output_dir)  # the time in it is fixed from here on
+    return cfg, ckpt
+
+
+def timestamp() -> str:
+    from datetime import datetime
+
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
+    """Evaluates and writes what an evaluation leaves."""
+    from lightning.pytorch import seed_everything
+    from lightning.pytorch.utilities import rank_zero_only
+    from omegaconf import OmegaConf
+
+    from anomaly_vlm.cli.outcome import say, write_outcome
+    from anomaly_vlm.cli.parts import build, build_trainer, load_any
+
+    seed_everything(cfg.seed, verbose=False)
+    parts = build(cfg, sides=("test",))
+    if spec:
+        load_any(parts.method, spec)
+        parts.facts["checkpoint"] = spec
+    trained_on = trained_on_of(spec)
+    parts.facts["data"] = f"{trained_on}, {parts.data.describe('test')}"
+    say(f"{parts.facts['method']} on {parts.facts['backbone']}: {parts.facts['data']}")
+    trainer = build_trainer(cfg, callbacks=[], fitting=False)
+    trainer.test(parts.method, datamodule=parts.data, verbose=False)
+    if rank_zero_only.rank == 0:
+        OmegaConf.save(cfg, folder / "config.yaml")
+        write_outcome(cfg, folder, parts, parts.method.results, {**parts.facts, "overrides": dict(cfg.choices)})
+
+
+def trained_on_of(spec: str | None) -> str:
+    """What the learned weights saw, in words."""
+    if spec is None:
+        return "not trained"
+    if spec.startswith("official:"):
+        return f"published weights {Path(spec).name}"
+    from anomaly_vlm.cli.parts import stored_config
+
+    return stored_config(Path(spec))[1]["anomaly_vlm"]["trained_on"]

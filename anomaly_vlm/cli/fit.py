@@ -1,0 +1,106 @@
+"""Training, then evaluation: composes the parts and lets Lightning run them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from anomaly_vlm.cli.outcome import say, write_outcome
+from anomaly_vlm.cli.parts import Parts, build, build_trainer, load_any
+from anomaly_vlm.checkpoints import read_tensors
+from anomaly_vlm.errors import UserError
+
+log = logging.getLogger("anomaly_vlm")
+
+
+def fit(cfg: DictConfig, folder: Path) -> float:
+    """Trains (or goes on training), evaluates and writes everything into `folder`.
+
+    Returns:
+        Mean of `selection_metric` on the test set, for sweepers.
+    """
+    started = time.monotonic()
+    seed_everything(cfg.seed, verbose=False)
+    sides = ("train", "test", "val") if cfg.dataset.val is not None else ("train", "test")
+    parts = build(cfg, sides=sides)
+    method, data = parts.method, parts.data
+    data.selection_side = {"best_val": "val", "best_test": "test"}.get(cfg.selection)
+    method.configure_optimizers()  # says at once where there is nothing to learn
+    if cfg.init:
+        load_any(method, cfg.init)
+    last = folder / "checkpoints" / "last.ckpt"
+    if rank_zero_only.rank == 0:
+        OmegaConf.save(cfg, folder / "config.yaml")
+    say(f"{parts.facts['method']} on {parts.facts['backbone']}")
+    say(parts.facts["data"])
+    say(f"output: {folder}")
+
+    untrained: dict[str, float] = {}
+    compare = parts.facts["random_weights"] if cfg.compare_untrained is None else cfg.compare_untrained
+    if compare and not last.is_file():
+        build_trainer(cfg, callbacks=[], fitting=False).test(method, datamodule=data, verbose=False)
+        untrained = dict(method.results)
+        OmegaConf.save({"untrained": {k: v for k, v in untrained.items() if k.startswith("mean/")}}, folder / "untrained.yaml")
+    elif (folder / "untrained.yaml").is_file():
+        untrained = dict(OmegaConf.load(folder / "untrained.yaml").untrained)
+
+    savers = _savers(cfg, folder, validating=data.selection_side is not None)
+    trainer = build_trainer(cfg, callbacks=savers, fitting=True)
+    for logger in trainer.loggers:
+        logger.log_hyperparams({key: str(parts.facts[key]) for key in ("method", "backbone", "data", "seed")})
+    resume = str(last) if last.is_file() else None
+    if resume:
+        say(f"resuming from {last}")
+        method.check_learned(read_tensors(last)["state_dict"], f"checkpoint '{last}'")
+    trainer.fit(method, datamodule=data, ckpt_path=resume, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    trainer.save_checkpoint(last)
+    chosen = _choose(cfg, parts, folder)
+
+    tester = trainer if trainer.world_size > 1 else build_trainer(cfg, callbacks=[], fitting=False)
+    tester.test(method, datamodule=data, verbose=False)
+    results = method.results
+    for logger in trainer.loggers:
+        logger.log_metrics({f"test/{k.removeprefix('mean/')}": v for k, v in results.items() if k.startswith("mean/")})
+        logger.finalize("success")
+    if rank_zero_only.rank == 0:
+        facts = {
+            **parts.facts,
+            "checkpoint": str(chosen.relative_to(folder)),
+            "selection": cfg.selection,
+            "overrides": dict(cfg.choices),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        if untrained:
+            facts["untrained"] = {key.removeprefix("mean/"): value for key, value in untrained.items() if key.startswith("mean/")}
+        write_outcome(cfg, folder, parts, results, facts)
+    return results.get(f"mean/{cfg.selection_metric}", float("nan"))
+
+
+def _savers(cfg: DictConfig, folder: Path, *, validating: bool) -> list[Any]:
+    """The state to resume from, every few steps; and the best epoch where one is chosen."""
+    places = {"dirpath": folder / "checkpoints", "enable_version_counter": False, "auto_insert_metric_name": False}
+    savers = [ModelCheckpoint(filename="last", every_n_train_steps=cfg.checkpoint.every_steps, save_top_k=1, **places)]
+    if validating:
+        savers.append(ModelCheckpoint(filename="best", monitor=f"val/{cfg.selection_metric}", mode="max", save_top_k=1, **places))
+    return savers
+
+
+def _choose(cfg: DictConfig, parts: Parts, folder: Path) -> Path:
+    """Puts the weights that `selection` names into the method."""
+    last, best = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt"
+    if cfg.selection == "last":
+        return last
+    if not best.is_file():
+        raise UserError(f"selection={cfg.selection}: no best checkpoint, as val/{cfg.selection_metric} was never a number: choose"
+                        " a selection_metric that the set has labels for")  # fmt: skip
+    parts.method.load_state_dict(read_tensors(best)["state_dict"], strict=False)
+    return best

@@ -1,0 +1,195 @@
+"""From a configuration to its parts: data, backbone, method, trainer. And back: what a run says of itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from anomaly_vlm import __version__
+from anomaly_vlm.backbone import ClipBackbone
+from anomaly_vlm.checkpoints import load_official, read_tensors
+from anomaly_vlm.cli.checks import check_targets, shipped_targets
+from anomaly_vlm.cli.compose import conf_dir
+from anomaly_vlm.data import AnomalyDataModule, Preprocess
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.losses import build_terms
+from anomaly_vlm.methods.base import AnomalyMethod
+from anomaly_vlm.metrics import AnomalyMetrics
+from anomaly_vlm.reporting.progress import progress_bar
+
+log = logging.getLogger("anomaly_vlm")
+OFFICIAL = "official:"
+
+
+@dataclass
+class Parts:
+    """What a run works with."""
+
+    cfg: DictConfig
+    data: AnomalyDataModule
+    method: AnomalyMethod
+    facts: dict[str, Any]
+
+
+def make(node: Any, **kwargs: Any) -> Any:
+    """Hydra's `instantiate`, with the suite's own errors as they are and all others in one line."""
+    try:
+        return instantiate(node, **kwargs)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        if isinstance(cause, TypeError | ValueError):
+            raise UserError(f"{OmegaConf.select(node, '_target_')}: {str(cause).splitlines()[0]}") from error
+        raise
+
+
+def build(cfg: DictConfig, *, sides: tuple[str, ...], data: AnomalyDataModule | None = None) -> Parts:
+    """Data first (its files are checked before any weights are read), then backbone and method."""
+    data = data or build_data(cfg, sides)
+    data.check()
+    backbone: ClipBackbone = make(cfg.backbone)
+    size = backbone.checked_size(cfg.image_size)
+    data.preprocess = Preprocess(size=size, mean=backbone.mean, std=backbone.std, **cfg.pixels)
+    options = OmegaConf.to_container(cfg.metrics, resolve=True)
+
+    def metrics() -> AnomalyMetrics:
+        return AnomalyMetrics(pixel=options)
+
+    method: AnomalyMethod = make(
+        cfg.method,
+        backbone=backbone,
+        losses=build_terms(OmegaConf.to_container(cfg.loss, resolve=True)),
+        optimizer=make(cfg.optimizer) if cfg.optimizer else None,
+        scheduler=make(cfg.scheduler) if cfg.scheduler else None,
+        metrics=metrics,
+        _convert_="all",
+    )
+    facts = {
+        "method": cfg.name,
+        "backbone": backbone.describe(),
+        "random_weights": backbone.is_random,
+        "fingerprint": backbone.fingerprint(),
+        "data": data.describe(),
+        "seed": cfg.seed,
+        "image_size": size,
+    }
+    method.run_facts = {
+        "version": __version__,
+        "config": OmegaConf.to_container(cfg, resolve=False),
+        "fingerprint": facts["fingerprint"],
+        "trained_on": data.describe("train") if "train" in sides else "nothing",
+    }
+    return Parts(cfg, data, method, facts)
+
+
+def build_data(cfg: DictConfig, sides: tuple[str, ...]) -> AnomalyDataModule:
+    """The data module of the sides that a command needs."""
+    sources = {side: make(cfg.dataset[side]) for side in sides if cfg.dataset.get(side) is not None}
+    train = sources.get("train")
+    mosaic = cfg.augment.mosaic if train is not None and train.name in cfg.augment.mosaic_on else 0.0
+    return AnomalyDataModule(
+        **sources,
+        batch_size=cfg.batch_size,
+        eval_batch_size=cfg.eval_batch_size,
+        num_workers=cfg.num_workers,
+        seed=cfg.seed,
+        mosaic=mosaic,
+        augment=[make(operation) for operation in cfg.augment.operations],
+        train_limit=cfg.train_limit,
+        eval_limit=cfg.eval_limit,
+    )
+
+
+def build_trainer(cfg: DictConfig, *, callbacks: list[Callback], fitting: bool) -> L.Trainer:
+    """The trainer, with loggers only where something is fitted."""
+    bar = progress_bar(cfg.callbacks.progress)
+    extra = [make(node) for node in cfg.callbacks.extra] if fitting else []
+    loggers = [_logger(node) for node in cfg.logger.values()] if fitting else False
+    quiet_lightning()
+    trainer: L.Trainer = make(
+        cfg.trainer,
+        callbacks=[*callbacks, *([bar] if bar is not None else []), *extra],
+        logger=loggers,
+        enable_progress_bar=bar is not None,
+        enable_checkpointing=any(type(c).__name__ == "ModelCheckpoint" for c in callbacks),
+    )
+    return trainer
+
+
+def _logger(node: DictConfig) -> Any:
+    if "wandb" in node._target_.lower():
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise UserError("logger=wandb needs the package wandb: install the extra 'wandb', or use logger=csv") from error
+        if not node.get("offline", False) and not (os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()):
+            raise UserError("logger=wandb online needs a key: run 'wandb login', or set logger.wandb.offline=true")
+    return make(node)
+
+
+def quiet_lightning() -> None:
+    """Lightning's advice about workers, devices and services is noise to a user who chose none of them."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Consider setting `persistent_workers=True`.*")
+    warnings.filterwarnings("ignore", ".*`isinstance.treespec, LeafSpec.` is deprecated.*")
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def stored_config(path: Path) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration and the whole content of one of the suite's checkpoints.
+
+    Raises:
+        UserError: missing, damaged, not one of ours, or its configuration names foreign code.
+    """
+    content = read_tensors(path)
+    facts = content.get("anomaly_vlm") if isinstance(content, dict) else None
+    if not isinstance(facts, dict) or "state_dict" not in content:
+        raise UserError(
+            f"'{path}' is no checkpoint of this suite: give a .ckpt that 'train' wrote, or ckpt=official:{path} method=NAME"
+        )
+    check_targets(facts["config"], shipped_targets(conf_dir()), f"checkpoint '{path}'")
+    return OmegaConf.create(facts["config"]), content
+
+
+def load_learned(method: AnomalyMethod, path: Path, content: dict[str, Any]) -> None:
+    """Learned weights of one of the suite's checkpoints into `method`, after checking that they belong together."""
+    stored, own = content["anomaly_vlm"]["fingerprint"], method.run_facts["fingerprint"]
+    if stored != own:
+        name = content["anomaly_vlm"]["config"]["backbone"].get("name")
+        raise UserError(
+            f"checkpoint '{path}' was made on other backbone weights ({name}, fingerprint {stored}) than the ones loaded"
+            f" ({method.backbone.describe()}, fingerprint {own}): use the same backbone and weights file"
+        )
+    method.check_learned(content["state_dict"], f"checkpoint '{path}'")
+    method.load_state_dict(content["state_dict"], strict=False)
+
+
+def load_any(method: AnomalyMethod, spec: str) -> None:
+    """`FILE` (the suite's) or `official:FILE` (the published code's) into a built method."""
+    if spec.startswith(OFFICIAL):
+        load_official(method, spec.removeprefix(OFFICIAL))
+        return
+    path = Path(spec)
+    cfg, content = stored_config(path)
+    made = content["anomaly_vlm"]["config"]["name"]
+    if made != method.run_facts["config"]["name"]:
+        raise UserError(
+            f"checkpoint '{path}' was made by method={made}, this run is method={method.run_facts['config']['name']}:"
+            f" choose method={made} or another checkpoint"
+        )
+    load_learned(method, path, content)

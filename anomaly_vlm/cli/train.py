@@ -1,0 +1,82 @@
+"""`anomaly-vlm train`: fit, evaluate, write what the run leaves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anomaly_vlm.cli.checks import check_values, writable_folder
+from anomaly_vlm.cli.compose import compose, describe_choices, merge_overrides
+from anomaly_vlm.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+HELP = """usage: anomaly-vlm train method=NAME [dataset=NAME] [backbone=NAME] [key=value ...]
+       anomaly-vlm train resume=RUN_FOLDER     goes on exactly where that run stopped
+
+data: dataset=NAME names a test set (trained on procedural images) or a pair (visa_to_mvtec);
+      source@dataset.train=NAME, source@dataset.test=NAME choose either side,
+      dataset.train.root=FOLDER, dataset.test.root=FOLDER say where they lie
+"""
+FOLDER_VARIABLE = "ANOMALY_VLM_RUN_FOLDER"  # tells the other processes of a DDP run where the first one writes
+
+
+def run(arguments: Sequence[str]) -> int:
+    if any(word in ("-h", "--help") for word in arguments):
+        import sys
+
+        sys.stdout.write(f"{HELP}\n{describe_choices()}\n")
+        return 0
+    resume, rest = pop_key(arguments, "resume")
+    if resume is not None:
+        cfg, folder = resumed(Path(resume), rest)
+    else:
+        cfg = compose(rest)
+        check_values(cfg)
+        folder = writable_folder(os.environ.get(FOLDER_VARIABLE, cfg.output_dir))
+        cfg.output_dir = str(folder)
+    execute(cfg, folder)
+    return 0
+
+
+def pop_key(arguments: Sequence[str], key: str) -> tuple[str | None, list[str]]:
+    """The value of the last `key=value`, and the other arguments."""
+    value, rest = None, []
+    for word in arguments:
+        if word.startswith(f"{key}="):
+            value = word.partition("=")[2] or None
+        else:
+            rest.append(word)
+    return value, rest
+
+
+def resumed(folder: Path, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
+    """A run's own configuration; only what changes no number may be overridden."""
+    from omegaconf import OmegaConf
+
+    from anomaly_vlm.cli.checks import check_targets, shipped_targets
+    from anomaly_vlm.cli.compose import conf_dir
+
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"resume={folder}: no config.yaml in there: give the folder of a run that 'train' started")
+    stored = OmegaConf.load(path)
+    check_targets(OmegaConf.to_container(stored, resolve=False), shipped_targets(conf_dir()), f"'{path}'")
+    cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "dataset", "loss"))
+    check_values(cfg)
+    cfg.output_dir = str(writable_folder(folder))
+    return cfg, folder
+
+
+def execute(cfg: DictConfig, folder: Path) -> float:
+    """One training run; returns the selection metric's mean on the test set."""
+    from anomaly_vlm.cli.fit import fit  # torch and Lightning are read only now
+
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    try:
+        return fit(cfg, folder)
+    finally:
+        os.environ.pop(FOLDER_VARIABLE, None)

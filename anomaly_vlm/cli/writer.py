@@ -1,0 +1,50 @@
+"""Predictions written while they come: a scores row and a heat map an image."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from anomaly_vlm.cli.outcome import shown_image, slug
+from anomaly_vlm.cli.parts import Parts
+from anomaly_vlm.data import Batch
+from anomaly_vlm.methods.base import Prediction
+from anomaly_vlm.reporting.pictures import save_panel
+
+
+class PredictionWriter(Callback):
+    """Appends to `scores.csv` and writes `pictures/*.png` after every batch, so that an interrupted run keeps its results.
+
+    The colour scale of a heat map runs from 0 to 1 where the method's maps are probabilities, else over the map itself.
+    """
+
+    def __init__(self, parts: Parts, folder: Path) -> None:
+        self.parts, self.folder = parts, folder
+        (folder / "pictures").mkdir(exist_ok=True)
+        with (folder / "scores.csv").open("w", newline="") as file:
+            csv.writer(file).writerow(["path", "score"])
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Prediction, batch: Batch, *_: Any
+    ) -> None:
+        with (self.folder / "scores.csv").open("a", newline="") as file:
+            rows = zip(batch.path, outputs.score.tolist(), strict=True)
+            csv.writer(file).writerows([path, f"{score:.9g}"] for path, score in rows)
+        for i, path in enumerate(batch.path):
+            heat = outputs.map[i].cpu().numpy()
+            unit = heat.min() >= 0 and heat.max() <= 1
+            one = Batch(batch.image[i : i + 1], batch.label[i : i + 1], None, *([x[i]] for x in (batch.category, batch.path)),
+                        batch.index[i : i + 1], [batch.key[i]])  # fmt: skip
+            save_panel(
+                self.folder / "pictures" / f"{int(batch.index[i]):05d}_{slug(Path(path).stem)}.png",
+                shown_image(one, self.parts),
+                heat,
+                None,
+                score=float(outputs.score[i]),
+                title=f"{path} | {self.parts.facts['method']}, {self.parts.facts['backbone']}",
+                scale=(0.0, 1.0) if unit else (float(heat.min()), float(heat.max())),
+            )
