@@ -27,7 +27,9 @@ def read_tensors(path: Path) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged and unsafe files surface as many classes
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint '{path}' does not load ({reason}): give a file of tensors and plain containers") from error
+        raise UserError(
+            f"checkpoint '{path}' does not load ({reason}): give a file of tensors and plain containers"
+        ) from error
 
 
 def load_official(method: AnomalyMethod, path: str | Path) -> AnomalyMethod:

@@ -114,7 +114,9 @@ class ClipBackbone(nn.Module):
         """The 1-based layers as a tuple, or a `UserError` where the image tower has no such block."""
         wrong = [layer for layer in layers if not 1 <= layer <= self.num_layers]
         if wrong:
-            raise UserError(f"layers {list(layers)}: {self.name} has vision blocks 1 to {self.num_layers}, not {wrong[0]}: give others")
+            raise UserError(
+                f"layers {list(layers)}: {self.name} has vision blocks 1 to {self.num_layers}, not {wrong[0]}: give others"
+            )
         return tuple(layers)
 
     def checked_size(self, size: int) -> int:
@@ -140,7 +142,9 @@ class ClipBackbone(nn.Module):
         """Patch embedding, class token in front, plus positions, before `ln_pre`: [B, 1 + N, Dv] and the patch grid."""
         height, width = images.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"image of {height}x{width} pixels: sides must be multiples of the patch size {self.patch_size}")
+            raise ValueError(
+                f"image of {height}x{width} pixels: sides must be multiples of the patch size {self.patch_size}"
+            )
         x = self.visual.conv1(images)  # [B, Dv, rows, columns]
         grid = (x.shape[-2], x.shape[-1])
         x = x.flatten(2).transpose(1, 2)
@@ -264,7 +268,9 @@ def _towers(model: nn.Module, name: str) -> tuple[VisionTransformer, nn.Module]:
     text = model.text if hasattr(model, "text") else _TextTower(model)
     blocks = [*visual.transformer.resblocks, *getattr(getattr(text, "transformer", None), "resblocks", [None])]
     if any(type(block) is not ResidualAttentionBlock for block in blocks) or getattr(text, "pool_type", "") != "argmax":
-        raise UserError(f"backbone '{name}': its towers are not CLIP's (plain residual attention blocks, end-token pooling)")
+        raise UserError(
+            f"backbone '{name}': its towers are not CLIP's (plain residual attention blocks, end-token pooling)"
+        )
     return visual, text
 
 
@@ -276,4 +282,3 @@ class _TextTower(nn.Module):
         self.transformer, self.token_embedding, self.ln_final = model.transformer, model.token_embedding, model.ln_final
         self.positional_embedding, self.text_projection = model.positional_embedding, model.text_projection
         self.pool_type: str = model.text_pool_type
-

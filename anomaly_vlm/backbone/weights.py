@@ -54,7 +54,9 @@ def load_backbone(
         UserError: unknown architecture or tag, absent weights, a file of another layout.
     """
     if random_seed is not None and (pretrained or weights):
-        raise UserError("backbone: random_seed asks for untrained weights, pretrained/weights for trained ones: give only one")
+        raise UserError(
+            "backbone: random_seed asks for untrained weights, pretrained/weights for trained ones: give only one"
+        )
     if random_seed is None and not (pretrained or weights or name.startswith(HUB_PREFIX)):
         raise UserError(
             f"backbone '{name}' names no weights: set backbone.pretrained=TAG, backbone.weights=FILE, or"
@@ -150,7 +152,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise UserError(f"weights file '{path}' is no readable safetensors file ({error}): fetch it again") from error
+            raise UserError(
+                f"weights file '{path}' is no readable safetensors file ({error}): fetch it again"
+            ) from error
     if is_torchscript(path):
         raise UserError(
             f"weights file '{path}' is a TorchScript archive, which can run code: convert it once with"
@@ -160,12 +164,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports damaged and unsafe files by many classes
         reason = str(error).splitlines()[0][:150]
-        raise UserError(f"weights file '{path}' does not load with weights_only=True ({reason}): give a plain state dict") from error
+        raise UserError(
+            f"weights file '{path}' does not load with weights_only=True ({reason}): give a plain state dict"
+        ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"weights file '{path}' holds no state dict (names to tensors): give one in open_clip's key layout")
+        raise UserError(
+            f"weights file '{path}' holds no state dict (names to tensors): give one in open_clip's key layout"
+        )
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -194,7 +202,9 @@ def fill_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> nn.
     ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise UserError(f"weights file '{source}' does not fit the architecture: {'; '.join(wrong[:4])}{more}: choose its backbone")
+        raise UserError(
+            f"weights file '{source}' does not fit the architecture: {'; '.join(wrong[:4])}{more}: choose its backbone"
+        )
     model.load_state_dict(state)
     return model
 
@@ -212,7 +222,9 @@ def convert_torchscript(path: Path, target: Path | None = None) -> Path:
     if not path.is_file():
         raise UserError(f"'{path}' does not exist: give OpenAI's .pt archive")
     if not is_torchscript(path):
-        raise UserError(f"'{path}' is no TorchScript archive: files of tensors load directly with backbone.weights={path}")
+        raise UserError(
+            f"'{path}' is no TorchScript archive: files of tensors load directly with backbone.weights={path}"
+        )
     target = target or path.with_suffix(".safetensors")
     state = torch.jit.load(path, map_location="cpu").state_dict()
     for fact in ("input_resolution", "context_length", "vocab_size"):
@@ -235,7 +247,9 @@ def _download(name: str, tag: str | None, tag_config: Mapping[str, Any]) -> nn.M
     try:
         noisy.disabled = True  # open_clip and the hub client log to the root what the error below says in one line
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # open_clip warns that activation and tag may differ; `activation` decides that
+            warnings.simplefilter(
+                "ignore"
+            )  # open_clip warns that activation and tag may differ; `activation` decides that
             return open_clip.create_model(name, pretrained=tag, precision="fp32")
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:150]

@@ -14,7 +14,9 @@ BENCHES = {
     "adaclip": "a training step and an inference pass against the published way of computing them",
     "metrics": "exact and binned metrics against the official routine and public libraries",
 }
-HELP = "usage: anomaly-vlm bench NAME [--quick]\n\n" + "\n".join(f"  {name:<10} {text}" for name, text in BENCHES.items())
+HELP = "usage: anomaly-vlm bench NAME [--quick]\n\n" + "\n".join(
+    f"  {name:<10} {text}" for name, text in BENCHES.items()
+)
 
 
 def run(arguments: Sequence[str]) -> int:

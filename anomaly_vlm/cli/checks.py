@@ -57,7 +57,9 @@ def check_values(cfg: DictConfig) -> None:
     if isinstance(mosaic, bool) or not isinstance(mosaic, int | float) or not 0 <= mosaic <= 1:
         raise UserError(f"augment.mosaic is {mosaic!r}: give a probability from 0 to 1")
     if cfg.selection == "best_val" and cfg.dataset.val is None:
-        raise UserError("selection=best_val needs a validation set: add source@dataset.val=NAME, or choose selection=last")
+        raise UserError(
+            "selection=best_val needs a validation set: add source@dataset.val=NAME, or choose selection=last"
+        )
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -89,7 +91,9 @@ def check_targets(cfg: Any, allowed: set[str], source: str) -> None:
         return
     safe = str(target).startswith(("torch.optim.", "kornia.augmentation.", "anomaly_vlm.methods."))
     if target not in allowed and not safe:
-        raise UserError(f"{source} asks to run '{target}', which is no part of this suite: use a checkpoint that you trust")
+        raise UserError(
+            f"{source} asks to run '{target}', which is no part of this suite: use a checkpoint that you trust"
+        )
 
 
 def shipped_targets(folder: Path) -> set[str]:

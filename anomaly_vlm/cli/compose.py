@@ -64,7 +64,9 @@ def _check_words(overrides: Sequence[str]) -> None:
 def translate(error: Exception, overrides: Iterable[str]) -> UserError:
     """Hydra's and OmegaConf's errors, often several lines, as one line with the nearest choices."""
     text = str(error)
-    if found := re.search(r"Could not find '([\w@.]+)/([^']+)'", text) or re.search(r"Could not load '([\w@.]+)/([^']+)'", text):
+    if found := re.search(r"Could not find '([\w@.]+)/([^']+)'", text) or re.search(
+        r"Could not load '([\w@.]+)/([^']+)'", text
+    ):
         group, name = found[1].split("@")[0], found[2]
         return unknown_choice({"dataset": "data set", "source": "data set"}.get(group, group), name, choices(group))
     if found := re.search(r"You must specify '(\w+)'", text):
@@ -132,7 +134,9 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
                 f"the checkpoint was made by {o.key_or_group}={made.get(o.key_or_group)}, this run says"
                 f" {o.key_or_group}={o.value()}: choose {o.key_or_group}={made.get(o.key_or_group)} or another checkpoint"
             )
-    changes = [(line, o) for line, o in zip(overrides, parsed, strict=True) if o in groups and o.key_or_group not in fixed]
+    changes = [
+        (line, o) for line, o in zip(overrides, parsed, strict=True) if o in groups and o.key_or_group not in fixed
+    ]
     if changes:
         kept = [f"{group}={made[group]}" for group in ("method", "backbone") if group in made]
         if not any(o.key_or_group == "dataset" for _, o in changes):
@@ -163,4 +167,3 @@ def describe_choices() -> str:
     lines += ["", "keys (any key of a group too, such as method.hsf.k=10):"]
     lines += [f"  {line}" for line in text.strip().splitlines()]
     return "\n".join(lines)
-

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from anomaly_vlm.checkpoints import read_tensors
 from anomaly_vlm.cli.outcome import say, write_outcome
 from anomaly_vlm.cli.parts import Parts, build, build_trainer, load_any
-from anomaly_vlm.checkpoints import read_tensors
 from anomaly_vlm.errors import UserError
 
 log = logging.getLogger("anomaly_vlm")
@@ -47,7 +47,9 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     if compare and not last.is_file():
         build_trainer(cfg, callbacks=[], fitting=False).test(method, datamodule=data, verbose=False)
         untrained = dict(method.results)
-        OmegaConf.save({"untrained": {k: v for k, v in untrained.items() if k.startswith("mean/")}}, folder / "untrained.yaml")
+        OmegaConf.save(
+            {"untrained": {k: v for k, v in untrained.items() if k.startswith("mean/")}}, folder / "untrained.yaml"
+        )
     elif (folder / "untrained.yaml").is_file():
         untrained = dict(OmegaConf.load(folder / "untrained.yaml").untrained)
 
@@ -80,7 +82,9 @@ def fit(cfg: DictConfig, folder: Path) -> float:
             "seconds": round(time.monotonic() - started, 1),
         }
         if untrained:
-            facts["untrained"] = {key.removeprefix("mean/"): value for key, value in untrained.items() if key.startswith("mean/")}
+            facts["untrained"] = {
+                key.removeprefix("mean/"): value for key, value in untrained.items() if key.startswith("mean/")
+            }
         write_outcome(cfg, folder, parts, results, facts)
     return results.get(f"mean/{cfg.selection_metric}", float("nan"))
 
@@ -90,7 +94,9 @@ def _savers(cfg: DictConfig, folder: Path, *, validating: bool) -> list[Any]:
     places = {"dirpath": folder / "checkpoints", "enable_version_counter": False, "auto_insert_metric_name": False}
     savers = [ModelCheckpoint(filename="last", every_n_train_steps=cfg.checkpoint.every_steps, save_top_k=1, **places)]
     if validating:
-        savers.append(ModelCheckpoint(filename="best", monitor=f"val/{cfg.selection_metric}", mode="max", save_top_k=1, **places))
+        savers.append(
+            ModelCheckpoint(filename="best", monitor=f"val/{cfg.selection_metric}", mode="max", save_top_k=1, **places)
+        )
     return savers
 
 

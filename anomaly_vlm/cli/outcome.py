@@ -45,7 +45,9 @@ def head(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def write_outcome(cfg: DictConfig, folder: Path, parts: Parts, results: Mapping[str, float], facts: dict[str, Any]) -> None:
+def write_outcome(
+    cfg: DictConfig, folder: Path, parts: Parts, results: Mapping[str, float], facts: dict[str, Any]
+) -> None:
     """Writes every file of an evaluation and prints the table."""
     if cfg.eval_limit is not None:
         facts["note"] = f"a trial on {cfg.eval_limit} test images only"
@@ -75,7 +77,9 @@ def write_images(path: Path, rows: list[ImageRow]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "category", "label", "score"])
-        writer.writerows([row.path, row.category, "" if row.label < 0 else row.label, f"{row.score:.9g}"] for row in rows)
+        writer.writerows(
+            [row.path, row.category, "" if row.label < 0 else row.label, f"{row.score:.9g}"] for row in rows
+        )
 
 
 def pictures(cfg: DictConfig, folder: Path, parts: Parts) -> None:

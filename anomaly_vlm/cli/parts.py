@@ -132,8 +132,12 @@ def _logger(node: DictConfig) -> Any:
         try:
             import wandb  # noqa: F401
         except ImportError as error:
-            raise UserError("logger=wandb needs the package wandb: install the extra 'wandb', or use logger=csv") from error
-        if not node.get("offline", False) and not (os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()):
+            raise UserError(
+                "logger=wandb needs the package wandb: install the extra 'wandb', or use logger=csv"
+            ) from error
+        if not node.get("offline", False) and not (
+            os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
+        ):
             raise UserError("logger=wandb online needs a key: run 'wandb login', or set logger.wandb.offline=true")
     return make(node)
 

@@ -35,7 +35,9 @@ class HybridPrompts(nn.Module):
     def __init__(self, kind: str, feature_dim: int, width: int, depth: int, length: int) -> None:
         super().__init__()
         self.depth = depth
-        self.static = nn.ParameterList([torch.randn(length, width) * 0.02 for _ in range(depth)]) if "S" in kind else None
+        self.static = (
+            nn.ParameterList([torch.randn(length, width) * 0.02 for _ in range(depth)]) if "S" in kind else None
+        )
         self.dynamic = nn.ModuleList([nn.Linear(feature_dim, width) for _ in range(length)]) if "D" in kind else None
 
     def forward(self, pooled: Tensor | None) -> list[Tensor]:
@@ -313,5 +315,8 @@ class AdaCLIP(AnomalyMethod):
 
     def official_ignored(self, key: str) -> bool:
         """Type D keeps the generator of a branch without prompts, unused."""
-        unused = {"dynamic_text_prompt_generator": self.text_prompts, "dynamic_visual_prompt_generator": self.image_prompts}
+        unused = {
+            "dynamic_text_prompt_generator": self.text_prompts,
+            "dynamic_visual_prompt_generator": self.image_prompts,
+        }
         return any(key.startswith(f"clip_model.{name}.") and prompts is None for name, prompts in unused.items())

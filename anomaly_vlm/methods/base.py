@@ -123,9 +123,15 @@ class AnomalyMethod(L.LightningModule):
     def configure_optimizers(self) -> Any:
         parameters = list(self.learnable().values())
         if not parameters or self._optimizer is None:
-            raise UserError(f"{type(self).__name__} as configured has nothing to learn: use 'evaluate' instead of 'train'")
+            raise UserError(
+                f"{type(self).__name__} as configured has nothing to learn: use 'evaluate' instead of 'train'"
+            )
         optimizer = self._optimizer(parameters)
-        return optimizer if self._scheduler is None else {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+        return (
+            optimizer
+            if self._scheduler is None
+            else {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
+        )
 
     def training_mask(self, batch: Batch) -> Tensor:
         """The batch's mask [B, H, W] as 0.0 / 1.0, or a `UserError` where the training set has no pixel labels."""
@@ -146,7 +152,9 @@ class AnomalyMethod(L.LightningModule):
             bad = ~torch.isfinite(part.flatten(1) if part.ndim > 1 else part[:, None]).all(dim=1)
             if bad.any():
                 path = batch.path[int(bad.nonzero()[0])]
-                raise UserError(f"the {name} of image '{path}' is not finite: the weights or the precision are at fault; use 32-true")
+                raise UserError(
+                    f"the {name} of image '{path}' is not finite: the weights or the precision are at fault; use 32-true"
+                )
         return prediction
 
     def _evaluate_start(self) -> None:
@@ -224,7 +232,9 @@ class AnomalyMethod(L.LightningModule):
     def check_learned(self, state: Mapping[str, Tensor], source: str) -> None:
         """Raises a `UserError` that names keys missing from `state`, surplus in it, or of another shape."""
         own = self.state_dict()
-        wrong = [f"missing {key}" for key in own if key not in state] + [f"surplus {key}" for key in state if key not in own]
+        wrong = [f"missing {key}" for key in own if key not in state] + [
+            f"surplus {key}" for key in state if key not in own
+        ]
         wrong += [
             f"{key} is {list(state[key].shape)}, expected {list(own[key].shape)}"
             for key in own

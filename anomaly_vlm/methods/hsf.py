@@ -42,7 +42,9 @@ def cluster_patches(points: Tensor, k: int, *, seeds: Sequence[int], start: Tens
         else:
             kmeans = KMeans(k, init="k-means++", n_init=1, max_iter=300, random_state=seeds[i])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: handled by the caller
+            warnings.simplefilter(
+                "ignore", ConvergenceWarning
+            )  # fewer distinct points than clusters: handled by the caller
             labels.append(torch.from_numpy(kmeans.fit(x).labels_.astype("int64")))
     return torch.stack(labels).to(points.device)
 

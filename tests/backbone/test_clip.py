@@ -55,7 +55,9 @@ def test_positions_are_always_resized_from_the_trained_grid() -> None:
     up = resize_positions(table, (6, 6), "bilinear")
     assert up.shape == (37, 4)
     assert torch.equal(up[0], table[0])
-    assert not torch.allclose(resize_positions(table, (2, 2), "bicubic"), resize_positions(table, (2, 2), "bicubic_antialias"))
+    assert not torch.allclose(
+        resize_positions(table, (2, 2), "bicubic"), resize_positions(table, (2, 2), "bicubic_antialias")
+    )
 
 
 def test_appended_prompts_are_seen_by_all_and_stripped(tiny: ClipBackbone) -> None:
@@ -124,10 +126,16 @@ def test_weights_from_files(tiny: ClipBackbone, tmp_path: Path) -> None:
         torch.testing.assert_close(clip.visual.proj.data, model.visual.proj.data, rtol=0, atol=1e-3)
         assert clip.weights == f"file {file}" and not clip.is_random
     ids = torch.arange(0, 49408, 7)
-    rows = {**state, "token_embedding.ids": ids, "token_embedding.rows": state["token_embedding.weight"][ids].contiguous()}
+    rows = {
+        **state,
+        "token_embedding.ids": ids,
+        "token_embedding.rows": state["token_embedding.weight"][ids].contiguous(),
+    }
     del rows["token_embedding.weight"]
     save_file(rows, tmp_path / "rows.safetensors")
-    table = load_backbone("tiny", architecture=TINY, weights=str(tmp_path / "rows.safetensors")).text.token_embedding.weight
+    table = load_backbone(
+        "tiny", architecture=TINY, weights=str(tmp_path / "rows.safetensors")
+    ).text.token_embedding.weight
     assert torch.equal(table[7], model.token_embedding.weight[7]) and not table[8].any()
 
 
@@ -148,7 +156,9 @@ def test_refusals(tmp_path: Path) -> None:
     assert "give only one" in refused("ViT-B-16", pretrained="openai", random_seed=0)
     assert "does not exist" in refused("tiny", architecture=TINY, weights=str(tmp_path / "none.pt"))
     assert "layers [4]" in refused("tiny", architecture=TINY, random_seed=0, layers=[4])
-    assert "positive multiple of its patch size 8, such as 32" in refused("tiny", architecture=TINY, random_seed=0, image_size=33)
+    assert "positive multiple of its patch size 8, such as 32" in refused(
+        "tiny", architecture=TINY, random_seed=0, image_size=33
+    )
     assert "image_size -8" in refused("tiny", architecture=TINY, random_seed=0, image_size=-8)
     assert "class token" in refused("convnext_base", random_seed=0)
     assert "backbone.activation" in refused("tiny", architecture=TINY, random_seed=0, activation="relu")
@@ -177,7 +187,9 @@ def test_absent_published_weights_are_one_line(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(weights, "_hub_answers", lambda: False)
     monkeypatch.setattr(weights, "_cached", lambda name: False)
-    with pytest.raises(UserError, match=r"weights 'openai' of ViT-L-14-336 are not in the local cache.*backbone\.weights=FILE"):
+    with pytest.raises(
+        UserError, match=r"weights 'openai' of ViT-L-14-336 are not in the local cache.*backbone\.weights=FILE"
+    ):
         load_backbone("ViT-L-14-336", pretrained="openai")
 
 

@@ -42,7 +42,9 @@ def test_vv_path_and_overwriting_text_prompts(path: Path) -> None:
     """The dual path of AnomalyCLIP and its deep text tokens."""
     fixture = Fixture(path)
     o, t = fixture.settings["options"], fixture.tensors
-    clip = golden_backbone(fixture.settings["backbone"], pos_resize="bilinear", image_size=fixture.settings["image_size"])
+    clip = golden_backbone(
+        fixture.settings["backbone"], pos_resize="bilinear", image_size=fixture.settings["image_size"]
+    )
     first = clip.num_layers - o["dual_path_blocks"]
     layers = o["multi_layers"]
     with torch.no_grad():

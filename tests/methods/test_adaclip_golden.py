@@ -62,7 +62,9 @@ def build(fixture: Fixture, group: str, folder: Path) -> AdaCLIP:
 def make_batch(fixture: Fixture) -> Batch:
     count = len(fixture.input("in/label"))
     fixture.read.add("in/mask_raw")
-    torch.testing.assert_close((fixture.tensors["in/mask_raw"] > 0.5).to(torch.uint8), fixture.tensors["in/mask"].to(torch.uint8))
+    torch.testing.assert_close(
+        (fixture.tensors["in/mask_raw"] > 0.5).to(torch.uint8), fixture.tensors["in/mask"].to(torch.uint8)
+    )
     return Batch(
         image=fixture.input("in/images"),
         label=fixture.input("in/label"),
@@ -100,9 +102,13 @@ class Run:
                 key, index_key = "out/hsf_labels", "out/hsf_index"
             stored_index = self.fixture.input(index_key).long()
             ours = hsf.select(prob)
-            assert torch.equal(ours.sort(dim=1).values, stored_index.sort(dim=1).values), f"{index_key}: another selection"
+            assert torch.equal(ours.sort(dim=1).values, stored_index.sort(dim=1).values), (
+                f"{index_key}: another selection"
+            )
             self.fixture.mark(index_key)
-            points = torch.cat([layer.gather(1, ours[..., None].expand(-1, -1, layer.shape[-1])) for layer in patches], dim=-1)
+            points = torch.cat(
+                [layer.gather(1, ours[..., None].expand(-1, -1, layer.shape[-1])) for layer in patches], dim=-1
+            )
             own = hsf.labels(points, prob.gather(1, ours), seeds=[0] * len(prob))
         else:
             points, ours = patches.mean(dim=0), torch.arange(prob.shape[1]).expand_as(prob)
@@ -114,7 +120,9 @@ class Run:
         self.fixture.mark(key)
         if options["init"] == "top":
             for mine, theirs in zip(own, stored, strict=True):
-                assert torch.equal(mine[:, None] == mine[None], theirs[:, None] == theirs[None]), f"{key}: another partition"
+                assert torch.equal(mine[:, None] == mine[None], theirs[:, None] == theirs[None]), (
+                    f"{key}: another partition"
+                )
             return own
         return stored
 
@@ -154,7 +162,9 @@ class Run:
         """The disabled block of the code: clusters may be numbered otherwise, so scores are compared sorted by number."""
         method, key = self.method, self.prefix + "out/cluster_score"
         stored = self.fixture.input(self.prefix + "out/hsf_labels").long()
-        torch.testing.assert_close(method.hsf.cluster_scores(stored, prob), self.fixture.tensors[key], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            method.hsf.cluster_scores(stored, prob), self.fixture.tensors[key], rtol=1e-4, atol=1e-5
+        )
         ours = method.hsf.cluster_scores(labels, prob).sort(dim=1).values
         torch.testing.assert_close(ours, self.fixture.tensors[key].sort(dim=1).values, rtol=1e-4, atol=1e-5)
         self.fixture.mark(key)
@@ -199,7 +209,10 @@ def check_middle(fixture: Fixture, method: AdaCLIP, batch: Batch) -> None:
     pooled = clip.encode_image(batch.image).cls
     fixture.check("mid/clip_pooled", pooled)
     assert method.image_prompts is not None and method.text_prompts is not None
-    dynamic = [torch.stack([linear(pooled) for linear in p.dynamic], dim=1) for p in (method.image_prompts, method.text_prompts)]
+    dynamic = [
+        torch.stack([linear(pooled) for linear in p.dynamic], dim=1)
+        for p in (method.image_prompts, method.text_prompts)
+    ]
     fixture.check("mid/dynamic_visual", dynamic[0])
     fixture.check("mid/dynamic_text", dynamic[1])
 

@@ -121,7 +121,9 @@ def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
     return np.array(colorsys.hsv_to_rgb((hue / 360) % 1, saturation, value), np.float32)
 
 
-def colour(dice: Dice, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
+def colour(
+    dice: Dice, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]
+) -> np.ndarray:
     """A random RGB colour, float32 [3], within ranges of hue (degrees), saturation and value."""
     return hsv(dice.uniform(*hue), dice.uniform(*saturation), dice.uniform(*value))
 
