@@ -9,6 +9,7 @@ from pathlib import Path
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -39,18 +40,41 @@ def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:
     Raises:
         UserError: unknown group choice, misspelt key, or an override that does not parse.
     """
-    _check_words(overrides)
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            cfg = hydra.compose(config, list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise translate(error, overrides) from error
+    cfg = _compose(overrides, config)
     made = {k: v for k, v in cfg.hydra.runtime.choices.items() if v is not None and not k.startswith("hydra")}
     with open_dict(cfg):
         del cfg["hydra"]
         cfg["choices"] = made
     return cfg
+
+
+def _compose(overrides: Sequence[str], config: str) -> DictConfig:
+    _check_words(overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra.compose(config, list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise translate(error, overrides) from error
+
+
+def sweeper_params(overrides: Sequence[str]) -> list[str]:
+    """What an experiment sweeps over, as overrides (`hydra.sweeper.params` of the composed configuration)."""
+    params = OmegaConf.select(_compose(overrides, "train"), "hydra.sweeper.params") or {}
+    return [f"{key}={value}" for key, value in params.items()]
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's own reading of command-line overrides.
+
+    Raises:
+        UserError: one that does not parse.
+    """
+    _check_words(overrides)
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise translate(error, overrides) from error
 
 
 def _check_words(overrides: Sequence[str]) -> None:
@@ -120,13 +144,9 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
             changes an existing key.
         fixed: groups that the checkpoint decides; another choice is an error.
     """
-    _check_words(overrides)
+    parsed = parse(overrides)
     cfg = stored.copy()
     made = dict(cfg.choices)
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise translate(error, overrides) from error
     groups = [o for o in parsed if o.key_or_group in GROUPS]
     for o in groups:
         if o.key_or_group in fixed and o.value() != made.get(o.key_or_group):

@@ -61,7 +61,8 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     from lightning.pytorch.utilities import rank_zero_only
     from omegaconf import OmegaConf
 
-    from anomaly_vlm.cli.outcome import say, write_outcome
+    from anomaly_vlm.cli.outcome import write_outcome
+    from anomaly_vlm.reporting.console import say
     from anomaly_vlm.cli.parts import build, build_trainer, load_any
 
     seed_everything(cfg.seed, verbose=False)
@@ -76,7 +77,7 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     trainer.test(parts.method, datamodule=parts.data, verbose=False)
     if rank_zero_only.rank == 0:
         OmegaConf.save(cfg, folder / "config.yaml")
-        write_outcome(cfg, folder, parts, parts.method.results, {**parts.facts, "overrides": dict(cfg.choices)})
+        write_outcome(cfg, folder, parts, parts.method.results, {**parts.facts, "choices": dict(cfg.choices)})
 
 
 def trained_on_of(spec: str | None) -> str:

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.checkpoints import read_tensors
-from anomaly_vlm.cli.outcome import say, write_outcome
+from anomaly_vlm.cli.outcome import write_outcome
+from anomaly_vlm.reporting.console import say
 from anomaly_vlm.cli.parts import Parts, build, build_trainer, load_any
 from anomaly_vlm.errors import UserError
 
@@ -78,7 +79,8 @@ def fit(cfg: DictConfig, folder: Path) -> float:
             **parts.facts,
             "checkpoint": str(chosen.relative_to(folder)),
             "selection": cfg.selection,
-            "overrides": dict(cfg.choices),
+            "choices": dict(cfg.choices),
+            "overrides": list(cfg.get("sweep_overrides") or []),
             "seconds": round(time.monotonic() - started, 1),
         }
         if untrained:

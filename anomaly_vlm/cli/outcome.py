@@ -10,29 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
-from rich.console import Console
 
 from anomaly_vlm.cli.parts import Parts
 from anomaly_vlm.data import Batch, collate
 from anomaly_vlm.methods.base import AnomalyMethod, ImageRow, Prediction
+from anomaly_vlm.reporting.console import say, show
 from anomaly_vlm.reporting.pictures import choose, save_panel
 from anomaly_vlm.reporting.record import environment, write_metrics
 from anomaly_vlm.reporting.tables import results_table, write_csv
 
-console = Console(highlight=False, soft_wrap=True)
 SELECTION_NOTE = {
     "last": "weights of the last epoch",
     "best_val": "epoch chosen on the validation set",
     "best_test": "epoch chosen ON THE TEST SET, as several papers did",
 }
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    """One line to the person at the terminal, from the first process only."""
-    console.print(line, markup=False)
 
 
 def head(facts: Mapping[str, Any]) -> list[str]:
@@ -51,12 +43,12 @@ def write_outcome(
     """Writes every file of an evaluation and prints the table."""
     if cfg.eval_limit is not None:
         facts["note"] = f"a trial on {cfg.eval_limit} test images only"
-    write_metrics(folder, results, {**facts, "environment": environment()})
+    write_metrics(folder / "metrics.json", results, {**facts, "environment": environment()})
     write_csv(folder / "results.csv", results, facts)
     write_images(folder / "images.csv", parts.method.image_rows)
     if cfg.pictures.per_category:
         pictures(cfg, folder / "pictures", parts)
-    console.print(results_table(results, head=head(facts)))
+    show(results_table(results, head=head(facts)))
     for line in compare_lines(results, facts.get("untrained", {})):
         say(line)
     if (folder / "pictures").is_dir():

@@ -23,12 +23,11 @@ def run(arguments: Sequence[str]) -> int:
     root = Path(folder or "outputs")
     if not root.is_dir():
         raise UserError(f"runs={root}: no such folder: give one that holds runs")
-    from rich.console import Console
-
     from anomaly_vlm.reporting.collect import collect_runs, sweep_table
+    from anomaly_vlm.reporting.console import show
 
     rows = collect_runs(root)
     if not rows:
         raise UserError(f"no run (metrics.json) below '{root}': train first, or give another folder")
-    Console(soft_wrap=True).print(sweep_table(rows, csv_path=root / "sweep.csv"))
+    show(sweep_table(rows, csv_path=root / "sweep.csv"))
     return 0

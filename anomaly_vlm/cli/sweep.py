@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import open_dict
 
 from anomaly_vlm.cli.checks import check_values, writable_folder
-from anomaly_vlm.cli.compose import compose, conf_dir, describe_choices
+from anomaly_vlm.cli.compose import compose, conf_dir, describe_choices, parse, sweeper_params
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,7 +30,8 @@ def run(arguments: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in arguments):
         sys.stdout.write(f"{HELP}\n{describe_choices()}\n")
         return 0
-    compose([single(word) for word in arguments])  # a misspelt key ends the command here, before any run
+    for overrides in trial_runs(arguments):  # a mistake in any value ends the command here, before the first run
+        check_values(compose(overrides))
     argv, sys.argv = sys.argv, [sys.argv[0], "--multirun", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
@@ -38,14 +40,32 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def single(override: str) -> str:
-    """The first value of a list of values, so that one run of the sweep can be composed and checked."""
-    key, _, value = override.partition("=")
-    if key.startswith("hydra") or value.startswith(("[", "{", "'", '"')):
-        return override
-    if value.startswith(("choice(", "range(", "glob(")):
-        return f"{key}={value.partition('(')[2].split(',')[0].rstrip(')')}"
-    return f"{key}={value.split(',')[0]}"
+def trial_runs(arguments: Sequence[str]) -> list[list[str]]:
+    """Overrides that try every value of every swept key once, the other keys at their first value.
+
+    Values that only a search can name (`interval(0, 1)` of another sweeper than Hydra's basic one) are left out.
+    """
+    given = parse(arguments)
+    first = [_values(o)[0] for o in given if _values(o)]
+    swept = {o.key_or_group: o for o in given}
+    for line in sweeper_params(first):
+        override = parse([line])[0]
+        swept.setdefault(override.key_or_group, override)  # the command line wins, as in Hydra
+    tried = {key: _values(o) for key, o in swept.items() if _values(o)}
+    base = {key: values[0] for key, values in tried.items()}
+    runs = [list(base.values())]
+    for key, values in tried.items():
+        runs += [list({**base, key: value}.values()) for value in values[1:]]
+    return runs
+
+
+def _values(override: Override) -> list[str]:
+    """`seed=0,1` -> `["seed=0", "seed=1"]`."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not (override.is_discrete_sweep()):
+        return []
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
 def job(cfg: DictConfig) -> float:
@@ -66,9 +86,8 @@ class SweepTable(Callback):
     """Hydra callback: collects the runs' `metrics.json` into one table and `sweep.csv` when a sweep ends."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from rich.console import Console
-
         from anomaly_vlm.reporting.collect import collect_runs, sweep_table
+        from anomaly_vlm.reporting.console import show
 
         root = Path(config.hydra.sweep.dir)
-        Console(soft_wrap=True).print(sweep_table(collect_runs(root), csv_path=root / "sweep.csv"))
+        show(sweep_table(collect_runs(root), csv_path=root / "sweep.csv"))

@@ -287,6 +287,10 @@ class AdaCLIP(AnomalyMethod):
 
     # ---- caches of what depends on learned values, checkpoints -------------------------------------------------------
 
+    def forget(self) -> None:
+        """Drops everything computed once for an image, a category or a run."""
+        self._sentences, self._texts, self._pooled = {}, {}, {}
+
     def on_train_epoch_start(self) -> None:
         self._texts = {}
 

@@ -1,1 +1,1 @@
-"""reporting."""
+"""What a run shows and leaves: progress, tables, heat maps, records."""

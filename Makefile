@@ -1,0 +1,80 @@
+# Every target sets up .venv by itself; `make help` lists them. All real work is done by the console script `anomaly-vlm`.
+VENV ?= .venv
+EXTRAS ?=
+BIN := $(VENV)/bin
+RUN := $(BIN)/anomaly-vlm
+INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check -q)
+
+# METHOD=adaclip DATASET=visa_to_mvtec ... become overrides of the configuration.
+OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EXPERIMENT)) $(if $(DATASET),dataset=$(DATASET)) \
+  $(if $(BACKBONE),backbone=$(BACKBONE)) $(if $(TRAIN),source@dataset.train=$(TRAIN)) $(if $(TEST),source@dataset.test=$(TEST)) \
+  $(if $(TRAIN_DATA),'dataset.train.root=$(TRAIN_DATA)') $(if $(DATA),'dataset.test.root=$(DATA)') $(if $(TRAINER),trainer=$(TRAINER)) \
+  $(if $(LOGGER),logger=$(LOGGER)) $(if $(SEED),seed=$(SEED)) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train evaluate predict sweep report data test test-all lint format bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo
+	@echo "  variables: METHOD DATASET BACKBONE TRAIN TEST TRAIN_DATA DATA TRAINER LOGGER SEED EXPERIMENT RESUME CKPT IMAGES BENCH"
+	@echo "  ARGS=\"any.hydra=override other=value\" is passed on as it is; EXTRAS=wandb,sweep installs extras; UV=1 installs with uv"
+
+$(VENV)/.run: pyproject.toml
+	@$(if $(UV),test -d $(VENV) || uv venv -q $(VENV),for python in python3 python3.13 python3.12 python3.11; do \
+	  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; python=; done; \
+	  test -n "$$python" || { echo "make: Python 3.11 or newer is needed and was not found" >&2; exit 2; }; \
+	  test -x $(BIN)/python || $$python -m venv $(VENV))
+	@echo "installing anomaly_vlm into $(VENV) (once; a few minutes)"
+	@$(INSTALL) -e '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo "installing the development tools into $(VENV) (once)"
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.run
+	@echo "installing what the benchmarks compare with into $(VENV) (once)"
+	@$(INSTALL) -e '.[bench]'
+	@touch $@
+
+setup: $(VENV)/.run ## set up .venv; EXTRAS=wandb,sweep adds extras
+	@$(if $(EXTRAS),$(INSTALL) -e '.[$(EXTRAS)]',true)
+
+train: $(VENV)/.run ## train and evaluate: METHOD=adaclip [DATASET= BACKBONE= ...], or RESUME=outputs/... to go on
+	@$(RUN) train $(if $(RESUME),'resume=$(RESUME)' $(ARGS),$(OVERRIDES))
+
+evaluate: $(VENV)/.run ## evaluate a checkpoint: CKPT=outputs/.../last.ckpt [DATASET= DATA= ...]
+	@$(RUN) evaluate $(if $(CKPT),'ckpt=$(CKPT)') $(OVERRIDES)
+
+predict: $(VENV)/.run ## scores and heat maps of a folder: CKPT=FILE IMAGES=FOLDER
+	@$(RUN) predict $(if $(CKPT),'ckpt=$(CKPT)') $(if $(IMAGES),'images=$(IMAGES)') $(OVERRIDES)
+
+sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2"
+	@$(RUN) sweep $(OVERRIDES)
+
+report: $(VENV)/.run ## one table of all runs below outputs/
+	@$(RUN) report $(ARGS)
+
+data: $(VENV)/.run ## check a data set and draw a contact sheet: DATASET=procedural [DATA=FOLDER]
+	@$(RUN) data $(OVERRIDES) sheet=outputs/$(if $(DATASET),$(DATASET),procedural).png
+
+test: $(VENV)/.dev ## the tests (under 10 minutes on 2 cores)
+	@$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-all: $(VENV)/.dev ## the slow tests too
+	@$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+lint: $(VENV)/.dev ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(VENV)/.dev ## ruff's formatter and safe fixes
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(VENV)/.bench ## measure: BENCH=adaclip or metrics
+	@$(RUN) bench $(BENCH) $(ARGS)
+
+clean: ## remove caches and builds (not outputs/, not .venv)
+	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,23 @@
+"""The person at the terminal: one console for everything that is a command's result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """One line to the person at the terminal, from the first process only."""
+    console.print(line, markup=False)
+
+
+@rank_zero_only
+def show(renderable: Any) -> None:
+    """A rich table, from the first process only. Piped output gets a width that no table of this suite exceeds."""
+    wide = console if console.is_terminal else Console(highlight=False, width=160)
+    wide.print(renderable)

@@ -1,0 +1,124 @@
+"""Heat maps for people: input, truth, overlay and the bare map side by side, with the score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+TILE = 256  # side of one picture in the panel, pixels
+GAP, BAND = 8, 22
+INK, PAPER, OUTLINE = (30, 30, 30), (255, 255, 255), (255, 60, 60)
+# Dark blue over green and yellow to dark red; equal steps of the map are roughly equal steps to the eye.
+STOPS = np.array(
+    [[48, 18, 59], [65, 105, 225], [38, 190, 205], [110, 235, 110], [235, 215, 60], [245, 125, 40], [122, 4, 3]], np.float32
+)
+
+
+class Row(Protocol):
+    """What `choose` needs of an evaluated image."""
+
+    @property
+    def category(self) -> str: ...
+    @property
+    def label(self) -> int: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def index(self) -> int: ...
+
+
+R = TypeVar("R", bound=Row)
+
+
+def choose(rows: Sequence[R], *, per_category: int) -> list[R]:
+    """The telling images of each category: the anomalous one with the highest score, the normal one with the highest (worst
+    false alarm), the anomalous one with the lowest (worst miss), then the lowest normal one, then inwards from these ends."""
+    chosen: list[R] = []
+    for category in dict.fromkeys(row.category for row in rows):
+        members = sorted((r for r in rows if r.category == category), key=lambda r: (-r.score, r.index))
+        bad, good = ([r for r in members if (r.label == 1) == anomalous] for anomalous in (True, False))
+        ends = [(bad, 0), (good, 0), (bad, -1), (good, -1)]
+        picked: list[R] = []
+        while len(picked) < min(per_category, len(members)):
+            group, end = ends[len(picked) % 4] if ends[len(picked) % 4][0] else (bad or good, 0)
+            picked.append(group.pop(end))
+        chosen += picked
+    return chosen
+
+
+def colour_map(values: np.ndarray) -> np.ndarray:
+    """Values in [0, 1], any shape -> RGB uint8 [..., 3]."""
+    place = np.clip(values, 0, 1) * (len(STOPS) - 1)
+    channels = [np.interp(place, np.arange(len(STOPS)), STOPS[:, c]) for c in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """The border pixels of a boolean mask [H, W], inside it."""
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner
+
+
+def save_panel(
+    path: Path,
+    image: np.ndarray,
+    heat: np.ndarray,
+    mask: np.ndarray | None,
+    *,
+    score: float,
+    title: str,
+    scale: tuple[float, float],
+) -> None:
+    """Writes one PNG: input, truth (where known), overlay with the truth outlined, map.
+
+    Args:
+        path: file to write; its folder is made.
+        image: uint8 [H, W, 3]. heat: float [H, W], higher = more anomalous. mask: [H, W] of 0 / 1 / 255, or None.
+        score: of the image. title: what it is and what made it.
+        scale: map values drawn darkest blue and darkest red.
+    """
+    low, high = scale
+    unit = np.clip((heat - low) / (high - low if high > low else 1.0), 0, 1)
+    colours = colour_map(unit)
+    overlay = (0.5 * image + 0.5 * colours).astype(np.uint8)
+    tiles = [("input", _tile(image))]
+    if mask is not None:
+        truth = np.where((mask == 1)[..., None], 255, np.where((mask == 255)[..., None], 90, 0)).astype(np.uint8)
+        tiles.append(("truth", _tile(np.broadcast_to(truth, image.shape))))
+    picture = _tile(overlay)
+    if mask is not None and (mask == 1).any():
+        large = Image.fromarray((mask == 1).astype(np.uint8) * 255).resize(picture.size, Image.Resampling.NEAREST)
+        pixels = np.array(picture)
+        pixels[outline(np.asarray(large) > 0)] = OUTLINE
+        picture = Image.fromarray(pixels)
+    tiles += [(f"overlay, score {score:.3f}", picture), (f"map, {low:.3g} to {high:.3g}", _tile(colours))]
+    width = len(tiles) * (TILE + GAP) + GAP
+    sheet = Image.new("RGB", (width, TILE + 2 * BAND + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(13)
+    draw.text((GAP, 4), _shortened(title, draw, font, width - 2 * GAP), fill=INK, font=font)
+    for i, (name, tile) in enumerate(tiles):
+        left = GAP + i * (TILE + GAP)
+        draw.text((left, BAND + 2), name, fill=INK, font=font)
+        sheet.paste(tile, (left, 2 * BAND))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, optimize=True)
+
+
+def _tile(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels)).resize((TILE, TILE), Image.Resampling.BILINEAR)
+
+
+def _shortened(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """`text`, its middle left out where it is wider than `width` pixels."""
+    if draw.textlength(text, font=font) <= width:
+        return text
+    keep = len(text)
+    while keep > 8 and draw.textlength(f"{text[: keep // 2]}...{text[-keep // 2 :]}", font=font) > width:
+        keep -= 2
+    return f"{text[: keep // 2]}...{text[-keep // 2 :]}"

@@ -1,0 +1,93 @@
+"""Progress: a rich bar on a terminal, a line every few percent elsewhere (a piped rich bar is silent until the end)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+
+from anomaly_vlm.reporting.console import console, say
+
+
+def progress_bar(kind: str) -> ProgressBar | None:
+    """The callback for `callbacks.progress`: `auto` is `rich` on a terminal and `log` elsewhere; `none` gives None."""
+    if kind == "auto":
+        kind = "rich" if console.is_terminal else "log"
+    return {"rich": RichProgressBar, "log": LogProgress, "none": lambda: None}[kind]()
+
+
+class LogProgress(ProgressBar):
+    """One line every `percent` of an epoch or an evaluation, at most one every `seconds`, with loss terms and time left."""
+
+    def __init__(self, percent: int = 10, seconds: float = 2.0) -> None:
+        super().__init__()
+        self.percent, self.seconds = percent, seconds
+        self._started = self._last = 0.0
+        self._first = self._next = 0
+
+    def disable(self) -> None:
+        """Lightning silences the bars of all processes but the first; `say` does so already."""
+
+    def enable(self) -> None:
+        """See `disable`."""
+
+    def _start(self, done: int = 0) -> None:
+        self._started = self._last = time.monotonic()
+        self._first = self._next = done
+
+    def _step(self, stage: str, done: int, total: Any, values: dict[str, Any] | None = None) -> None:
+        now = time.monotonic()
+        whole = isinstance(total, int) and total > 0
+        last = whole and done >= total
+        if not last and (done < self._next or now - self._last < self.seconds):
+            return
+        share = max(1, total * self.percent // 100) if whole else 50
+        self._next, self._last = done + share, now
+        text = f"{stage} {done}/{total}" if whole else f"{stage} {done}"
+        for name, value in (values or {}).items():
+            text += f"  {name} {float(value):.4g}"
+        if whole and done > self._first:
+            left = (now - self._started) / (done - self._first) * (total - done)
+            text += f"  {int(left) // 60}:{int(left) % 60:02d} left"
+        say(text)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        metrics = self.get_metrics(trainer, pl_module)
+        values = {
+            name.removeprefix("train/").removesuffix("_step"): value
+            for name, value in metrics.items()
+            if name.startswith("train/") and not name.endswith("_epoch")
+        }
+        stage = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._step(stage, batch_idx + 1, self.total_train_batches, values)
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start()
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        self._step("evaluating", _index(args, kwargs) + 1, _total(trainer.num_test_batches))
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start()
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        self._step("validating", _index(args, kwargs) + 1, _total(trainer.num_val_batches))
+
+    def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start()
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        self._step("predicting", _index(args, kwargs) + 1, _total(trainer.num_predict_batches))
+
+
+def _index(args: tuple, kwargs: dict) -> int:
+    return kwargs["batch_idx"] if "batch_idx" in kwargs else args[2]  # outputs, batch, batch_idx, dataloader_idx
+
+
+def _total(counts: Any) -> Any:
+    return sum(counts) if isinstance(counts, list) else counts

@@ -1,0 +1,74 @@
+"""Results as a table for people (percent) and as CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+COLUMNS = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1_max": "image max-F1",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_aupro": "pixel AUPRO",
+    "pixel_ap": "pixel AP",
+    "pixel_f1_max": "pixel max-F1",
+}
+LEGACY = {"pixel_aupro_legacy": "AUPRO, 200 steps"}
+
+
+def percent(value: float | None) -> str:
+    """`0.5123` as `51.2`; undefined values as `-`."""
+    return "-" if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
+
+
+def categories(results: Mapping[str, float]) -> list[str]:
+    """Category names in the order of the results."""
+    names = dict.fromkeys(key.rpartition("/")[0] for key in results)
+    return [name for name in names if name not in ("mean", "mean_count", "pooled", "")]
+
+
+def shown_columns(results: Mapping[str, float]) -> dict[str, str]:
+    """The table's columns; the 200-threshold AUPRO only where it was computed."""
+    extra = {key: title for key, title in LEGACY.items() if f"mean/{key}" in results}
+    return {**COLUMNS, **extra}
+
+
+def results_table(results: Mapping[str, float], *, head: Sequence[str]) -> Table:
+    """One row a category and the mean, in percent.
+
+    Args:
+        results: `CATEGORY/NAME` and `mean/NAME` -> value in [0, 1] or NaN.
+        head: lines above the table: method and backbone, data, how the weights were chosen.
+    """
+    table = Table(title="\n".join(head), title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("category", no_wrap=True)
+    columns = shown_columns(results)
+    for title in columns.values():
+        table.add_column(title, justify="right")
+    names = categories(results)
+    for i, name in enumerate(names):
+        table.add_row(name, *(percent(results.get(f"{name}/{key}")) for key in columns), end_section=i == len(names) - 1)
+    table.add_row("mean", *(percent(results.get(f"mean/{key}")) for key in columns), style="bold")
+    return table
+
+
+def write_csv(path: Path, results: Mapping[str, float], facts: Mapping[str, Any]) -> None:
+    """One row a category, the mean and the pooled values, every metric unrounded, with what they belong to.
+
+    Columns: method, backbone, data, seed, category, then the metrics' names. Undefined values are empty.
+    """
+    rows = [*categories(results), "mean", "pooled"]
+    names = list(dict.fromkeys(key.rpartition("/")[2] for key in results))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["method", "backbone", "data", "seed", "category", *names])
+        for row in rows:
+            values = [results.get(f"{row}/{name}", math.nan) for name in names]
+            cells = [repr(float(value)) if math.isfinite(value) else "" for value in values]
+            writer.writerow([facts["method"], facts["backbone"], facts["data"], facts["seed"], row, *cells])
