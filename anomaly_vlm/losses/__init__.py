@@ -1,7 +1,20 @@
 """Losses as pure functions of tensors, and the weighted terms that a config makes of them."""
 
+from anomaly_vlm.losses.cross_entropy import cross_entropy, focal_of_logits
 from anomaly_vlm.losses.dice import dice_loss
 from anomaly_vlm.losses.focal import focal_loss
-from anomaly_vlm.losses.terms import KINDS, LossTerm, build_terms
+from anomaly_vlm.losses.prompts import orthogonality_loss, prior_loss
+from anomaly_vlm.losses.terms import KINDS, PROBABILITY, LossTerm, build_terms
 
-__all__ = ["KINDS", "LossTerm", "build_terms", "dice_loss", "focal_loss"]
+__all__ = [
+    "KINDS",
+    "PROBABILITY",
+    "LossTerm",
+    "build_terms",
+    "cross_entropy",
+    "dice_loss",
+    "focal_loss",
+    "focal_of_logits",
+    "orthogonality_loss",
+    "prior_loss",
+]

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.losses.cross_entropy import cross_entropy, focal_of_logits
 from anomaly_vlm.losses.dice import dice_loss
 from anomaly_vlm.losses.focal import focal_loss
+from anomaly_vlm.losses.prompts import orthogonality_loss, prior_loss
 
-KINDS: dict[str, Callable[..., Tensor]] = {"focal": focal_loss, "dice": dice_loss}
+KINDS: dict[str, Callable[..., Tensor]] = {
+    "ce": cross_entropy,
+    "dice": dice_loss,
+    "focal": focal_loss,
+    "focal_of_logits": focal_of_logits,
+    "orthogonality": orthogonality_loss,
+    "prior": prior_loss,
+}
+PROBABILITY = frozenset({"ce", "focal"})  # kinds of a probability and a target, exchangeable in any such term
 
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A weighted loss: call it for the unweighted value [B] of each sample."""
+    """A weighted loss: call it as the function of its kind, for the unweighted value."""
 
     weight: float
+    kind: str
     function: Callable[..., Tensor]
 
-    def __call__(self, prob: Tensor, target: Tensor) -> Tensor:
-        return self.function(prob, target)
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
 
 
 def build_terms(config: Mapping[str, Mapping[str, Any]] | None) -> dict[str, LossTerm]:
@@ -40,15 +52,24 @@ def build_terms(config: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Los
         kind, weight = options.pop("kind", None), options.pop("weight", 1.0)
         if kind not in KINDS:
             raise unknown_choice(f"kind of loss.{name}", str(kind), KINDS)
-        function = KINDS[kind]
-        known = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
-        for option in options:
-            if option not in known:
-                raise unknown_choice(f"option of loss.{name} (kind {kind})", option, known)
-        if options.get("over", "image") not in ("image", "row"):
-            raise unknown_choice(f"loss.{name}.over", str(options["over"]), ["image", "row"])
+        _check_options(name, kind, options)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
             raise UserError(f"loss.{name}.weight is {weight!r}: give a finite number >= 0 (0 leaves the term out)")
         if weight > 0:
-            terms[name] = LossTerm(float(weight), partial(function, **options))
+            terms[name] = LossTerm(float(weight), kind, partial(KINDS[kind], **options))
     return terms
+
+
+def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
+    """The options of a kind are the keyword-only arguments of its function; `Literal` ones have fixed choices."""
+    function = KINDS[kind]
+    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    hints = typing.get_type_hints(function)
+    for option, value in options.items():
+        if option not in known:
+            raise unknown_choice(f"option of loss.{name} (kind {kind})", option, known)
+        if typing.get_origin(hints[option]) is Literal:
+            if value not in typing.get_args(hints[option]):
+                raise unknown_choice(f"loss.{name}.{option}", str(value), typing.get_args(hints[option]))
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"loss.{name}.{option} is {value!r}: give a number")

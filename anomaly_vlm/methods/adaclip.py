@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import ClipBackbone, ImageTokens, Prompts
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.losses import PROBABILITY
 from anomaly_vlm.methods.base import AnomalyMethod, Prediction
 from anomaly_vlm.methods.hsf import HybridSemanticFusion
 from anomaly_vlm.methods.parts import derived_generator, fill_templates, gaussian_smooth, to_grid, upsample
@@ -85,7 +86,11 @@ class AdaCLIP(AnomalyMethod):
     Reference: sections 3.2-3.6; published code, state of 2024-2025.
     """
 
-    loss_terms: ClassVar[frozenset[str]] = frozenset({"focal_image", "focal", "dice"})
+    loss_terms: ClassVar[dict[str, frozenset[str]]] = {
+        "focal_image": PROBABILITY,
+        "focal": PROBABILITY,
+        "dice": frozenset({"dice"}),
+    }
 
     def __init__(
         self,
@@ -291,15 +296,7 @@ class AdaCLIP(AnomalyMethod):
         """Drops everything computed once for an image, a category or a run."""
         self._sentences, self._texts, self._pooled = {}, {}, {}
 
-    def on_train_epoch_start(self) -> None:
-        self._texts = {}
-
-    def on_test_epoch_start(self) -> None:
-        super().on_test_epoch_start()
-        self._texts = {}
-
-    def on_validation_epoch_start(self) -> None:
-        super().on_validation_epoch_start()
+    def forget_learned(self) -> None:
         self._texts = {}
 
     OFFICIAL: ClassVar[dict[str, str]] = {

@@ -48,10 +48,10 @@ class AnomalyMethod(L.LightningModule):
         seed: of everything random in the method; always combined with epoch and sample index, never global.
 
     Raises:
-        UserError: `losses` names a term that the method does not offer.
+        UserError: `losses` names a term that the method does not offer, or gives it a kind that does not fit.
     """
 
-    loss_terms: ClassVar[frozenset[str]] = frozenset()
+    loss_terms: ClassVar[Mapping[str, frozenset[str]]] = {}  # term -> the kinds of loss that it may be
 
     def __init__(
         self,
@@ -66,9 +66,11 @@ class AnomalyMethod(L.LightningModule):
         super().__init__()
         self.backbone = backbone
         self.terms = dict(losses or {})
-        for name in self.terms:
+        for name, term in self.terms.items():
             if name not in self.loss_terms:
                 raise unknown_choice(f"loss term of {type(self).__name__}", name, self.loss_terms)
+            if term.kind not in self.loss_terms[name]:
+                raise unknown_choice(f"kind of loss.{name}", term.kind, self.loss_terms[name])
         self.seed = seed
         self._optimizer, self._scheduler, self._make_metrics = optimizer, scheduler, metrics
         self._metrics: list[AnomalyMetrics] = []  # in a list, so that Lightning neither moves nor stores it
@@ -107,10 +109,10 @@ class AnomalyMethod(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         values = self.losses(batch)
-        total = torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
+        total = self.total_loss(values)
         size = len(batch)
         for name, value in values.items():
-            self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, batch_size=size)
+            self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, prog_bar=True, batch_size=size)
         self.log("train/loss", total.detach(), on_step=True, on_epoch=True, prog_bar=True, batch_size=size)
         if not torch.isfinite(total):
             found = ", ".join(f"{name} {value.item():g}" for name, value in values.items())
@@ -143,6 +145,23 @@ class AnomalyMethod(L.LightningModule):
             )
         return (batch.mask == 1).to(batch.image.dtype)
 
+    def total_loss(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of unweighted terms."""
+        return torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
+
+    def forget_learned(self) -> None:
+        """Drops what was computed from learned values and kept; called whenever these may have changed."""
+
+    def on_train_epoch_start(self) -> None:
+        self.forget_learned()
+
+    def on_predict_epoch_start(self) -> None:
+        self.forget_learned()
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self.forget_learned()
+        return super().load_state_dict(*args, **kwargs)
+
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
     def checked_predict(self, batch: Batch) -> Prediction:
@@ -158,6 +177,7 @@ class AnomalyMethod(L.LightningModule):
         return prediction
 
     def _evaluate_start(self) -> None:
+        self.forget_learned()
         self._metrics, self._rows = [self._make_metrics()], []
 
     def _evaluate_batch(self, batch: Batch) -> Prediction:
