@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +116,7 @@ def run_blocks(
     out = BlockOutputs(x)
     dual: Tensor | None = None
     for i in range(first_block, len(blocks) if until is None else until):
-        block = blocks[i]
+        block: Any = blocks[i]  # open_clip's ResidualAttentionBlock
         if prompts is not None:
             x = prompts.enter(i, x)
         attn = block.attn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
@@ -62,6 +62,9 @@ class ClipBackbone(nn.Module):
     Raises:
         UserError: the model has no ViT image tower that can be driven block by block.
     """
+
+    visual: Any  # open_clip's towers, whose parts are read by name
+    text: Any
 
     def __init__(
         self,
@@ -257,7 +260,7 @@ class ClipBackbone(nn.Module):
         return f"{self.name}, {self.weights}"
 
 
-def _towers(model: nn.Module, name: str) -> tuple[VisionTransformer, nn.Module]:
+def _towers(model: Any, name: str) -> tuple[VisionTransformer, nn.Module]:
     """The image and text towers of an open_clip model, after checking that their blocks can be driven one by one."""
     visual = model.visual
     if not isinstance(visual, VisionTransformer) or visual.pool_type != "tok" or visual.attn_pool is not None:
@@ -277,7 +280,7 @@ def _towers(model: nn.Module, name: str) -> tuple[VisionTransformer, nn.Module]:
 class _TextTower(nn.Module):
     """The text half of an `open_clip.CLIP`, whose parts lie flat in the model, under one name."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.transformer, self.token_embedding, self.ln_final = model.transformer, model.token_embedding, model.ln_final
         self.positional_embedding, self.text_projection = model.positional_embedding, model.text_projection

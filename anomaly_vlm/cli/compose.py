@@ -127,7 +127,7 @@ def unknown_choice_short(key: str, known: Sequence[str]) -> UserError:
 def flat_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
     """Dotted names of all keys, inner nodes included."""
     keys: list[str] = []
-    for key in cfg:
+    for key in map(str, cfg):
         keys.append(f"{prefix}{key}")
         node = cfg._get_node(key)
         if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():

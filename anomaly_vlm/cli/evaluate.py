@@ -58,11 +58,10 @@ def timestamp() -> str:
 def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     """Evaluates and writes what an evaluation leaves."""
     from lightning.pytorch import seed_everything
-    from lightning.pytorch.utilities import rank_zero_only
     from omegaconf import OmegaConf
 
     from anomaly_vlm.cli.outcome import write_outcome
-    from anomaly_vlm.reporting.console import say
+    from anomaly_vlm.reporting.console import is_first_process, say
     from anomaly_vlm.cli.parts import build, build_trainer, load_any
 
     seed_everything(cfg.seed, verbose=False)
@@ -75,7 +74,7 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     say(f"{parts.facts['method']} on {parts.facts['backbone']}: {parts.facts['data']}")
     trainer = build_trainer(cfg, callbacks=[], fitting=False)
     trainer.test(parts.method, datamodule=parts.data, verbose=False)
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         OmegaConf.save(cfg, folder / "config.yaml")
         write_outcome(cfg, folder, parts, parts.method.results, {**parts.facts, "choices": dict(cfg.choices)})
 

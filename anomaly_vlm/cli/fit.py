@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.checkpoints import read_tensors
 from anomaly_vlm.cli.outcome import write_outcome
-from anomaly_vlm.reporting.console import say
+from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.cli.parts import Parts, build, build_trainer, load_any
 from anomaly_vlm.errors import UserError
 
@@ -37,7 +37,7 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     if cfg.init:
         load_any(method, cfg.init)
     last = folder / "checkpoints" / "last.ckpt"
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         OmegaConf.save(cfg, folder / "config.yaml")
     say(f"{parts.facts['method']} on {parts.facts['backbone']}")
     say(parts.facts["data"])
@@ -74,7 +74,7 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     for logger in trainer.loggers:
         logger.log_metrics({f"test/{k.removeprefix('mean/')}": v for k, v in results.items() if k.startswith("mean/")})
         logger.finalize("success")
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         facts = {
             **parts.facts,
             "checkpoint": str(chosen.relative_to(folder)),
@@ -93,12 +93,16 @@ def fit(cfg: DictConfig, folder: Path) -> float:
 
 def _savers(cfg: DictConfig, folder: Path, *, validating: bool) -> list[Any]:
     """The state to resume from, every few steps; and the best epoch where one is chosen."""
-    places = {"dirpath": folder / "checkpoints", "enable_version_counter": False, "auto_insert_metric_name": False}
-    savers = [ModelCheckpoint(filename="last", every_n_train_steps=cfg.checkpoint.every_steps, save_top_k=1, **places)]
+    saver = partial(
+        ModelCheckpoint,
+        dirpath=folder / "checkpoints",
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+        save_top_k=1,
+    )
+    savers = [saver(filename="last", every_n_train_steps=cfg.checkpoint.every_steps)]
     if validating:
-        savers.append(
-            ModelCheckpoint(filename="best", monitor=f"val/{cfg.selection_metric}", mode="max", save_top_k=1, **places)
-        )
+        savers.append(saver(filename="best", monitor=f"val/{cfg.selection_metric}", mode="max"))
     return savers
 
 

@@ -61,7 +61,7 @@ def build(cfg: DictConfig, *, sides: tuple[str, ...], data: AnomalyDataModule | 
     backbone: ClipBackbone = make(cfg.backbone)
     size = backbone.checked_size(cfg.image_size)
     data.preprocess = Preprocess(size=size, mean=backbone.mean, std=backbone.std, **cfg.pixels)
-    options = OmegaConf.to_container(cfg.metrics, resolve=True)
+    options = _plain(cfg.metrics)
 
     def metrics() -> AnomalyMetrics:
         return AnomalyMetrics(pixel=options)
@@ -69,7 +69,7 @@ def build(cfg: DictConfig, *, sides: tuple[str, ...], data: AnomalyDataModule | 
     method: AnomalyMethod = make(
         cfg.method,
         backbone=backbone,
-        losses=build_terms(OmegaConf.to_container(cfg.loss, resolve=True)),
+        losses=build_terms(_plain(cfg.loss)),
         optimizer=make(cfg.optimizer) if cfg.optimizer else None,
         scheduler=make(cfg.scheduler) if cfg.scheduler else None,
         metrics=metrics,
@@ -91,6 +91,11 @@ def build(cfg: DictConfig, *, sides: tuple[str, ...], data: AnomalyDataModule | 
         "trained_on": data.describe("train") if "train" in sides else "nothing",
     }
     return Parts(cfg, data, method, facts)
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    """A node as plain containers, interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
 
 
 def build_data(cfg: DictConfig, sides: tuple[str, ...]) -> AnomalyDataModule:
@@ -167,7 +172,7 @@ def stored_config(path: Path) -> tuple[DictConfig, dict[str, Any]]:
             f"'{path}' is no checkpoint of this suite: give a .ckpt that 'train' wrote, or ckpt=official:{path} method=NAME"
         )
     check_targets(facts["config"], shipped_targets(conf_dir()), f"checkpoint '{path}'")
-    return OmegaConf.create(facts["config"]), content
+    return DictConfig(facts["config"]), content
 
 
 def load_learned(method: AnomalyMethod, path: Path, content: dict[str, Any]) -> None:
@@ -189,7 +194,7 @@ def load_any(method: AnomalyMethod, spec: str) -> None:
         load_official(method, spec.removeprefix(OFFICIAL))
         return
     path = Path(spec)
-    cfg, content = stored_config(path)
+    _, content = stored_config(path)
     made = content["anomaly_vlm"]["config"]["name"]
     if made != method.run_facts["config"]["name"]:
         raise UserError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,10 +16,12 @@ from omegaconf import open_dict
 
 from anomaly_vlm.cli.checks import check_values, writable_folder
 from anomaly_vlm.cli.compose import compose, conf_dir, describe_choices, parse, sweeper_params
+from anomaly_vlm.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+FAILED = "failed.txt"
 HELP = """usage: anomaly-vlm sweep experiment=NAME [key=value1,value2 ...]
        anomaly-vlm sweep method=adaclip seed=0,1,2 method.prompts.depth=2,4
 
@@ -37,6 +40,8 @@ def run(arguments: Sequence[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
     finally:
         sys.argv = argv
+    if SweepTable.root is not None:
+        check_failures(SweepTable.root)
     return 0
 
 
@@ -69,7 +74,7 @@ def _values(override: Override) -> list[str]:
 
 
 def job(cfg: DictConfig) -> float:
-    """One run of a sweep, in the folder that Hydra gives it."""
+    """One run of a sweep, in the folder that Hydra gives it. Wrong input ends this run alone: `failed.txt` says why."""
     from anomaly_vlm.cli.train import execute
 
     runtime = HydraConfig.get()
@@ -78,16 +83,38 @@ def job(cfg: DictConfig) -> float:
         cfg.choices = {k: v for k, v in runtime.runtime.choices.items() if v is not None and not k.startswith("hydra")}
         cfg.output_dir = str(folder)
         cfg.sweep_overrides = list(runtime.overrides.task)
-    check_values(cfg)
-    return execute(cfg, folder)
+    try:
+        if str(cfg.trainer.get("strategy", "auto")).startswith("ddp"):
+            raise UserError(
+                "a sweep runs each job in one process: choose trainer=cpu or gpu, or train one run with ddp"
+            )
+        check_values(cfg)
+        return execute(cfg, folder)
+    except UserError as error:
+        (folder / FAILED).write_text(f"{error}\n")
+        return math.nan
 
 
 class SweepTable(Callback):
     """Hydra callback: collects the runs' `metrics.json` into one table and `sweep.csv` when a sweep ends."""
 
+    root: ClassVar[Path | None] = None  # of the last sweep in this process
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from anomaly_vlm.reporting.collect import collect_runs, sweep_table
-        from anomaly_vlm.reporting.console import show
+        from anomaly_vlm.reporting.console import say, show
 
-        root = Path(config.hydra.sweep.dir)
-        show(sweep_table(collect_runs(root), csv_path=root / "sweep.csv"))
+        SweepTable.root = root = Path(config.hydra.sweep.dir)
+        rows = collect_runs(root)
+        if rows:
+            show(sweep_table(rows, csv_path=root / "sweep.csv"))
+            say(f"table: {root / 'sweep.csv'}")
+
+
+def check_failures(root: Path) -> None:
+    """Raises a `UserError` where runs below `root` ended with wrong input."""
+    failed = sorted(root.rglob(FAILED))
+    if failed:
+        raise UserError(
+            f"{len(failed)} of the sweep's runs failed; the first ({failed[0].parent}): {failed[0].read_text()}"
+        )

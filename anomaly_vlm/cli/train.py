@@ -54,8 +54,8 @@ def pop_key(arguments: Sequence[str], key: str) -> tuple[str | None, list[str]]:
 
 
 def resumed(folder: Path, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
-    """A run's own configuration; only what changes no number may be overridden."""
-    from omegaconf import OmegaConf
+    """A run's own configuration with overrides on top, such as more epochs; method, backbone, data and loss stay."""
+    from omegaconf import DictConfig, OmegaConf
 
     from anomaly_vlm.cli.checks import check_targets, shipped_targets
     from anomaly_vlm.cli.compose import conf_dir
@@ -64,6 +64,8 @@ def resumed(folder: Path, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
     if not path.is_file():
         raise UserError(f"resume={folder}: no config.yaml in there: give the folder of a run that 'train' started")
     stored = OmegaConf.load(path)
+    if not isinstance(stored, DictConfig):
+        raise UserError(f"'{path}' is no configuration of a run: give the folder of a run that 'train' started")
     check_targets(OmegaConf.to_container(stored, resolve=False), shipped_targets(conf_dir()), f"'{path}'")
     cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "dataset", "loss"))
     check_values(cfg)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -43,10 +44,11 @@ class HybridPrompts(nn.Module):
 
     def forward(self, pooled: Tensor | None) -> list[Tensor]:
         """Global features [B, C] (None for kind `S`) -> one prompt a depth, [B, n, D], or [n, D] for kind `S`."""
+        static = [] if self.static is None else list(self.static)
         if self.dynamic is None:
-            return list(self.static)
+            return static
         dynamic = torch.stack([linear(pooled) for linear in self.dynamic], dim=1)  # [B, n, D]
-        return [dynamic] * self.depth if self.static is None else [static + dynamic for static in self.static]
+        return [s + dynamic for s in static] or [dynamic] * self.depth
 
 
 @dataclass
@@ -141,9 +143,9 @@ class AdaCLIP(AnomalyMethod):
             raise UserError(f"method.prompts: depth {depth}, length {length}: give a depth of 1 to {deepest} (the blocks of"
                             f" {clip.name}) and a length of at least 1")  # fmt: skip
         self.prompt_length, self.text_mode = length, text_mode
-        make = {"kind": type, "feature_dim": clip.embed_dim, "depth": depth, "length": length}
-        self.image_prompts = HybridPrompts(width=clip.width, **make) if "V" in branch and type else None
-        self.text_prompts = HybridPrompts(width=clip.text_width, **make) if "L" in branch and type else None
+        make = partial(HybridPrompts, type, clip.embed_dim, depth=depth, length=length)
+        self.image_prompts = make(clip.width) if "V" in branch and type else None
+        self.text_prompts = make(clip.text_width) if "L" in branch and type else None
         self.needs_pooled = "D" in type and bool(branch)
 
     # ---- towers ------------------------------------------------------------------------------------------------------
@@ -168,15 +170,16 @@ class AdaCLIP(AnomalyMethod):
 
     def _global_features(self, batch: Batch) -> Tensor:
         """Unprompted frozen global features u [B, C], computed once an image."""
-        missing = [i for i, key in enumerate(batch.key) if key is None or key not in self._pooled]
-        fresh: dict[int, Tensor] = {}
+        known = [None if key is None else self._pooled.get(key) for key in batch.key]
+        missing = [i for i, feature in enumerate(known) if feature is None]
         if missing:
             with torch.no_grad():
-                values = self.backbone.encode_image(batch.image[missing]).cls
-            fresh = dict(zip(missing, values, strict=True))
-            self._pooled.update({batch.key[i]: value.cpu() for i, value in fresh.items() if batch.key[i] is not None})
-        rows = [fresh[i] if i in fresh else self._pooled[key].to(batch.image.device) for i, key in enumerate(batch.key)]
-        return torch.stack(rows)
+                fresh = self.backbone.encode_image(batch.image[missing]).cls
+            for i, feature in zip(missing, fresh, strict=True):
+                known[i] = feature
+                if (key := batch.key[i]) is not None:
+                    self._pooled[key] = feature.cpu()
+        return torch.stack([feature.to(batch.image.device) for feature in known if feature is not None])
 
     def encode_image(self, images: Tensor, pooled: Tensor | None) -> ImageTokens:
         """Image tower with its prompts appended behind the patches at block 0 and replaced up to depth J."""

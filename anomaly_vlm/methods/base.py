@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
@@ -24,7 +25,8 @@ class Prediction(NamedTuple):
     map: Tensor
 
 
-class ImageRow(NamedTuple):
+@dataclass(frozen=True, slots=True, order=True)
+class ImageRow:
     """One evaluated image, for `images.csv` and the choice of pictures."""
 
     index: int
@@ -233,12 +235,12 @@ class AnomalyMethod(L.LightningModule):
 
     # ---- checkpoints: only what is learned ---------------------------------------------------------------------------
 
-    @property
+    @property  # type: ignore[misc]  # Lightning's has a setter, which nothing here needs
     def strict_loading(self) -> bool:
         """Lightning's own check would miss the frozen towers; `load_learned` checks the rest."""
         return False
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Without the frozen towers."""
         state = super().state_dict(*args, **kwargs)
         return {key: value for key, value in state.items() if not key.startswith("backbone.")}

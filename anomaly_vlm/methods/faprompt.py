@@ -109,7 +109,9 @@ class FAPrompt(DualPathMethod):
         if score not in ("code", "paper"):
             raise unknown_choice("method.score", str(score), ["code", "paper"])
         if min(normal_tokens, abnormal_tokens, abnormal_prompts, selected_patches, reduction) < 1:
-            raise UserError("method: normal_tokens, abnormal_tokens, abnormal_prompts, selected_patches, reduction: at least 1 each")
+            raise UserError(
+                "method: normal_tokens, abnormal_tokens, abnormal_prompts, selected_patches, reduction: at least 1 each"
+            )
         if len(self.layers) != 1:
             raise UserError(f"method.layers {list(self.layers)}: FAPrompt compares the patches of one layer: give one")
         word = class_word.replace("_", " ")

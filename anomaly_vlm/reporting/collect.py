@@ -67,9 +67,9 @@ def sweep_table(rows: Sequence[dict[str, Any]], *, csv_path: Path) -> Table:
         table.add_column(key)
     for title in (["runs"] if several else []) + list(COLUMNS.values()):
         table.add_column(title, justify="right")
-    for cells, members in groups.items():
+    for shown, members in groups.items():
         count = [str(len(members))] if several else []
-        table.add_row(*cells, *count, *(_spread([m["means"].get(key) for m in members]) for key in COLUMNS))
+        table.add_row(*shown, *count, *(_spread([m["means"].get(key) for m in members]) for key in COLUMNS))
     return table
 
 
@@ -88,4 +88,6 @@ def _write(path: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> N
         for row in rows:
             facts = [row["run"], *(row[key] for key in FACTS), row["seed"]]
             values = [row["means"].get(name) for name in names]
-            writer.writerow([*facts, *(row["overrides"].get(key, "") for key in keys), *("" if v is None else v for v in values)])
+            writer.writerow(
+                [*facts, *(row["overrides"].get(key, "") for key in keys), *("" if v is None else v for v in values)]
+            )

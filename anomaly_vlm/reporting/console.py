@@ -10,6 +10,11 @@ from rich.console import Console
 console = Console(highlight=False, soft_wrap=True)
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of a distributed run."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 @rank_zero_only
 def say(line: str) -> None:
     """One line to the person at the terminal, from the first process only."""

@@ -14,7 +14,8 @@ GAP, BAND = 8, 22
 INK, PAPER, OUTLINE = (30, 30, 30), (255, 255, 255), (255, 60, 60)
 # Dark blue over green and yellow to dark red; equal steps of the map are roughly equal steps to the eye.
 STOPS = np.array(
-    [[48, 18, 59], [65, 105, 225], [38, 190, 205], [110, 235, 110], [235, 215, 60], [245, 125, 40], [122, 4, 3]], np.float32
+    [[48, 18, 59], [65, 105, 225], [38, 190, 205], [110, 235, 110], [235, 215, 60], [245, 125, 40], [122, 4, 3]],
+    np.float32,
 )
 
 
@@ -114,7 +115,9 @@ def _tile(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels)).resize((TILE, TILE), Image.Resampling.BILINEAR)
 
 
-def _shortened(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _shortened(
+    text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
     """`text`, its middle left out where it is wider than `width` pixels."""
     if draw.textlength(text, font=font) <= width:
         return text

@@ -15,7 +15,9 @@ def progress_bar(kind: str) -> ProgressBar | None:
     """The callback for `callbacks.progress`: `auto` is `rich` on a terminal and `log` elsewhere; `none` gives None."""
     if kind == "auto":
         kind = "rich" if console.is_terminal else "log"
-    return {"rich": RichProgressBar, "log": LogProgress, "none": lambda: None}[kind]()
+    if kind == "none":
+        return None
+    return RichProgressBar() if kind == "rich" else LogProgress()
 
 
 class LogProgress(ProgressBar):
@@ -56,7 +58,9 @@ class LogProgress(ProgressBar):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         metrics = self.get_metrics(trainer, pl_module)
         values = {
             name.removeprefix("train/").removesuffix("_step"): value
@@ -75,7 +79,9 @@ class LogProgress(ProgressBar):
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start()
 
-    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
         self._step("validating", _index(args, kwargs) + 1, _total(trainer.num_val_batches))
 
     def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

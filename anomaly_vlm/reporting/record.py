@@ -15,7 +15,17 @@ import torch
 
 import anomaly_vlm
 
-PACKAGES = ("torch", "torchvision", "lightning", "open_clip_torch", "torchmetrics", "hydra-core", "kornia", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "open_clip_torch",
+    "torchmetrics",
+    "hydra-core",
+    "kornia",
+    "numpy",
+    "scikit-learn",
+)
 
 
 def environment() -> dict[str, Any]:

@@ -53,7 +53,9 @@ def results_table(results: Mapping[str, float], *, head: Sequence[str]) -> Table
         table.add_column(title, justify="right")
     names = categories(results)
     for i, name in enumerate(names):
-        table.add_row(name, *(percent(results.get(f"{name}/{key}")) for key in columns), end_section=i == len(names) - 1)
+        table.add_row(
+            name, *(percent(results.get(f"{name}/{key}")) for key in columns), end_section=i == len(names) - 1
+        )
     table.add_row("mean", *(percent(results.get(f"mean/{key}")) for key in columns), style="bold")
     return table
 

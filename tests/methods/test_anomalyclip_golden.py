@@ -15,7 +15,16 @@ from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.anomalyclip import AnomalyCLIP
 from anomaly_vlm.methods.parts import gaussian_smooth
 from tests.support.conf import loss_conf
-from tests.support.dual_path import backbone, check_gradients, check_prompts, check_towers, load, make_batch, options, unused
+from tests.support.dual_path import (
+    backbone,
+    check_gradients,
+    check_prompts,
+    check_towers,
+    load,
+    make_batch,
+    options,
+    unused,
+)
 from tests.support.golden import Fixture, fixture_paths
 
 pytestmark = pytest.mark.golden
@@ -79,7 +88,9 @@ def check_losses(fixture: Fixture, method: AnomalyCLIP, batch: Batch, group: str
 def check_preprocessing(fixture: Fixture) -> None:
     """The zero-shot protocol's transform of an image and its mask."""
     clip = backbone(fixture)
-    wanted = Preprocess(size=fixture.settings["image_size"], mean=clip.mean, std=clip.std, rgb="after", mask_resize="bilinear")
+    wanted = Preprocess(
+        size=fixture.settings["image_size"], mean=clip.mean, std=clip.std, rgb="after", mask_resize="bilinear"
+    )
     image = Image.fromarray(fixture.input("in/raw_image_uint8").numpy().astype(np.uint8))
     fixture.check("out/preprocessed_image", image_tensor(image, wanted))
     mask = fixture.input("in/raw_mask_uint8").numpy() > 0

@@ -12,7 +12,16 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.faprompt import FAPrompt
 from tests.support.conf import loss_conf
-from tests.support.dual_path import backbone, check_gradients, check_prompts, check_towers, load, make_batch, options, unused
+from tests.support.dual_path import (
+    backbone,
+    check_gradients,
+    check_prompts,
+    check_towers,
+    load,
+    make_batch,
+    options,
+    unused,
+)
 from tests.support.golden import Fixture, fixture_paths
 
 pytestmark = pytest.mark.golden

@@ -33,7 +33,9 @@ def options(fixture: Fixture) -> dict[str, Any]:
 
 
 def backbone(fixture: Fixture) -> ClipBackbone:
-    return golden_backbone(fixture.settings["backbone"], pos_resize="bilinear", image_size=fixture.settings["image_size"])
+    return golden_backbone(
+        fixture.settings["backbone"], pos_resize="bilinear", image_size=fixture.settings["image_size"]
+    )
 
 
 def load(fixture: Fixture, method: M, folder: Path) -> M:
@@ -48,7 +50,9 @@ def make_batch(fixture: Fixture) -> Batch:
     assert torch.equal((fixture.input("in/mask_raw")[:, 0] > 0.5).to(torch.uint8), mask)
     names = [f"image {i}" for i in range(len(mask))]
     label = fixture.input("in/label").long()
-    return Batch(fixture.input("in/images"), label, mask, ["any"] * len(mask), names, torch.arange(len(mask)), list(names))
+    return Batch(
+        fixture.input("in/images"), label, mask, ["any"] * len(mask), names, torch.arange(len(mask)), list(names)
+    )
 
 
 def check_towers(fixture: Fixture, method: DualPathMethod, batch: Batch) -> None:
