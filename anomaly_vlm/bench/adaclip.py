@@ -49,7 +49,17 @@ def run(folder: Path, *, quick: bool) -> None:
         ("inference, image seen before", lambda: published.predict(batch), lambda: ours.predict(batch)),
     ]
     table = Table(title="AdaCLIP on ViT-B/16, 224 px, one image, CPU", title_justify="left", pad_edge=False)
-    columns = ("what", "GFLOP published", "GFLOP ours", "ratio", "s published", "s ours", "ratio", "of FLOP ratio", f"aim {AIM}")
+    columns = (
+        "what",
+        "GFLOP published",
+        "GFLOP ours",
+        "ratio",
+        "s published",
+        "s ours",
+        "ratio",
+        "of FLOP ratio",
+        f"aim {AIM}",
+    )
     for column in columns:
         table.add_column(column, justify="left" if column == "what" else "right")
     rows = []
@@ -72,7 +82,15 @@ def make_batch() -> Batch:
     mask = torch.zeros(1, 224, 224, dtype=torch.uint8)
     mask[:, 60:100, 80:150] = 1
     image = torch.randn(1, 3, 224, 224, generator=generator)
-    return Batch(image, torch.ones(1, dtype=torch.long), mask, ["metal_nut"], ["bench"], torch.zeros(1, dtype=torch.long), ["bench"])
+    return Batch(
+        image,
+        torch.ones(1, dtype=torch.long),
+        mask,
+        ["metal_nut"],
+        ["bench"],
+        torch.zeros(1, dtype=torch.long),
+        ["bench"],
+    )
 
 
 def make_method() -> AdaCLIP:
@@ -209,7 +227,9 @@ def check_equal(ours: AdaCLIP, published: PublishedWay, batch: Batch) -> None:
     with torch.no_grad():
         a, b = total_loss(ours, batch).item(), published.loss(batch).item()
     if abs(a - b) > 1e-3 * abs(b):
-        raise UserError(f"the two ways differ: loss {a:.6f} against {b:.6f}: the benchmark is at fault, please report it")
+        raise UserError(
+            f"the two ways differ: loss {a:.6f} against {b:.6f}: the benchmark is at fault, please report it"
+        )
     score, _ = published.predict(batch)
     mine = ours.predict(batch).score
     if (score - mine).abs().max() > 1e-3:

@@ -23,8 +23,8 @@ def run(arguments: Sequence[str]) -> int:
     sheet, rest = pop_key(arguments, "sheet")
     index, rest = pop_key(rest, "index")
     cfg = compose(["method=adaclip", *rest])
-    from anomaly_vlm.reporting.console import say
     from anomaly_vlm.cli.parts import build_data
+    from anomaly_vlm.reporting.console import say
 
     data = build_data(cfg, ("test",))
     data.check()

@@ -61,8 +61,8 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     from omegaconf import OmegaConf
 
     from anomaly_vlm.cli.outcome import write_outcome
-    from anomaly_vlm.reporting.console import is_first_process, say
     from anomaly_vlm.cli.parts import build, build_trainer, load_any
+    from anomaly_vlm.reporting.console import is_first_process, say
 
     seed_everything(cfg.seed, verbose=False)
     parts = build(cfg, sides=("test",))

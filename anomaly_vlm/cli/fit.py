@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.checkpoints import read_tensors
 from anomaly_vlm.cli.outcome import write_outcome
-from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.cli.parts import Parts, build, build_trainer, load_any
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.reporting.console import is_first_process, say
 
 log = logging.getLogger("anomaly_vlm")
 
@@ -112,7 +112,9 @@ def _choose(cfg: DictConfig, parts: Parts, folder: Path) -> Path:
     if cfg.selection == "last":
         return last
     if not best.is_file():
-        raise UserError(f"selection={cfg.selection}: no best checkpoint, as val/{cfg.selection_metric} was never a number: choose"
-                        " a selection_metric that the set has labels for")  # fmt: skip
+        raise UserError(
+            f"selection={cfg.selection}: no best checkpoint, as val/{cfg.selection_metric} was never a number:"
+            " choose a selection_metric that the set has labels for"
+        )
     parts.method.load_state_dict(read_tensors(best)["state_dict"], strict=False)
     return best

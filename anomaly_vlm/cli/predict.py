@@ -42,9 +42,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def execute(cfg: DictConfig, spec: str | None, images: Path, category: str, folder: Path) -> None:
     """Predicts image by image; a row and a picture are written as soon as they are there."""
-    from anomaly_vlm.reporting.console import say
     from anomaly_vlm.cli.parts import build, build_trainer, load_any
     from anomaly_vlm.data import folder_source
+    from anomaly_vlm.reporting.console import say
 
     cfg.dataset.test = folder_source(images, category)
     parts = build(cfg, sides=("test",))

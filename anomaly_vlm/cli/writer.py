@@ -37,11 +37,9 @@ class PredictionWriter(Callback):
         for i, path in enumerate(batch.path):
             heat = outputs.map[i].cpu().numpy()
             unit = heat.min() >= 0 and heat.max() <= 1
-            one = Batch(batch.image[i : i + 1], batch.label[i : i + 1], None, *([x[i]] for x in (batch.category, batch.path)),
-                        batch.index[i : i + 1], [batch.key[i]])  # fmt: skip
             save_panel(
                 self.folder / "pictures" / f"{int(batch.index[i]):05d}_{slug(Path(path).stem)}.png",
-                shown_image(one, self.parts),
+                shown_image(batch.image[i], self.parts),
                 heat,
                 None,
                 score=float(outputs.score[i]),

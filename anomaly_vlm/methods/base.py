@@ -265,6 +265,6 @@ class AnomalyMethod(L.LightningModule):
         if wrong:
             more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
             raise UserError(
-                f"{source} does not fit {type(self).__name__} on {self.backbone.name} as configured: {'; '.join(wrong[:4])}{more}:"
-                " choose the method, backbone and options that it was made with"
+                f"{source} does not fit {type(self).__name__} on {self.backbone.name} as configured:"
+                f" {'; '.join(wrong[:4])}{more}: choose the method, backbone and options that it was made with"
             )

@@ -64,7 +64,7 @@ class FAPrompt(DualPathMethod):
 
     Args:
         backbone: frozen towers.
-        class_word, state_word: what the sentences are about (`object`, `damaged`; the paper's formula has no state word: '').
+        class_word, state_word: what the sentences are about (`object`, `damaged`; '' for the paper's, without).
         normal_tokens, abnormal_tokens, abnormal_prompts: E (5), E' (2) and K (10).
         selected_patches: M (10) patches that enter the prior network.
         select: `first`: patches 0 .. M - 1 in raster order, what the published code does; `topk`: the M most abnormal
@@ -159,7 +159,7 @@ class FAPrompt(DualPathMethod):
         """The patches [B, M, C] of [B, N, C] that enter the prior, by stage-1 probabilities [B, N]."""
         if patches.shape[1] < self.selected_patches:
             raise UserError(
-                f"method.selected_patches is {self.selected_patches}, but the image has {patches.shape[1]} patches: give fewer"
+                f"method.selected_patches is {self.selected_patches}, the image has {patches.shape[1]} patches: give fewer"
             )
         if self.select == "first":
             return patches[:, : self.selected_patches]

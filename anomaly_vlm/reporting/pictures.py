@@ -36,8 +36,11 @@ R = TypeVar("R", bound=Row)
 
 
 def choose(rows: Sequence[R], *, per_category: int) -> list[R]:
-    """The telling images of each category: the anomalous one with the highest score, the normal one with the highest (worst
-    false alarm), the anomalous one with the lowest (worst miss), then the lowest normal one, then inwards from these ends."""
+    """The telling images of each category.
+
+    In turn: the anomalous one with the highest score, the normal one with the highest (worst false alarm), the anomalous one
+    with the lowest (worst miss), the normal one with the lowest; then inwards from these ends.
+    """
     chosen: list[R] = []
     for category in dict.fromkeys(row.category for row in rows):
         members = sorted((r for r in rows if r.category == category), key=lambda r: (-r.score, r.index))

@@ -33,7 +33,9 @@ def test_focal_without_focus_is_cross_entropy() -> None:
 
 def test_focal_by_hand() -> None:
     q = (1 - 1e-5) * 0.7 + 1e-5 * 0.3 + 1e-5
-    assert focal_loss(torch.tensor([0.7]), torch.tensor([1])).item() == pytest.approx((1 - q) ** 2 * -math.log(q), rel=1e-5)
+    assert focal_loss(torch.tensor([0.7]), torch.tensor([1])).item() == pytest.approx(
+        (1 - q) ** 2 * -math.log(q), rel=1e-5
+    )
 
 
 def test_cross_entropy_equals_that_of_two_logits() -> None:

@@ -23,7 +23,12 @@ RESULTS = {
     "mean/pixel_auroc": 0.25,
     "pooled/image_auroc": 0.7,
 }
-FACTS = {"method": "adaclip", "backbone": "tiny, random weights (seed 0)", "data": "trained on a, tested on b", "seed": 3}
+FACTS = {
+    "method": "adaclip",
+    "backbone": "tiny, random weights (seed 0)",
+    "data": "trained on a, tested on b",
+    "seed": 3,
+}
 
 
 def rendered(table) -> str:
@@ -70,7 +75,11 @@ def make_runs(root: Path) -> None:
     for i, (depth, seed, value) in enumerate([("2", "0", 0.5), ("2", "1", 0.7), ("4", "0", 0.9), ("4", "1", 0.9)]):
         folder = root / str(i)
         folder.mkdir(parents=True)
-        facts = {**FACTS, "seed": int(seed), "overrides": [f"method.prompts.depth={depth}", f"seed={seed}", "method=adaclip"]}
+        facts = {
+            **FACTS,
+            "seed": int(seed),
+            "overrides": [f"method.prompts.depth={depth}", f"seed={seed}", "method=adaclip"],
+        }
         write_metrics(folder / "metrics.json", {"mean/image_auroc": value}, facts)
     (root / "10").mkdir()
     (root / "10" / "metrics.json").write_text("[broken")

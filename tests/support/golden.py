@@ -1,7 +1,7 @@
 """Golden fixtures: numbers that the published implementations gave, with a ledger of what a test read and compared.
 
-The folder is `ANOMALY_VLM_GOLDEN`, by default the repository's own `tests/golden`. Everything a test builds (backbone, sizes,
-options) comes from the settings beside the tensors, so that fixtures with other settings run with the same tests.
+The folder is `ANOMALY_VLM_GOLDEN`, by default the repository's own `tests/golden`. Everything a test builds (backbone,
+sizes, options) comes from the settings beside the tensors, so that fixtures with other settings run with the same tests.
 """
 
 from __future__ import annotations
