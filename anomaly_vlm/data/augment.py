@@ -1,0 +1,43 @@
+"""Training augmentations: kornia operations on image and mask together, repeatable sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomaly_vlm.errors import UserError
+
+
+class Augment:
+    """A chain of `kornia.augmentation` modules.
+
+    Args:
+        operations: in their order; each draws from its own parameters. Geometric ones turn the mask along, nearest.
+    """
+
+    def __init__(self, operations: Sequence[Any]) -> None:
+        from kornia.augmentation import AugmentationSequential  # only runs that augment pay for the import
+
+        self.chain = AugmentationSequential(*operations, data_keys=None)
+
+    def __call__(self, image: Tensor, mask: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
+        """image float32 [3, S, S] in [0, 1] and mask uint8 [S, S] of 0 / 1 / 255, changed as `seed` says.
+
+        Raises:
+            UserError: an operation changes the size.
+        """
+        data = {"image": image[None]}
+        if mask is not None:
+            data["mask"] = mask[None, None].float()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # kornia draws from the global generator
+            out = self.chain(data)
+        if out["image"].shape[-2:] != image.shape[-2:]:
+            raise UserError(
+                f"augment.operations turn {list(image.shape[-2:])} pixels into {list(out['image'].shape[-2:])}: use"
+                " operations that keep the size"
+            )
+        return out["image"][0], None if mask is None else out["mask"][0, 0].round().to(torch.uint8)

@@ -1,0 +1,159 @@
+"""Samples as a map-style torch data set, and batches of its items."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from anomaly_vlm.data.augment import Augment
+from anomaly_vlm.data.transforms import mosaic, normalise, read_sample, resize_image, resize_mask
+from anomaly_vlm.data.types import Batch, Preprocess, Sample
+
+MOSAIC, AUGMENT = 1, 2  # streams of random numbers
+VOID = 255
+
+
+@dataclass
+class Item:
+    """One sample as a method sees it: fields of `Batch` without the batch axis."""
+
+    image: Tensor
+    label: int
+    mask: Tensor | None
+    category: str
+    path: str
+    index: int
+    key: str | None
+
+
+class Pixels(NamedTuple):
+    """A preprocessed sample: `image` uint8 [3, S, S], `mask` uint8 [S, S] or None, `key` of the exact pixels."""
+
+    image: Tensor
+    mask: Tensor | None
+    key: str | None
+
+
+class PixelCache:
+    """Preprocessed pixels in memory, up to a number of bytes, so that later epochs neither read nor draw them again.
+
+    What came first stays: under cyclic access, throwing out the oldest would throw out everything.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+        self._entries: dict[tuple, Pixels] = {}
+
+    def get(self, key: tuple) -> Pixels | None:
+        return self._entries.get(key)
+
+    def put(self, key: tuple, pixels: Pixels) -> None:
+        size = pixels.image.nbytes + (0 if pixels.mask is None else pixels.mask.nbytes)
+        if self.used + size <= self.limit:
+            self._entries[key] = pixels
+            self.used += size
+
+
+class AnomalyDataset(Dataset):
+    """Items of samples. `[i]` is sample i of epoch 0, `[epoch, i]` that of another epoch.
+
+    Everything random comes from (seed, epoch, i): order, batches and worker processes change nothing.
+
+    Args:
+        samples: of one side.
+        preprocess: the method's.
+        seed: of mosaics and augmentations.
+        mosaic: probability of a 2 x 2 mosaic of four draws of the same category; label and index stay the sample's.
+        augment: operations on image and mask, or None.
+        cache: of preprocessed pixels, or None.
+        name: of this data set within the cache.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        preprocess: Preprocess,
+        *,
+        seed: int = 0,
+        mosaic: float = 0.0,
+        augment: Augment | None = None,
+        cache: PixelCache | None = None,
+        name: str = "",
+    ) -> None:
+        self.samples, self.preprocess = samples, preprocess
+        self.seed, self.mosaic, self.augment = seed, mosaic, augment
+        self.cache, self.name = cache, name
+        self.has_masks = any(sample.kind == "mask" for sample in samples)
+        self._category: dict[tuple[str, str], list[int]] = {}
+        for i, sample in enumerate(samples):
+            self._category.setdefault((sample.dataset, sample.category), []).append(i)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, position: int | tuple[int, int]) -> Item:
+        epoch, i = position if isinstance(position, tuple) else (0, position)
+        sample = self.samples[i]
+        tiled = self.mosaic > 0 and self._random(epoch, i, MOSAIC).random() < self.mosaic
+        pixels = self._tiles(epoch, i) if tiled else self._pixels(i)
+        image, mask, key = pixels.image.float().div(255), self._mask(sample, pixels.mask), pixels.key
+        if self.augment is not None:
+            image, mask = self.augment(image, mask, int(self._random(epoch, i, AUGMENT).integers(2**63)))
+            key = None
+        label = -1 if sample.label is None else sample.label
+        return Item(normalise(image, self.preprocess), label, mask, sample.category, sample.path, i, key)
+
+    def _random(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *key])
+
+    def _pixels(self, i: int) -> Pixels:
+        place = (self.name, self.preprocess, i)
+        if self.cache is not None and (found := self.cache.get(place)) is not None:
+            return found
+        image, mask = read_sample(self.samples[i])
+        pixels = resize_image(image, self.preprocess)
+        digest = hashlib.blake2b(pixels.numpy().data, digest_size=16)
+        digest.update(repr(self.preprocess).encode())
+        made = Pixels(pixels, None if mask is None else resize_mask(mask, self.preprocess), digest.hexdigest())
+        if self.cache is not None:
+            self.cache.put(place, made)
+        return made
+
+    def _tiles(self, epoch: int, i: int) -> Pixels:
+        sample = self.samples[i]
+        pool = self._category[sample.dataset, sample.category]
+        random = self._random(epoch, i, MOSAIC)
+        random.random()  # the number that chose the mosaic
+        tiles = [read_sample(self.samples[pool[j]]) for j in random.integers(len(pool), size=4)]
+        image, mask = mosaic(tiles)
+        return Pixels(resize_image(image, self.preprocess), resize_mask(mask, self.preprocess), None)
+
+    def _mask(self, sample: Sample, mask: Tensor | None) -> Tensor | None:
+        if not self.has_masks:
+            return None
+        if mask is not None:
+            return mask
+        # In a set with pixel masks, regions of an anomalous image that has an image label only are unknown.
+        unknown = sample.kind != "mask" and sample.label != 0
+        return torch.full((self.preprocess.size,) * 2, VOID if unknown else 0, dtype=torch.uint8)
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Items of one data set as a batch."""
+    masks = [item.mask for item in items]
+    return Batch(
+        image=torch.stack([item.image for item in items]),
+        label=torch.tensor([item.label for item in items]),
+        mask=None if masks[0] is None else torch.stack([mask for mask in masks if mask is not None]),
+        category=[item.category for item in items],
+        path=[item.path for item in items],
+        index=torch.tensor([item.index for item in items]),
+        key=[item.key for item in items],
+    )

@@ -1,0 +1,197 @@
+"""Sources: data sets as config nodes. A reader lists the files of a layout; the source adds what all sets have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from anomaly_vlm.data.readers.folder import read_unlabelled
+from anomaly_vlm.data.types import Sample
+from anomaly_vlm.errors import UserError, unknown_choice
+
+log = logging.getLogger("anomaly_vlm")
+SPLITS = ("train", "val", "test", "all")
+MAKE_VARIABLES = {"test": "DATA", "train": "TRAIN_DATA"}
+
+
+class Source(Protocol):
+    """A data set. `samples(side)` is sorted and independent of the file system; `side` is `train`, `val` or `test`."""
+
+    name: str
+
+    def samples(self, side: str) -> list[Sample]: ...
+
+
+class FileSource:
+    """A data set in files.
+
+    The zero-shot protocol takes a set's own test split on both sides, so the split is an option and the side is not asked.
+
+    Args:
+        name: of the data set, for tables.
+        root: its folder, relative to the working directory; None where the user must say it.
+        reader: `root -> samples` of all splits, from `anomaly_vlm.data.readers`.
+        layout: what the reader expects below `root`, in words. origin: where users get the set. Both for the message.
+        split: `train`, `val`, `test` or `all`.
+        categories: only these, by their names on disk; None for all.
+        official_categories: all that the complete set has; a warning tells what is missing.
+        class_words: name on disk -> word for prompts and tables, in place of the official one.
+        mask_threshold: a mask value above it is anomalous, 0 to 254 (of 255).
+
+    Raises:
+        UserError: a wrong option; from `samples`, a missing or empty root, unknown categories, or what the reader finds.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        root: str | Path | None,
+        reader: Callable[[Path], list[Sample]],
+        layout: str,
+        origin: str,
+        split: str = "test",
+        categories: Iterable[str] | None = None,
+        official_categories: Iterable[str] | None = None,
+        class_words: Mapping[str, str] | None = None,
+        mask_threshold: int = 0,
+    ) -> None:
+        if split not in SPLITS:
+            raise unknown_choice("split", str(split), SPLITS)
+        if isinstance(mask_threshold, bool) or not isinstance(mask_threshold, int) or not 0 <= mask_threshold < 255:
+            raise UserError(f"mask_threshold is {mask_threshold!r}: give a whole number from 0 to 254")
+        inspect.signature(reader).bind(Path())  # a misspelt option of the reader shows here
+        self.name, self.reader, self.layout, self.origin, self.split = name, reader, layout, origin, split
+        self.root = None if root is None else Path(root).expanduser()
+        self.categories = None if categories is None else _names(categories)
+        self.official = None if official_categories is None else _names(official_categories)
+        self.class_words = {str(key): str(word) for key, word in (class_words or {}).items()}
+        self.mask_threshold = mask_threshold
+        self.place = ""  # of this node below `dataset.SIDE.` in the configuration; a joint source sets it
+
+    @property
+    def note(self) -> str:
+        """What of the set is used, in words, where it is not the whole test split."""
+        parts = [] if self.split == "test" else [f"{self.split} split" if self.split != "all" else "all splits"]
+        return ", ".join(parts + (self.categories or []))
+
+    def samples(self, side: str) -> list[Sample]:
+        root = self._root(side)
+        found = self.reader(root)
+        if not found:
+            raise self._absent(side, f"no images of {self.name} in '{root}'")
+        if self.split != "all":
+            splits = sorted({sample.split for sample in found})
+            found = [sample for sample in found if sample.split == self.split]
+            if not found:
+                raise unknown_choice(f"split of {self.name} in '{root}'", self.split, splits)
+        found = self._chosen(found)
+        self._check_words({sample.category for sample in found})
+        renamed = [
+            dataclasses.replace(
+                sample,
+                category=self.class_words.get(sample.category, sample.category),
+                dataset=self.name,
+                mask_threshold=self.mask_threshold,
+            )
+            for sample in found
+        ]
+        return sorted(renamed, key=lambda s: (s.category, s.split, Path(s.path).parts))
+
+    def _root(self, side: str) -> Path:
+        if self.root is None:
+            raise self._absent(side, f"{self.name}: no folder given")
+        if not self.root.exists():
+            raise self._absent(side, f"{self.name}: no folder '{self.root}'")
+        return self.root
+
+    def _absent(self, side: str, found: str) -> UserError:
+        make = f" (make: {MAKE_VARIABLES[side]}=FOLDER)" if side in MAKE_VARIABLES and not self.place else ""
+        return UserError(
+            f"{found}: expected {self.layout}; get it from {self.origin}, then set"
+            f" dataset.{side}.{self.place}root=FOLDER{make}"
+        )
+
+    def _chosen(self, found: list[Sample]) -> list[Sample]:
+        present = {sample.category for sample in found}
+        if self.categories is not None:
+            for name in self.categories:
+                if name not in present:
+                    raise unknown_choice(f"category of {self.name}", name, present)
+            return [sample for sample in found if sample.category in self.categories]
+        if missing := [name for name in self.official or () if name not in present]:
+            log.warning(
+                "%s in '%s' is incomplete: %d of %d categories, without %s",
+                self.name, self.root, len(present), len(present) + len(missing), ", ".join(missing),
+            )  # fmt: skip
+        return found
+
+    def _check_words(self, present: set[str]) -> None:
+        for name in self.class_words:
+            if name not in present:
+                raise unknown_choice(f"category in class_words of {self.name}", name, present)
+        words = Counter(self.class_words.get(name, name) for name in present)
+        for word, count in words.items():
+            if count > 1:
+                names = sorted(name for name in present if self.class_words.get(name, name) == word)
+                raise UserError(
+                    f"class_words of {self.name} gives {' and '.join(names)} the same word '{word}', and with it one row of"
+                    " the results: give different words"
+                )
+
+
+class JointSource:
+    """Several data sets as one, for joint protocols (AdaCLIP: MVTec AD + ColonDB -> all others).
+
+    Args:
+        name: of the union, for tables.
+        sources: by the name of their node.
+    """
+
+    def __init__(self, *, name: str, sources: Mapping[str, Source]) -> None:
+        if not sources:
+            raise UserError(f"joint data set {name} has no sources: give at least one under sources")
+        self.name = name
+        self.sources = dict(sources)
+        for key, source in self.sources.items():
+            if isinstance(source, FileSource):
+                source.place = f"sources.{key}."
+
+    def samples(self, side: str) -> list[Sample]:
+        return [sample for source in self.sources.values() for sample in source.samples(side)]
+
+
+def folder_source(images: Path, category: str) -> dict[str, Any]:
+    """The source node for prediction on a folder of images without labels, sub-folders included.
+
+    Args:
+        category: what the images show, for the text prompts.
+
+    Raises:
+        UserError: there is no image.
+    """
+    if not read_unlabelled(images):
+        raise UserError(
+            f"no images in '{images}': give a folder with png, jpg, bmp, tif or webp files, with images=FOLDER"
+        )
+    return {
+        "_target_": "anomaly_vlm.data.source.FileSource",
+        "name": images.resolve().name,
+        "root": str(images),
+        "layout": "image files, in sub-folders or not",
+        "origin": "your own images",
+        "reader": {
+            "_target_": "anomaly_vlm.data.readers.folder.read_unlabelled",
+            "_partial_": True,
+            "category": category,
+        },
+    }
+
+
+def _names(values: Iterable[str]) -> list[str]:
+    return [str(value) for value in ([values] if isinstance(values, str) else values)]

@@ -1,0 +1,77 @@
+"""From a sample to the pixels a method sees: CLIP's own transform, masks, mosaics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from anomaly_vlm.data.images import mask_size_error, open_image, open_mask
+from anomaly_vlm.data.types import Preprocess, Sample
+
+
+def read_sample(sample: Sample) -> tuple[Image.Image, Image.Image | None]:
+    """Image and mask (mode L, 0 / 255) of a sample at their own size; no mask where the sample has no region.
+
+    Raises:
+        ReadError: a file cannot be read, or a mask has another size than its image.
+    """
+    if sample.drawing is not None:
+        drawn = sample.drawing.draw()
+        return Image.fromarray(drawn.image), _grey(drawn.mask) if sample.kind == "mask" and drawn.mask.any() else None
+    image = open_image(sample.path)
+    if not sample.masks:
+        return image, None
+    union = np.zeros((image.height, image.width), bool)
+    for path in sample.masks:
+        mask = open_mask(path, sample.mask_threshold)
+        if mask.shape != union.shape:
+            raise mask_size_error(path, (mask.shape[1], mask.shape[0]), image.size)
+        union |= mask
+    return image, _grey(union)
+
+
+def _grey(mask: np.ndarray) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8) * 255)
+
+
+def resize_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
+    """uint8 [3, S, S]: squash-resized, bicubic, antialiased (PIL)."""
+    size = (preprocess.size, preprocess.size)
+    if preprocess.rgb == "before":
+        image = image.convert("RGB")
+    pixels = image.resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+
+
+def resize_mask(mask: Image.Image, preprocess: Preprocess) -> Tensor:
+    """Mode L of 0 / 255 -> uint8 [S, S] of 0 / 1: resized with the protocol's filter, then above one half."""
+    nearest = preprocess.mask_resize == "nearest"
+    filtered = mask.resize(
+        (preprocess.size, preprocess.size), Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    )
+    return torch.from_numpy((np.asarray(filtered) > 127).astype(np.uint8))
+
+
+def normalise(image: Tensor, preprocess: Preprocess) -> Tensor:
+    """float32 [3, S, S] in [0, 1] -> zero mean and unit deviation of the weights' training images."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    return (image - mean) / std
+
+
+def mosaic(tiles: Sequence[tuple[Image.Image, Image.Image | None]]) -> tuple[Image.Image, Image.Image]:
+    """Four images and masks -> one of 2 x 2 tiles, each of the first image's size (AdaCLIP, published code)."""
+    width, height = tiles[0][0].size
+    image, mask = Image.new("RGB", (2 * width, 2 * height)), Image.new("L", (2 * width, 2 * height))
+    for i, (tile, region) in enumerate(tiles):
+        corner = (i % 2 * width, i // 2 * height)
+        tile = tile.convert("RGB")
+        if tile.size != (width, height):
+            tile = tile.resize((width, height), Image.Resampling.BICUBIC)
+        image.paste(tile, corner)
+        if region is not None:
+            mask.paste(region.resize((width, height), Image.Resampling.NEAREST), corner)
+    return image, mask
