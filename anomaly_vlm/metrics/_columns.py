@@ -1,0 +1,140 @@
+"""Append-only columns of numbers: many images' scores in a few large blocks, read back in any range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from anomaly_vlm.metrics._counts import BLOCK, Sorted, sorted_copy
+
+Range = tuple[int, int]
+
+
+class Column:
+    """Numbers of one dtype in CPU blocks that double from 1 MB to 16 MB; unused room is never touched."""
+
+    smallest, largest = 1 << 18, 1 << 22  # elements
+
+    def __init__(self, dtype: type[np.generic], parts: Iterable[np.ndarray] = ()) -> None:
+        self.dtype = np.dtype(dtype)
+        self.blocks: list[np.ndarray] = []
+        self.starts: list[int] = [0]  # of each block, and the end of the last
+        for part in parts:
+            self.append(part)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def append(self, values: np.ndarray) -> None:
+        """Copies [M] `values` to the end."""
+        done = 0
+        while done < values.shape[0]:
+            used = self.starts[-1] - self.starts[-2] if self.blocks else 0
+            if not self.blocks or used == self.blocks[-1].shape[0]:
+                size = self.smallest if not self.blocks else min(2 * self.blocks[-1].shape[0], self.largest)
+                self.blocks.append(np.empty(size, self.dtype))
+                self.starts.append(self.starts[-1])
+                used = 0
+            take = min(self.blocks[-1].shape[0] - used, values.shape[0] - done)
+            self.blocks[-1][used : used + take] = values[done : done + take]
+            self.starts[-1] += take
+            done += take
+
+    def read(self, ranges: Sequence[Range]) -> np.ndarray:
+        """A copy of the elements in `ranges` (start, stop), in this order."""
+        out = np.empty(sum(stop - start for start, stop in ranges), self.dtype)
+        at = 0
+        for start, stop in ranges:
+            for block, (first, last) in zip(self.blocks, pairwise(self.starts), strict=True):
+                low, high = max(start, first), min(stop, last)
+                if low < high:
+                    out[at : at + high - low] = block[low - first : high - first]
+                    at += high - low
+        return out
+
+    def all(self) -> np.ndarray:
+        """A copy of everything."""
+        return self.read([(0, len(self))])
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"dtype": self.dtype.type, "values": self.all()}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__(state["dtype"], [state["values"]])  # type: ignore[misc]
+
+
+class DeviceColumn:
+    """float32 numbers on an accelerator, one tensor an image."""
+
+    def __init__(self, device: torch.device, parts: Iterable[torch.Tensor] = ()) -> None:
+        self.device = device
+        self.parts: list[torch.Tensor] = []
+        self.starts = [0]
+        for part in parts:
+            self.append(part)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def append(self, values: torch.Tensor | np.ndarray) -> None:
+        """Takes [M] `values` over; NumPy arrays are copied to the device."""
+        tensor = torch.from_numpy(values.copy()).to(self.device) if isinstance(values, np.ndarray) else values
+        if tensor.numel():
+            self.parts.append(tensor)
+            self.starts.append(self.starts[-1] + tensor.numel())
+
+    def read(self, ranges: Sequence[Range]) -> torch.Tensor:
+        """A copy of the elements in `ranges`, in this order."""
+        out = []
+        for start, stop in ranges:
+            for part, (first, last) in zip(self.parts, pairwise(self.starts), strict=True):
+                if max(start, first) < min(stop, last):
+                    out.append(part[max(start - first, 0) : min(stop, last) - first])
+        return torch.cat(out) if out else torch.empty(0, device=self.device)
+
+    def all(self) -> np.ndarray:
+        """A copy of everything on the CPU."""
+        return self.read([(0, len(self))]).cpu().numpy()
+
+    def to(self, device: torch.device) -> DeviceColumn:
+        return DeviceColumn(device, [part.to(device) for part in self.parts])
+
+
+AnyColumn = Column | DeviceColumn
+
+
+def kept_ranges(length: int, dropped: Sequence[Range]) -> list[Range]:
+    """[0, length) without the `dropped` ranges."""
+    kept, at = [], 0
+    for start, stop in sorted(dropped):
+        if start > at:
+            kept.append((at, start))
+        at = max(at, stop)
+    if at < length:
+        kept.append((at, length))
+    return kept
+
+
+def sorted_blocks(column: AnyColumn, kept: Sequence[Range], block: int = BLOCK) -> list[Callable[[], Sorted]]:
+    """Makers of sorted copies of about equal size, at most `block` elements each."""
+    total = sum(stop - start for start, stop in kept)
+    count = -(-total // block)
+    makers: list[Callable[[], Sorted]] = []
+    for i in range(count):
+        ranges = _slice_ranges(kept, total * i // count, total * (i + 1) // count)
+        makers.append(lambda ranges=ranges: sorted_copy(column.read(ranges)))  # type: ignore[misc]
+    return makers
+
+
+def _slice_ranges(kept: Sequence[Range], first: int, last: int) -> list[Range]:
+    """The part of the concatenated ranges between positions `first` and `last`."""
+    out, at = [], 0
+    for start, stop in kept:
+        low, high = max(first, at), min(last, at + stop - start)
+        if low < high:
+            out.append((start + low - at, start + high - at))
+        at += stop - start
+    return out

@@ -1,0 +1,112 @@
+"""What all metrics of the package share as `torchmetrics.Metric`s: states of their own kind, own collectives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torchmetrics import Metric
+
+from anomaly_vlm.metrics._group import Alone, current_group
+from anomaly_vlm.metrics._image import ImageEngine
+from anomaly_vlm.metrics._ledger import warn_unnumbered
+from anomaly_vlm.metrics._names import Values, warn_undefined
+from anomaly_vlm.metrics._pixel import PixelEngine
+
+Engine = PixelEngine | ImageEngine
+
+
+class EngineMetric(Metric):
+    """A metric around engines.
+
+    The state is not one tensor a name with one reduction, so torchmetrics' own synchronisation is off and `compute` runs the
+    collectives of `_group`: every process of the group must call it, and every process gets the same values.
+
+    Args:
+        engines: by name, `pixel` and / or `image`.
+        sync_on_compute: share the state with the other processes in `compute`.
+        kwargs: of `torchmetrics.Metric`; `process_group` names the processes.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+
+    def __init__(self, engines: Mapping[str, Engine], *, sync_on_compute: bool = True, **kwargs: Any) -> None:
+        super().__init__(sync_on_compute=False, compute_with_cache=False, **kwargs)
+        self.engines: dict[str, Any] = dict(engines)
+        self.share = sync_on_compute
+        self._values: Values | None = None  # of the last `compute`, while nothing changed
+        self._warned: set[str] = set()
+
+    # ---- values --------------------------------------------------------------------------------------------------------
+
+    def _group(self) -> Alone:
+        return current_group(self.process_group) if self.share else Alone()
+
+    def values(self) -> Values:
+        """All values as Python floats; the same on every process."""
+        group = self._group()
+        if self._values is None or group.size > 1:  # another process may have news
+            if "index" not in self._warned:
+                unnumbered = any(engine.ledger.unnumbered for engine in self.engines.values())
+                if warn_unnumbered(unnumbered, group):
+                    self._warned.add("index")
+            self._values = self._results(group)
+            if self.update_called and group.rank == 0:
+                self._warn(self._values)
+        return self._values
+
+    def _results(self, group: Alone) -> Values:
+        raise NotImplementedError
+
+    def _warn(self, values: Values) -> None:
+        for name, engine in self.engines.items():
+            if engine.ledger.categories and name not in self._warned and warn_undefined(values, name):
+                self._warned.add(name)
+
+    # ---- torchmetrics --------------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        self._values = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """`update`, then the value of this batch alone (of this process alone)."""
+        self.update(*args, **kwargs)
+        total, share, warned = self.engines, self.share, set(self._warned)
+        try:
+            self.engines = {name: engine.fresh() for name, engine in total.items()}
+            self._changed()
+            self.share = False
+            self._warned |= {"pixel", "image"}  # a batch of one class is nothing to warn of
+            self.update(*args, **kwargs)
+            self._update_count -= 1
+            self._forward_cache = self.compute()
+        finally:
+            self.engines, self.share, self._warned = total, share, warned
+            self._changed()
+        return self._forward_cache
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        super().reset()
+        self.engines = {name: engine.fresh() for name, engine in self.engines.items()}
+        self._warned = set()
+        self._changed()
+
+    def merge_state(self, incoming_state: Mapping[str, Any] | Metric) -> None:
+        """Takes the state of another metric of the same class and options up, as a higher rank's: its repeats are left out.
+
+        Raises:
+            ValueError: another class or other options, or repeats that cannot be subtracted; nothing has changed then.
+        """
+        other = incoming_state
+        if not isinstance(other, type(self)):
+            raise ValueError(
+                f"cannot merge {type(other).__name__} into {type(self).__name__}: give a metric of this class"
+            )
+        for name, engine in self.engines.items():
+            engine.check_merge(other.engines[name])
+        for name, engine in self.engines.items():
+            engine.merge(other.engines[name])
+        self._update_count += other._update_count
+        self._changed()

@@ -1,0 +1,108 @@
+"""Options of the pixel metrics, checked once, and the names of the values that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Mode = Literal["exact", "binned"]
+
+
+def recall_name(recall: float) -> str:
+    """`fpr95` for 0.95."""
+    return f"fpr{100 * recall:g}"
+
+
+def checked_recall(recall: float) -> float:
+    if not 0 < recall <= 1:
+        raise ValueError(f"recall is {recall}: give a number in (0, 1]")
+    return float(recall)
+
+
+@dataclass(frozen=True)
+class PixelOptions:
+    """See `PixelMetrics`; `make` checks and normalises what a user gives."""
+
+    mode: Mode
+    bins: int
+    aupro_limits: tuple[float, ...]
+    connectivity: tuple[int, ...]
+    recall: float
+    legacy: bool
+    half: bool
+    workers: int | None
+    device: torch.device | None
+
+    @staticmethod
+    def make(
+        mode: str = "exact",
+        bins: int = 65536,
+        aupro_limits: float | Sequence[float] = (0.3,),
+        connectivity: int | Sequence[int] = 8,
+        recall: float = 0.95,
+        legacy: bool = False,
+        half: bool = False,
+        workers: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> PixelOptions:
+        """Raises `ValueError` for an option out of its range or options that exclude each other."""
+        if mode not in ("exact", "binned"):
+            raise ValueError(f"mode is {mode!r}: choose exact or binned")
+        if int(bins) != bins or bins < 2:
+            raise ValueError(f"bins is {bins}: give an integer of at least 2")
+        limits = tuple(float(limit) for limit in _as_sequence(aupro_limits))
+        for limit in limits:
+            if not 0 < limit <= 1:
+                raise ValueError(f"aupro_limits holds {limit}: give false-positive rates in (0, 1]")
+        kinds = tuple(int(kind) for kind in _as_sequence(connectivity))
+        if not kinds or len(set(kinds)) != len(kinds) or any(kind not in (4, 8) for kind in kinds):
+            raise ValueError(f"connectivity is {connectivity}: choose 8, 4 or (8, 4)")
+        if legacy and mode == "binned":
+            raise ValueError("legacy=True needs every score: use mode='exact' (binned maps keep intervals only)")
+        if legacy and 8 not in kinds:
+            raise ValueError(f"legacy=True is defined for 8-connected regions: add 8 to connectivity={connectivity}")
+        if half and mode == "binned":
+            raise ValueError(
+                "half=True is a state of its own kind: use mode='exact' (binned is exact for half maps anyway)"
+            )
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers is {workers}: give at least 1, or None for torch's number of threads")
+        place = torch.device(device) if device is not None else None
+        if place is not None and place.type == "cpu":
+            place = None
+        if place is not None and mode == "binned":
+            raise ValueError(f"device is {place}: binned states live on the CPU; leave device out")
+        return PixelOptions(
+            mode,  # type: ignore[arg-type]
+            int(bins),
+            limits,
+            tuple(sorted(kinds, reverse=True)),
+            checked_recall(recall),
+            bool(legacy),
+            bool(half),
+            workers,
+            place,
+        )
+
+    @property
+    def threads(self) -> int:
+        return self.workers or torch.get_num_threads()
+
+    def aupro_names(self) -> list[tuple[str, int, float]]:
+        """Name, row of the weights and limit of every AUPRO value."""
+        return [
+            (
+                f"pixel_aupro{'' if kind == 8 else f'_conn{kind}'}{'' if limit == 0.3 else f'_limit{limit:g}'}",
+                row,
+                limit,
+            )
+            for row, kind in enumerate(self.connectivity)
+            for limit in self.aupro_limits
+        ]
+
+
+def _as_sequence(value: float | Iterable[float]) -> list[float]:
+    return [value] if isinstance(value, int | float) else list(value)
