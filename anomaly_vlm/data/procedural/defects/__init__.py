@@ -1,0 +1,1 @@
+"""Defects: each function changes the material around one spot and returns the window's new image."""

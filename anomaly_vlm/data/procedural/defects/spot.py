@@ -1,0 +1,135 @@
+"""Where a defect goes, and the shapes and samplers that defects share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from ..canvas import Canvas, Scene, Window, mix, smoothstep
+from ..dice import Dice
+
+
+@dataclass(frozen=True)
+class Spot:
+    """The window of a picture in which one defect is drawn; the defect's middle is the canvas' (0, 0).
+
+    Attributes:
+        c: canvas of the window with the defect's own dice.
+        scene: the picture inside the window, before the defect.
+        window: its place in the whole picture.
+        radius: half the extent of the defect, canvas units.
+        heading: radians; on an edge the direction out of the object, elsewhere random.
+        colour: mean colour of the material within `radius`, float32 [3].
+    """
+
+    c: Canvas
+    scene: Scene
+    window: Window
+    radius: float
+    heading: float
+    colour: np.ndarray
+
+    @property
+    def dice(self) -> Dice:
+        return self.c.dice
+
+    def blob(self, rough: float = 0.25, stretch: float = 1.0, fine: float = 0.08) -> np.ndarray:
+        """Signed distance (canvas units, negative inside) of an irregular outline of about `radius`; [H, W].
+
+        Args:
+            rough: depth of the three slow bulges of the outline, of the radius. fine: of its fine raggedness.
+            stretch: ratio of its length along `heading` to its width.
+        """
+        u, v = self.c.turned(self.heading)
+        u = u / np.float32(stretch)
+        theta = np.arctan2(v, u)
+        edge = np.ones(self.c.shape, np.float32)
+        for waves in (2, 3, 5):
+            edge = edge + np.float32(self.dice.uniform(0.3, 1) * rough * 1.5 / waves) * np.cos(
+                theta * waves + np.float32(self.dice.angle())
+            )
+        edge = edge + np.float32(fine) * self.c.noise(5 / self.radius, 2)
+        return np.sqrt(u * u + v * v) - np.float32(self.radius) * 0.85 * edge
+
+    def on(self, after: np.ndarray) -> np.ndarray:
+        """`after` where the material lies, the picture as it was elsewhere."""
+        return mix(self.scene.image, after, self.scene.coverage)
+
+    def shifted(self, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+        """The picture read at (x + dx, y + dy), canvas units; bilinear, [H, W, 3]."""
+        rows = (self.c.y + dy - self.c.y[0, 0]) / np.float32(self.c.pixel)
+        columns = (self.c.x + dx - self.c.x[0, 0]) / np.float32(self.c.pixel)
+        return read(self.scene.image, rows, columns)
+
+    def soft(self, distance: np.ndarray, softness: float) -> np.ndarray:
+        """1 inside, 0 outside, with an edge `softness` canvas units wide (a pixel at least)."""
+        half = max(softness, self.c.pixel) / 2
+        return 1 - smoothstep(-half, half, distance)
+
+
+def read(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """`image` [h, w, 3] at fractional pixel positions, bilinear, edges repeated; float32 [H, W, 3]."""
+    places = np.stack([rows, columns])
+    channels = [map_coordinates(image[..., k], places, order=1, mode="nearest") for k in range(3)]
+    return np.stack(channels, axis=-1)
+
+
+def find(
+    canvas: Canvas, scene: Scene, dice: Dice, place: str, extent: tuple[float, float], room: float
+) -> tuple[float, float, float, float]:
+    """Looks for a spot: (x, y, radius, heading).
+
+    Args:
+        place: `inside` (within the material as far as it goes), `edge` (on the outline of the object) or `across`
+            (the middle on the material).
+        extent: smallest and largest radius, canvas units.
+        room: share of the radius that has to lie within the material for `inside`.
+    """
+    radius, heading = dice.log_uniform(*extent), dice.angle()
+    if place == "edge":
+        return _on_edge(canvas, scene, dice, radius)
+    best, spot = -1.0, (0.0, 0.0)
+    ring = [(math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)) for k in range(8)] if place == "inside" else []
+    for _ in range(40):
+        x, y = dice.uniform(-0.9, 0.9), dice.uniform(-0.9, 0.9)
+        points = [(x, y), *((x + room * radius * cos, y + room * radius * sin) for cos, sin in ring)]
+        fit = min(_covered(canvas, scene, *points[0]), sum(_covered(canvas, scene, *p) for p in points) / len(points))
+        if fit > best:
+            best, spot = fit, (x, y)
+        if fit > 0.97:
+            break
+    return (*spot, radius, heading)
+
+
+def _covered(canvas: Canvas, scene: Scene, x: float, y: float) -> float:
+    row, column = (int((v + 1) / canvas.pixel) for v in (y, x))
+    height, width = canvas.shape
+    return float(scene.coverage[row, column]) if 0 <= row < height and 0 <= column < width else 0.0
+
+
+def _on_edge(canvas: Canvas, scene: Scene, dice: Dice, radius: float) -> tuple[float, float, float, float]:
+    """A point on the outer outline and the direction out of the object there."""
+    total = float(scene.coverage.sum())
+    middle_x, middle_y = (float((scene.coverage * axis).sum() / total) for axis in (canvas.x, canvas.y))
+    direction = dice.angle()
+    cos, sin = math.cos(direction), math.sin(direction)
+    away = 1.4
+    while away > 0.02 and _covered(canvas, scene, middle_x + away * cos, middle_y + away * sin) < 0.5:
+        away -= 0.01
+    x, y = middle_x + away * cos, middle_y + away * sin
+    # The normal: from the middle of the material around the point towards the middle of what is not material.
+    part, window = canvas.around(x, y, 0.15, dice)
+    weight = scene.coverage[window]
+    weight = weight - weight.mean()
+    return x, y, radius, math.atan2(-float((weight * part.y).sum()), -float((weight * part.x).sum()))
+
+
+def local_contrast(image: np.ndarray, coverage: np.ndarray, sigma: float) -> float:
+    """How lively the material is: mean absolute deviation from its own blur, over covered pixels, in [0, 1]."""
+    luma = image.mean(axis=2)
+    deviation = np.abs(luma - gaussian_filter(luma, sigma, mode="nearest"))
+    weight = np.clip(coverage, 1e-3, 1)
+    return float((deviation * weight).sum() / weight.sum())

@@ -1,0 +1,1 @@
+"""Single objects: each function draws one normal `Scene` on a canvas."""

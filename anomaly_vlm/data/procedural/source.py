@@ -1,0 +1,147 @@
+"""The embedded benchmark as a data set: an index of pictures that are drawn on demand."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from anomaly_vlm.data.types import Drawn, Sample
+from anomaly_vlm.errors import UserError, unknown_choice
+
+from .canvas import Canvas
+from .captions import caption
+from .defects.apply import Damage, damage
+from .dice import Dice
+from .families import FAMILIES, Family
+from .nuisances import Nuisances
+
+SIDES = {"train": 0, "val": 1, "test": 2}
+_SCENE, _CAMERA, _DEFECT, _WORDS = range(4)  # streams of random numbers of one picture
+
+
+@dataclass(frozen=True)
+class ProceduralDrawing:
+    """One picture: the same fields always give the same pixels, at any size the same scene.
+
+    Attributes:
+        seed: of the data set. side: `train`, `val` or `test`. family: its name. number: of the picture in its family.
+        defect: kind of defect, `good` for none. size: side in pixels.
+    """
+
+    seed: int
+    side: str
+    family: str
+    number: int
+    defect: str
+    size: int
+
+    def draw(self) -> Drawn:
+        """The picture uint8 [size, size, 3], its mask bool [size, size], its caption."""
+        family = FAMILIES[self.family]
+        canvas, camera, image, mask, _ = self._parts(family)
+        pixels, mask = camera.apply(canvas, image, mask)
+        return Drawn(pixels, mask, caption(family, self.defect, self._dice(_WORDS)))
+
+    def twin(self) -> ProceduralDrawing:
+        """The same scene and the same camera without the defect."""
+        return replace(self, defect="good")
+
+    def damage(self) -> Damage | None:
+        """The defect before the camera, and how many draws it took; None for a normal picture."""
+        return self._parts(FAMILIES[self.family])[4]
+
+    def _parts(self, family: Family) -> tuple[Canvas, Nuisances, np.ndarray, np.ndarray, Damage | None]:
+        canvas = Canvas.whole(self.size, self._dice(_SCENE))
+        scene = family.draw(canvas)
+        camera = Nuisances.drawn_from(self._dice(_CAMERA))
+        if self.defect == "good":
+            return canvas, camera, scene.image, np.zeros(canvas.shape, bool), None
+        done = damage(canvas, scene, self.defect, self._key(_DEFECT), camera.noise)
+        return canvas, camera, done.image, done.mask, done
+
+    def _key(self, stream: int) -> tuple[int, ...]:
+        return (self.seed, SIDES[self.side], zlib.crc32(self.family.encode()), self.number, stream)
+
+    def _dice(self, stream: int) -> Dice:
+        return Dice(*self._key(stream))
+
+
+class ProceduralSource:
+    """Drawn pictures of textures and objects; families of the test side are never seen in training.
+
+    Within a family every second picture is anomalous, and the kinds of defect take turns.
+
+    Args:
+        name: of the data set in tables.
+        seed: other seeds give other pictures of the same families; 0 is the benchmark.
+        size: side in pixels.
+        train_count, val_count, test_count: pictures of a side over all its families.
+        categories: families (or their words) to keep; None: all.
+
+    Raises:
+        UserError: a count or size out of range, or a category that is not drawn.
+    """
+
+    def __init__(
+        self,
+        name: str = "procedural",
+        seed: int = 0,
+        size: int = 128,
+        train_count: int = 1680,
+        val_count: int = 336,
+        test_count: int = 600,
+        categories: Sequence[str] | None = None,
+    ) -> None:
+        if not 32 <= size <= 1024:
+            raise UserError(f"procedural size is {size}: give a side of 32 to 1024 pixels")
+        if seed < 0:
+            raise UserError(f"procedural seed is {seed}: give 0 or more")
+        self.counts = {"train": train_count, "val": val_count, "test": test_count}
+        for side, count in self.counts.items():
+            if count < 0:
+                raise UserError(f"procedural {side}_count is {count}: give 0 or more")
+        self.name, self.seed, self.size = name, seed, size
+        words = {word: family.name for family in FAMILIES.values() for word in (family.name, family.category)}
+        for word in categories or ():
+            if word not in words:
+                raise unknown_choice("procedural category", word, FAMILIES)
+        self.categories = None if categories is None else {words[word] for word in categories}
+
+    def families(self, side: str) -> list[Family]:
+        """The families of a side, by name."""
+        if side not in SIDES:
+            raise unknown_choice("side of a data set", side, SIDES)
+        wanted = "test" if side == "test" else "train"
+        every = sorted((family for family in FAMILIES.values() if family.side == wanted), key=lambda f: f.name)
+        kept = [family for family in every if self.categories is None or family.name in self.categories]
+        if not kept:
+            raise UserError(
+                f"none of the categories {', '.join(sorted(self.categories or ()))} is on the {side} side of procedural: "
+                f"choose from {', '.join(family.name for family in every)}"
+            )
+        return kept
+
+    def samples(self, side: str) -> list[Sample]:
+        """The index of `train` (training families), `val` (fresh pictures of them) or `test` (held-out families)."""
+        families = self.families(side)
+        share, extra = divmod(self.counts[side], len(families))
+        rows = []
+        for place, family in enumerate(families):
+            rows += [self._sample(side, family, number) for number in range(share + (place < extra))]
+        return rows
+
+    def _sample(self, side: str, family: Family, number: int) -> Sample:
+        defect = family.defects[number // 2 % len(family.defects)] if number % 2 else "good"
+        return Sample(
+            path=f"procedural/{side}/{family.name}/{number:05d}",
+            category=family.category,
+            label=int(defect != "good"),
+            defect=defect,
+            split=side,
+            dataset=self.name,
+            kind="mask",
+            drawing=ProceduralDrawing(self.seed, side, family.name, number, defect, self.size),
+        )

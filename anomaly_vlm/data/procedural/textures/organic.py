@@ -1,0 +1,141 @@
+"""Wood, cork, leather, paper, marble: what grew or flowed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..canvas import Canvas, colour, hsv, mix, smoothstep, tone
+
+
+def wood(c: Canvas) -> np.ndarray:
+    """Boards cut along the trunk: warped growth rings, fibres, pores, now and then a knot."""
+    dice = c.dice
+    angle = dice.choice((0.0, math.pi / 2)) + dice.uniform(-0.15, 0.15)
+    along, across = c.turned(angle)
+    rings = across * dice.uniform(3, 9) + c.noise(1.2, 2, stretch=4, angle=angle) * dice.uniform(0.3, 1.1)
+    knot = np.zeros(c.shape, np.float32)
+    if dice.chance(0.3):
+        ku, kv, size = dice.uniform(-0.8, 0.8), dice.uniform(-0.8, 0.8), dice.uniform(0.08, 0.2)
+        away = ((along - ku) / 2.2) ** 2 + (across - kv) ** 2
+        knot = np.exp(-away / np.float32(size**2))
+        rings = rings + knot * dice.uniform(2, 4)
+    phase = rings - np.floor(rings)
+    late = smoothstep(0.25, 0.85, phase) * (1 - smoothstep(0.9, 1.0, phase))
+    grain = c.noise(60, 2, stretch=18, angle=angle)
+    pores = smoothstep(1.3, 2.2, c.noise(70, 1, stretch=9, angle=angle))
+    light = colour(dice, (18, 38), (0.25, 0.6), (0.55, 0.9))
+    dark = light * (hsv(dice.uniform(10, 30), 0.4, 1.0) * dice.uniform(0.5, 0.8))
+    image = mix(light, dark, np.clip(late * dice.uniform(0.4, 0.9) + knot * 0.7, 0, 1))
+    shade = 1 + 0.05 * grain + 0.05 * c.noise(3, 2, stretch=3, angle=angle) - dice.uniform(0.05, 0.3) * pores
+    return tone(image, shade)
+
+
+def cork(c: Canvas) -> np.ndarray:
+    """Pressed granules of brown bark with dark gaps."""
+    dice = c.dice
+    scale = dice.uniform(10, 20)
+    u, v = c.turned(dice.angle())
+    warp = np.float32(0.35)
+    cells = c.cells(u * scale + c.noise(14) * warp, v * scale + c.noise(14) * warp)
+    base = colour(dice, (24, 34), (0.4, 0.62), (0.6, 0.8))
+    shade = 0.8 + 0.3 * cells.number + 0.07 * c.noise(40, 2)
+    gaps = 1 - smoothstep(0.0, 0.12, cells.border)
+    dark = smoothstep(0.86, 0.9, cells.other) * smoothstep(0.0, 0.3, cells.border)
+    return tone(base, shade * (1 - 0.28 * gaps) * (1 - 0.5 * dark))
+
+
+def leather(c: Canvas) -> np.ndarray:
+    """Embossed grain of rounded cells, pores, soft folds; sometimes a stitched seam."""
+    dice = c.dice
+    scale = dice.uniform(14, 30)
+    u, v = c.turned(dice.angle())
+    bend = np.float32(dice.uniform(0.2, 0.5))
+    cells = c.cells(u * scale + c.noise(8, 2) * bend, v * scale * dice.uniform(0.75, 1.3) + c.noise(8, 2) * bend)
+    height = smoothstep(0.0, 0.35, cells.border) * (0.7 + 0.3 * cells.number) + 0.12 * c.noise(40, 2)
+    height = height * np.float32(dice.uniform(0.5, 1.0) / scale) + 0.03 * c.noise(3, 2)
+    base = colour(dice, dice.choice(((8, 30), (8, 30), (0, 360))), (0.25, 0.75), (0.22, 0.75))
+    slope = c.slope(height)
+    gloss = dice.uniform(0.0, 0.16) * smoothstep(0.35, 1.2, slope)
+    shade = 1 + dice.uniform(0.2, 0.4) * np.clip(slope, -1.2, 1.2) + 0.06 * c.noise(2, 2)
+    image = tone(base, shade * (0.75 + 0.25 * smoothstep(0.0, 0.15, cells.border))) + gloss[..., None]
+    if dice.chance(0.3):
+        image = _seam(c, image)
+    return image
+
+
+def _seam(c: Canvas, image: np.ndarray) -> np.ndarray:
+    dice = c.dice
+    along, across = c.turned(dice.angle())
+    across = across - np.float32(dice.uniform(-0.7, 0.7))
+    groove = np.exp(-((across / 0.03) ** 2))
+    image = tone(image, 1 - 0.45 * groove + 0.15 * np.exp(-(((across - 0.06) / 0.03) ** 2)))
+    pitch, offset = dice.uniform(0.1, 0.18), dice.uniform(0.07, 0.12)
+    thread = colour(dice, (20, 60), (0.05, 0.6), (0.5, 0.95))
+    phase = (along / np.float32(pitch)) % 1 - 0.5
+    for side in (-offset, offset) if dice.chance(0.5) else (offset,):
+        away = np.maximum(np.abs(phase) * pitch - 0.3 * pitch, 0) ** 2 + (across - np.float32(side)) ** 2
+        stitch = 1 - smoothstep(0.012, 0.022, np.sqrt(away))
+        image = mix(tone(image, 1 - 0.3 * np.exp(-away / 0.0012)), thread, stitch)
+    return image
+
+
+def paper(c: Canvas) -> np.ndarray:
+    """Fibrous sheet, sometimes ruled or printed with rows of type."""
+    dice = c.dice
+    base = colour(dice, (20, 60), (0.0, 0.25), (0.78, 0.97))
+    angle = dice.angle()
+    relief = c.noise(50, 2, stretch=2, angle=angle) * 0.008 + c.noise(6, 2) * 0.01
+    fibres = smoothstep(1.5, 2.4, c.noise(36, 1, stretch=6, angle=angle))
+    fibres = fibres - smoothstep(1.6, 2.4, c.noise(36, 1, stretch=6, angle=angle + dice.uniform(0.6, 2.4)))
+    image = tone(base, 1 + 0.5 * c.slope(relief) * dice.uniform(0.1, 0.5) + dice.uniform(0.01, 0.06) * fibres)
+    kind = dice.choice(("bare", "ruled", "squared", "type"))
+    ink = colour(dice, (200, 260), (0.0, 0.7), (0.1, 0.6))
+    turn = dice.uniform(-0.12, 0.12)
+    u, v = c.turned(turn)
+    if kind in ("ruled", "squared"):
+        pitch = dice.uniform(0.16, 0.3)
+        for axis in (v,) if kind == "ruled" else (u, v):
+            off = np.abs((axis / np.float32(pitch)) % 1 - 0.5) * pitch
+            image = mix(image, ink, c.inside(off - 0.006) * np.float32(0.5))
+    elif kind == "type":
+        image = mix(image, ink, _type(c, u, v) * np.float32(0.8))
+    return image
+
+
+def _type(c: Canvas, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Rows of letter-like marks, [H, W] in [0, 1]."""
+    dice = c.dice
+    row = dice.uniform(0.14, 0.22)
+    line, cell = np.floor(v / row).astype(np.int32), np.floor(u / (row * 0.45)).astype(np.int32)
+    du, dv = u / (row * 0.45) - cell, v / row - line
+    table = dice.table(4, 4096)
+    code = (line * 61 + cell) % 4096
+    letter = (table[0].take(code) > -1.2) & (np.abs(dv - 0.5) < 0.27) & (np.abs(du - 0.5) < 0.4)
+    strokes = np.abs(du - 0.5 + 0.15 * table[1].take(code)) < 0.13
+    strokes |= np.abs(dv - 0.5 + 0.09 * table[2].take(code)) < 0.07
+    return (letter & strokes).astype(np.float32)
+
+
+def marble(c: Canvas) -> np.ndarray:
+    """Polished stone with warped veins of two widths."""
+    dice = c.dice
+    angle = dice.angle()
+    u, v = c.turned(angle)
+    warp = c.noise(2.2, 4) * np.float32(dice.uniform(0.25, 0.6))
+    broad = np.abs(np.sin(dice.uniform(1.5, 4) * (u + warp) * math.pi + dice.angle()))
+    fine = np.abs(c.noise(3.5, 3, stretch=2, angle=angle + 1.2) + 0.3 * warp)
+    light, dark = _marble_colours(c)
+    veins = (1 - smoothstep(0.0, dice.uniform(0.2, 0.5), broad)) * dice.uniform(0.3, 0.9)
+    veins = veins + (1 - smoothstep(0.0, 0.12, fine)) * dice.uniform(0.2, 0.7) * smoothstep(-0.6, 0.8, c.noise(2, 2))
+    cloud = 0.5 + 0.5 * np.tanh(c.noise(2, 4))
+    image = mix(light, dark, np.clip(0.35 * cloud * dice.uniform(0.2, 1) + veins, 0, 1))
+    return tone(image, 1 + 0.015 * c.noise(60))
+
+
+def _marble_colours(c: Canvas) -> tuple[np.ndarray, np.ndarray]:
+    hue = c.dice.uniform(0, 360)
+    light = colour(c.dice, (hue, hue + 30), (0.02, 0.25), (0.7, 0.95))
+    dark = colour(c.dice, (hue, hue + 40), (0.05, 0.4), (0.15, 0.5))
+    return (dark, light) if c.dice.chance(0.3) else (light, dark)
