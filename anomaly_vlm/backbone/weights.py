@@ -111,7 +111,7 @@ def _tag_config(name: str, tag: str | None, *, custom: bool) -> dict[str, Any]:
 
 
 def resolve_activation(asked: str, tag_config: Mapping[str, Any], model_config: Mapping[str, Any]) -> Any:
-    """`auto` becomes what the weights were trained with (open_clip: `ViT-L-14-336` says GELU, its `openai` tag QuickGELU)."""
+    """`auto` becomes what the weights were trained with (open_clip's `ViT-L-14-336` says GELU, its tag QuickGELU)."""
     if asked != "auto":
         return asked
     return "quick_gelu" if tag_config.get("quick_gelu") or model_config.get("quick_gelu") else "gelu"

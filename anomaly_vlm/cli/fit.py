@@ -65,7 +65,7 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     trainer.fit(method, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    trainer.save_checkpoint(last)
+    trainer.save_checkpoint(last, weights_only=False)
     chosen = _choose(cfg, parts, folder)
 
     tester = trainer if trainer.world_size > 1 else build_trainer(cfg, callbacks=[], fitting=False)

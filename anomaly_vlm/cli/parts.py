@@ -42,11 +42,15 @@ class Parts:
 
 
 def make(node: Any, **kwargs: Any) -> Any:
-    """Hydra's `instantiate`, with the suite's own errors as they are and all others in one line."""
+    """Hydra's `instantiate` with plain containers, and with wrong options told in one line.
+
+    `kwargs` are ready objects: they reach the call as they are, where Hydra would turn dataclasses into configurations.
+    """
     try:
-        return instantiate(node, **kwargs)
-    except InstantiationException as error:
-        cause = error.__cause__
+        call = instantiate(node, _convert_="all", _partial_=True)
+        return call if node.get("_partial_") else call(**kwargs)
+    except (InstantiationException, TypeError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, UserError):
             raise cause from error
         if isinstance(cause, TypeError | ValueError):
@@ -73,7 +77,6 @@ def build(cfg: DictConfig, *, sides: tuple[str, ...], data: AnomalyDataModule | 
         optimizer=make(cfg.optimizer) if cfg.optimizer else None,
         scheduler=make(cfg.scheduler) if cfg.scheduler else None,
         metrics=metrics,
-        _convert_="all",
     )
     facts = {
         "method": cfg.name,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anomaly_vlm.data.transforms import image_tensor, mask_tensor
+from anomaly_vlm.data.transforms import normalise, resize_image, resize_mask
 from PIL import Image
 
 from anomaly_vlm.data.types import Batch, Preprocess
@@ -92,10 +92,10 @@ def check_preprocessing(fixture: Fixture) -> None:
         size=fixture.settings["image_size"], mean=clip.mean, std=clip.std, rgb="after", mask_resize="bilinear"
     )
     image = Image.fromarray(fixture.input("in/raw_image_uint8").numpy().astype(np.uint8))
-    fixture.check("out/preprocessed_image", image_tensor(image, wanted))
-    mask = fixture.input("in/raw_mask_uint8").numpy() > 0
+    fixture.check("out/preprocessed_image", normalise(resize_image(image, wanted).float() / 255, wanted))
+    mask = Image.fromarray(fixture.input("in/raw_mask_uint8").numpy().astype(np.uint8))
     expected = fixture.tensors["out/preprocessed_mask"][0] > 0.5
-    assert torch.equal(mask_tensor(mask, wanted).bool(), expected)
+    assert torch.equal(resize_mask(mask, wanted).bool(), expected)
     fixture.mark("out/preprocessed_mask")
 
 
