@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,9 +13,10 @@ import numpy as np
 from anomaly_vlm.metrics._columns import AnyColumn, Column, DeviceColumn, Range, kept_ranges, sorted_blocks
 from anomaly_vlm.metrics._counts import Points, Sorted, distinct, join
 from anomaly_vlm.metrics._inputs import Image
+from anomaly_vlm.metrics._ledger import part_of
 from anomaly_vlm.metrics._options import PixelOptions
 from anomaly_vlm.metrics._split import Split, split
-from anomaly_vlm.metrics._tables import HalfTables, Kind, histogram
+from anomaly_vlm.metrics._tables import HALF_KINDS, HalfTables, Kind, histogram
 
 
 class Row(NamedTuple):
@@ -167,6 +168,50 @@ class ExactStore:
                 self.tables[kind] = copy.deepcopy(table)
         self.table_regions += other.table_regions
         self.table_void |= other.table_void
+
+    def pack(self) -> dict[str, np.ndarray]:
+        """The state as arrays, for checkpoints."""
+        rows = self.rows
+        out = {
+            "normals": self.normals.all(),
+            "scores": self.scores.all(),
+            "weights": _stack([column.all() for column in self.weights], len(self.scores)),
+            "hole_scores": self.hole_scores.all(),
+            "hole_weights": self.hole_weights.all(),
+            "row_numbers": np.array([row.number or 0 for row in rows], np.int64),
+            "row_flags": np.array([(row.number is not None, row.has_void) for row in rows], bool).reshape(-1, 2),
+            "row_ends": np.array([row.ends for row in rows], np.int64).reshape(-1, 3),
+            "row_regions": np.array([row.regions for row in rows], np.int64).reshape(len(rows), -1),
+            "row_spans": np.array([(row.low, row.high) for row in rows], np.float64).reshape(-1, 2),
+            "table_regions": self.table_regions,
+            "table_void": np.array([self.table_void]),
+        }
+        for kind, table in self.tables.items():
+            out.update({f"{kind}.{name}": array for name, array in table.pack().items()})
+        return out
+
+    def unpack(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Fills an empty store."""
+        weights = arrays["weights"]
+        self._append(
+            Split([arrays["normals"]], arrays["scores"], weights, (), arrays["hole_scores"], arrays["hole_weights"])
+        )
+        columns = [arrays[f"row_{name}"].tolist() for name in ("numbers", "flags", "ends", "regions", "spans")]
+        for number, (known, has_void), ends, regions, (low, high) in zip(*columns, strict=True):
+            self.rows.append(Row(number if known else None, tuple(ends), tuple(regions), low, high, has_void))
+        self.table_regions = arrays["table_regions"].copy()
+        self.table_void = bool(arrays["table_void"][0])
+        for kind in HALF_KINDS:
+            if f"{kind}.normals" in arrays:
+                self.tables[kind] = HalfTables(kind, len(self.weights), legacy=self.options.legacy)
+                self.tables[kind].unpack(part_of(arrays, kind))
+
+    def to(self, options: PixelOptions) -> None:
+        """Moves the normal scores to `options.device`."""
+        whole = self.normals.all()
+        self.options = options
+        self.normals = DeviceColumn(options.device) if options.device else Column(np.float32)
+        self.normals.append(whole)
 
 
 def _length(ranges: list[Range]) -> int:

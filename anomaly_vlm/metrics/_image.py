@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from anomaly_vlm.metrics._counts import Above, Points, count_above, distinct, join, sorted_copy
 from anomaly_vlm.metrics._group import Alone
 from anomaly_vlm.metrics._inputs import as_index, as_names, check_image_scores
-from anomaly_vlm.metrics._ledger import Category, Ledger
+from anomaly_vlm.metrics._ledger import Category, Ledger, part_of
 from anomaly_vlm.metrics._names import Values, with_means
 from anomaly_vlm.metrics._options import recall_name
 from anomaly_vlm.metrics._values import scalars
@@ -112,10 +112,33 @@ class ImageEngine:
             f"image_{recall_name(self.recall)}": one.fpr,
         }
 
+    def pack(self) -> dict[str, np.ndarray]:
+        """The state as arrays, for checkpoints."""
+        out = {"recall": np.array([self.recall])}
+        out.update({f"ledger.{key}": array for key, array in self.ledger.pack().items()})
+        for i, name in enumerate(self.ledger.categories):
+            for j, chunk in enumerate(self.chunks.get(name, [])):
+                parts = {key: array for key, array in chunk._asdict().items() if array is not None}
+                out.update({f"chunk{i}_{j}.{key}": array for key, array in parts.items()})
+        return out
+
+    def unpack(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replaces the state. Raises `ValueError` if it was made with other options."""
+        if float(arrays["recall"][0]) != self.recall:
+            raise ValueError(
+                f"the stored metric was made with recall={arrays['recall'][0]:g}, this one with {self.recall:g}"
+            )
+        self.ledger = Ledger.unpack(part_of(arrays, "ledger"))
+        self.chunks = {}
+        for i, name in enumerate(self.ledger.categories):
+            chunks = self.chunks[name] = []
+            while parts := part_of(arrays, f"chunk{i}_{len(chunks)}"):
+                chunks.append(Scored(parts["scores"], parts["anomalous"], parts.get("numbers")))
+
     def check_merge(self, other: ImageEngine) -> None:
         """Raises `ValueError` where `merge` could not take `other` up."""
         if self.recall != other.recall:
-            raise ValueError(f"cannot merge metrics with other options: {other.recall} into {self.recall}")
+            raise ValueError(f"cannot merge a metric of recall={other.recall:g} into one of recall={self.recall:g}")
         self.ledger.check_merge(other.ledger)
 
     def merge(self, other: ImageEngine) -> None:

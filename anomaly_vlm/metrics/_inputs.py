@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,6 +237,26 @@ def _parts(batch: Any, what: str) -> Iterable[Any]:
 
 def _size(array: Tensor | Array) -> str:
     return "x".join(str(side) for side in array.shape)
+
+
+def pack_image(image: Image) -> dict[str, Array]:
+    """An image on the CPU as arrays."""
+    facts = {
+        "kind": image.kind,
+        "category": image.category,
+        "index": image.index,
+        "has_void": image.has_void,
+        "low": image.low,
+        "high": image.high,
+    }
+    out = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8).copy(), "scores": image.scores}
+    return out if image.mask is None else {**out, "mask": image.mask}
+
+
+def unpack_image(arrays: Mapping[str, Array]) -> Image:
+    facts, scores = json.loads(arrays["facts"].tobytes()), arrays["scores"]
+    counts = None if facts["kind"] == "float32" else histogram(scores)
+    return Image(scores=scores, mask=arrays.get("mask"), counts=counts, **facts)
 
 
 def check_image_scores(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:

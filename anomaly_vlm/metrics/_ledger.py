@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -76,6 +77,29 @@ class Ledger:
         _raise_stuck(stuck)
         return mine
 
+    def pack(self) -> dict[str, np.ndarray]:
+        """The ledger as arrays; see `unpack`."""
+        names = list(self.categories)
+        lowest = [self.categories[name] for name in names]
+        return {
+            "names": pack_text(json.dumps(names)),
+            "lowest": np.array([number or 0 for number in lowest], np.int64),
+            "numbered": np.array([number is not None for number in lowest], bool),
+            "seen": np.array(sorted(self.seen), np.int64),
+            "merged": np.array(sorted(self.merged), np.int64),
+            "unnumbered": np.array([self.unnumbered]),
+        }
+
+    @staticmethod
+    def unpack(arrays: Mapping[str, np.ndarray]) -> Ledger:
+        out = Ledger()
+        numbers = zip(arrays["lowest"].tolist(), arrays["numbered"].tolist(), strict=True)
+        names = json.loads(unpack_text(arrays["names"]))
+        out.categories = {n: number if known else None for n, (number, known) in zip(names, numbers, strict=True)}
+        out.seen, out.merged = set(arrays["seen"].tolist()), set(arrays["merged"].tolist())
+        out.unnumbered = bool(arrays["unnumbered"][0])
+        return out
+
     def check_merge(self, other: Ledger) -> None:
         """Raises `ValueError` if a repeat is part of a state that cannot subtract, or only one side has categories."""
         self.check_categories(other.categories)
@@ -91,6 +115,20 @@ class Ledger:
         self.merged |= other.merged
         self.unnumbered |= other.unnumbered
         return repeats
+
+
+def pack_text(text: str) -> np.ndarray:
+    """uint8 bytes of a text."""
+    return np.frombuffer(text.encode(), np.uint8).copy()
+
+
+def unpack_text(array: np.ndarray) -> str:
+    return array.tobytes().decode()
+
+
+def part_of(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays below `prefix.`, without it."""
+    return {key.removeprefix(f"{prefix}."): array for key, array in arrays.items() if key.startswith(f"{prefix}.")}
 
 
 def _raise_stuck(indices: set[int]) -> None:

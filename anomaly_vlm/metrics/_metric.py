@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from torch.nn import Module
 from torchmetrics import Metric
 
 from anomaly_vlm.metrics._group import Alone, current_group
@@ -37,6 +39,7 @@ class EngineMetric(Metric):
         self.share = sync_on_compute
         self._values: Values | None = None  # of the last `compute`, while nothing changed
         self._warned: set[str] = set()
+        self._stored = False  # in `state_dict`
 
     # ---- values --------------------------------------------------------------------------------------------------------
 
@@ -92,6 +95,37 @@ class EngineMetric(Metric):
         self.engines = {name: engine.fresh() for name, engine in self.engines.items()}
         self._warned = set()
         self._changed()
+
+    def persistent(self, mode: bool = False) -> None:
+        """Whether `state_dict` holds the state."""
+        self._stored = mode
+
+    def state_dict(  # type: ignore[override]
+        self, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
+        """Empty, or the state as tensors after `persistent(True)`."""
+        out: dict[str, Any] = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if self._stored:
+            for name, engine in self.engines.items():
+                for key, array in engine.pack().items():
+                    out[f"{prefix}{name}.{key}"] = torch.from_numpy(array.copy())
+        return out
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, engine in self.engines.items():
+            start = f"{prefix}{name}."
+            keys = [key for key in state_dict if key.startswith(start)]
+            if keys:
+                engine.unpack({key.removeprefix(start): state_dict.pop(key).cpu().numpy() for key in keys})
+                self._update_count = max(1, self._update_count)
+                self._changed()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], *args: Any, **kwargs: Any) -> Module:
+        for engine in self.engines.values():
+            if isinstance(engine, PixelEngine) and engine.moves:
+                engine.to(fn(torch.zeros(1, device=engine.options.device or "cpu")).device)
+        return super()._apply(fn, *args, **kwargs)
 
     def merge_state(self, incoming_state: Mapping[str, Any] | Metric) -> None:
         """Takes the state of another metric of the same class and options up, as a higher rank's: its repeats are left out.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -33,8 +33,8 @@ class PixelOptions:
     recall: float
     legacy: bool
     half: bool
-    workers: int | None
-    device: torch.device | None
+    workers: int | None = field(compare=False)
+    device: torch.device | None = field(compare=False)
 
     @staticmethod
     def make(
@@ -91,6 +91,10 @@ class PixelOptions:
     def threads(self) -> int:
         return self.workers or torch.get_num_threads()
 
+    def describe(self) -> str:
+        """What two states must share to be merged or loaded."""
+        return ", ".join(f"{name}={getattr(self, name)}" for name in _STATE_OPTIONS)
+
     def aupro_names(self) -> list[tuple[str, int, float]]:
         """Name, row of the weights and limit of every AUPRO value."""
         return [
@@ -106,3 +110,6 @@ class PixelOptions:
 
 def _as_sequence(value: float | Iterable[float]) -> list[float]:
     return [value] if isinstance(value, int | float) else list(value)
+
+
+_STATE_OPTIONS = ("mode", "bins", "aupro_limits", "connectivity", "recall", "legacy", "half")

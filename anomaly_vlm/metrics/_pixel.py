@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
+
 from anomaly_vlm.metrics._exact import ExactStore, View
 from anomaly_vlm.metrics._group import Alone
-from anomaly_vlm.metrics._inputs import Image, split_images
-from anomaly_vlm.metrics._ledger import Category, Ledger
+from anomaly_vlm.metrics._inputs import Image, pack_image, split_images, unpack_image
+from anomaly_vlm.metrics._ledger import Category, Ledger, pack_text, part_of, unpack_text
 from anomaly_vlm.metrics._names import Values, with_means
 from anomaly_vlm.metrics._options import PixelOptions
 from anomaly_vlm.metrics._pixel_exact import count_categories, values
@@ -22,6 +25,7 @@ class PixelEngine:
 
     def __init__(self, options: PixelOptions) -> None:
         self.options = options
+        self.moves = options.device is not None  # else states stay on the CPU, wherever the metric is moved
         self.ledger = Ledger()
         self.stores: dict[Category, ExactStore] = {}
         self.newest: Image | None = None  # kept apart where the state cannot subtract: it may be a sampler's repeat
@@ -91,10 +95,45 @@ class PixelEngine:
             {name: values(one, self.options) for name, one in counted.items()}, values(pooled, self.options)
         )
 
+    def pack(self) -> dict[str, np.ndarray]:
+        """The state as arrays, for checkpoints."""
+        out = {"options": pack_text(self.options.describe())}
+        out.update({f"ledger.{key}": array for key, array in self.ledger.pack().items()})
+        for i, name in enumerate(self.ledger.categories):
+            if name in self.stores:
+                out.update({f"store{i}.{key}": array for key, array in self.stores[name].pack().items()})
+        if self.newest is not None:
+            out.update({f"newest.{key}": array for key, array in pack_image(self.newest).items()})
+        return out
+
+    def unpack(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replaces the state. Raises `ValueError` if it was made with other options."""
+        made_with = unpack_text(arrays["options"])
+        if made_with != self.options.describe():
+            raise ValueError(f"the stored metric was made with {made_with}, this one with {self.options.describe()}")
+        self.ledger = Ledger.unpack(part_of(arrays, "ledger"))
+        self.stores, self.newest = {}, None
+        for i, name in enumerate(self.ledger.categories):
+            parts = part_of(arrays, f"store{i}")
+            if parts:
+                self._store(name).unpack(parts)
+        newest = part_of(arrays, "newest")
+        if newest:
+            self.newest = unpack_image(newest)
+
+    def to(self, device: torch.device) -> None:
+        """Moves states that were asked to live on an accelerator."""
+        if self.moves:
+            self.options = replace(self.options, device=None if device.type == "cpu" else device)
+            for store in self.stores.values():
+                store.to(self.options)
+
     def check_merge(self, other: PixelEngine) -> None:
         """Raises `ValueError` where `merge` could not take `other` up."""
         if self.options != other.options:
-            raise ValueError(f"cannot merge metrics with other options: {other.options} into {self.options}")
+            raise ValueError(
+                f"cannot merge a metric of {other.options.describe()} into one of {self.options.describe()}"
+            )
         self.ledger.check_merge(other.ledger)
 
     def merge(self, other: PixelEngine) -> None:

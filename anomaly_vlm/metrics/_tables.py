@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from anomaly_vlm.metrics._counts import Points, Sorted, distinct
 
 Kind = Literal["float32", "float16", "bfloat16"]
+HALF_KINDS: tuple[Kind, ...] = ("float16", "bfloat16")
 NON_FINITE = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all exponent bits set: infinity or NaN
 SIZE = 1 << 16
 
@@ -83,6 +85,16 @@ class HalfTables:
         self.weights += other.weights
         if self.holes is not None and other.holes is not None:
             self.holes += other.holes
+
+    def pack(self) -> dict[str, np.ndarray]:
+        """The tables as arrays."""
+        out = {"normals": self.normals, "anomalous": self.anomalous, "weights": self.weights}
+        return out if self.holes is None else {**out, "holes": self.holes}
+
+    def unpack(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.normals, self.anomalous = arrays["normals"].copy(), arrays["anomalous"].copy()
+        self.weights = arrays["weights"].copy()
+        self.holes = arrays["holes"].copy() if "holes" in arrays else None
 
     def points(self) -> Points:
         """The distinct anomalous scores; -0.0 joins +0.0."""

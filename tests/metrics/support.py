@@ -1,16 +1,13 @@
-"""Golden files of the metrics, random cases, and slow references that share nothing with the package."""
+"""Golden files of the metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tests.support.golden import ROOT
-
-EVERYTHING = {"aupro_limits": (0.3, 0.05, 0.1, 1.0), "connectivity": (8, 4), "legacy": True}
 
 
 def golden_files() -> list[Path]:
@@ -71,10 +68,3 @@ def load_golden(path: Path) -> Golden:
         raises=str(arrays["raises"]) if "raises" in arrays else None,
         keys=left,
     )
-
-
-Batches = Callable[[int], list[list[int]]]
-
-
-def in_batches(count: int, size: int) -> list[list[int]]:
-    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]

@@ -12,7 +12,8 @@ import torch
 
 from anomaly_vlm.metrics import AnomalyMetrics, PixelMetrics
 from anomaly_vlm.metrics.functional import image_metrics, pixel_metrics
-from tests.metrics.support import EVERYTHING, Golden, golden_files, in_batches, load_golden
+from tests.metrics.cases import EVERYTHING, in_batches
+from tests.metrics.support import Golden, golden_files, load_golden
 from tests.support.golden import LEDGERS
 
 pytestmark = pytest.mark.golden
