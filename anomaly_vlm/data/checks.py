@@ -17,17 +17,22 @@ TAIL = 4096  # bytes at the end of a file in which its end marker must lie
 
 
 def check_files(samples: Iterable[Sample]) -> None:
-    """Looks at every image and mask file, in threads; drawn samples have none.
+    """Looks at every image and mask file, in threads. A drawn sample has none, or its drawing names them as `files`.
 
     Raises:
         ReadError: names the first bad file in the order of paths, and how many more there are.
     """
-    jobs = sorted({(sample.path, sample.masks) for sample in samples if sample.drawing is None})
+    pairs = (_files(sample) for sample in samples)
+    jobs = sorted({pair for pair in pairs if pair is not None})
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
         bad = [error for error in pool.map(_check, jobs, chunksize=1) if error is not None]
     if bad:
         more = f" (and {len(bad) - 1} more bad files)" if len(bad) > 1 else ""
         raise ReadError(f"{bad[0]}{more}")
+
+
+def _files(sample: Sample) -> tuple[str, tuple[str, ...]] | None:
+    return (sample.path, sample.masks) if sample.drawing is None else getattr(sample.drawing, "files", None)
 
 
 def _check(job: tuple[str, tuple[str, ...]]) -> ReadError | None:

@@ -49,7 +49,7 @@ class AnomalyDataModule(L.LightningDataModule):
         batch_size: of training, on each process. eval_batch_size: of validation, test and prediction.
         num_workers: processes that load images; 0: the main process.
         seed: of order, mosaics and augmentations.
-        mosaic: probability of a 2 x 2 mosaic in training.
+        mosaic: probability of a 2 x 2 mosaic in training. mosaic_on: the data sets whose samples get one; None: all.
         augment: `kornia.augmentation` modules on training images and masks.
         train_limit, eval_limit: use at most so many samples, balanced over category and label.
         cache_mb: preprocessed pixels kept in memory, all sides together, in MB (only with `num_workers` 0); 0: none.
@@ -70,6 +70,7 @@ class AnomalyDataModule(L.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         mosaic: float = 0.0,
+        mosaic_on: Sequence[str] | None = None,
         augment: Sequence[Any] = (),
         train_limit: int | None = None,
         eval_limit: int | None = None,
@@ -79,6 +80,7 @@ class AnomalyDataModule(L.LightningDataModule):
         self.sources = {"train": train, "val": val, "test": test}
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.mosaic = seed, mosaic
+        self.mosaic_on = None if mosaic_on is None else tuple(mosaic_on)
         self.augment = Augment(augment) if len(augment) else None
         self.limits = {"train": train_limit, "val": eval_limit, "test": eval_limit}
         self.preprocess: Preprocess | None = None
@@ -143,6 +145,7 @@ class AnomalyDataModule(L.LightningDataModule):
                 self.preprocess,
                 seed=self.seed,
                 mosaic=self.mosaic if training else 0.0,
+                mosaic_on=self.mosaic_on,
                 augment=self.augment if training else None,
                 cache=self._cache,
                 name=side,

@@ -71,6 +71,7 @@ class AnomalyDataset(Dataset):
         preprocess: the method's.
         seed: of mosaics and augmentations.
         mosaic: probability of a 2 x 2 mosaic of four draws of the same category; label and index stay the sample's.
+        mosaic_on: names of the data sets whose samples get one; None: all.
         augment: operations on image and mask, or None.
         cache: of preprocessed pixels, or None.
         name: of this data set within the cache.
@@ -83,12 +84,13 @@ class AnomalyDataset(Dataset):
         *,
         seed: int = 0,
         mosaic: float = 0.0,
+        mosaic_on: Sequence[str] | None = None,
         augment: Augment | None = None,
         cache: PixelCache | None = None,
         name: str = "",
     ) -> None:
         self.samples, self.preprocess = samples, preprocess
-        self.seed, self.mosaic, self.augment = seed, mosaic, augment
+        self.seed, self.mosaic, self.mosaic_on, self.augment = seed, mosaic, mosaic_on, augment
         self.cache, self.name = cache, name
         self.has_masks = any(sample.kind == "mask" for sample in samples)
         self._category: dict[tuple[str, str], list[int]] = {}
@@ -101,8 +103,7 @@ class AnomalyDataset(Dataset):
     def __getitem__(self, position: int | tuple[int, int]) -> Item:
         epoch, i = position if isinstance(position, tuple) else (0, position)
         sample = self.samples[i]
-        tiled = self.mosaic > 0 and self._random(epoch, i, MOSAIC).random() < self.mosaic
-        pixels = self._tiles(epoch, i) if tiled else self._pixels(i)
+        pixels = self._tiles(epoch, i) or self._pixels(i)
         image, mask, key = pixels.image.float().div(255), self._mask(sample, pixels.mask), pixels.key
         if self.augment is not None:
             image, mask = self.augment(image, mask, int(self._random(epoch, i, AUGMENT).integers(2**63)))
@@ -126,11 +127,12 @@ class AnomalyDataset(Dataset):
             self.cache.put(place, made)
         return made
 
-    def _tiles(self, epoch: int, i: int) -> Pixels:
-        sample = self.samples[i]
+    def _tiles(self, epoch: int, i: int) -> Pixels | None:
+        """The sample's mosaic in this epoch, if the dice say that it gets one."""
+        sample, random = self.samples[i], self._random(epoch, i, MOSAIC)
+        if random.random() >= self.mosaic or (self.mosaic_on is not None and sample.dataset not in self.mosaic_on):
+            return None
         pool = self._category[sample.dataset, sample.category]
-        random = self._random(epoch, i, MOSAIC)
-        random.random()  # the number that chose the mosaic
         tiles = [read_sample(self.samples[pool[j]]) for j in random.integers(len(pool), size=4)]
         image, mask = mosaic(tiles)
         return Pixels(resize_image(image, self.preprocess), resize_mask(mask, self.preprocess), None)

@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from anomaly_vlm.errors import UserError, unknown_choice
 
 log = logging.getLogger("anomaly_vlm")
 SPLITS = ("train", "val", "test", "all")
+PACKAGE = "package:"
 MAKE_VARIABLES = {"test": "DATA", "train": "TRAIN_DATA"}
 
 
@@ -34,14 +36,16 @@ class FileSource:
 
     Args:
         name: of the data set, for tables.
-        root: its folder, relative to the working directory; None where the user must say it.
+        root: its folder, relative to the working directory; `package:NAME/FOLDER` inside an installed package; None where
+            the user must say it.
         reader: `root -> samples` of all splits, from `anomaly_vlm.data.readers`.
-        layout: what the reader expects below `root`, in words. origin: where users get the set. Both for the message.
+        layout: what the reader expects below `root`, in words. origin: where users get the set, if anywhere; for messages.
         split: `train`, `val`, `test` or `all`.
         categories: only these, by their names on disk; None for all.
         official_categories: all that the complete set has; a warning tells what is missing.
         class_words: name on disk -> word for prompts and tables, in place of the official one.
         mask_threshold: a mask value above it is anomalous, 0 to 254 (of 255).
+        protocol: which reading of the set this is, where there are several, for the line that says what was used.
 
     Raises:
         UserError: a wrong option; from `samples`, a missing or empty root, unknown categories, or what the reader finds.
@@ -54,12 +58,13 @@ class FileSource:
         root: str | Path | None,
         reader: Callable[[Path], list[Sample]],
         layout: str,
-        origin: str,
+        origin: str = "",
         split: str = "test",
         categories: Iterable[str] | None = None,
         official_categories: Iterable[str] | None = None,
         class_words: Mapping[str, str] | None = None,
         mask_threshold: int = 0,
+        protocol: str = "",
     ) -> None:
         if split not in SPLITS:
             raise unknown_choice("split", str(split), SPLITS)
@@ -67,7 +72,8 @@ class FileSource:
             raise UserError(f"mask_threshold is {mask_threshold!r}: give a whole number from 0 to 254")
         inspect.signature(reader).bind(Path())  # a misspelt option of the reader shows here
         self.name, self.reader, self.layout, self.origin, self.split = name, reader, layout, origin, split
-        self.root = None if root is None else Path(root).expanduser()
+        self.root = None if root is None else str(root)
+        self.protocol = protocol
         self.categories = None if categories is None else _names(categories)
         self.official = None if official_categories is None else _names(official_categories)
         self.class_words = {str(key): str(word) for key, word in (class_words or {}).items()}
@@ -76,9 +82,9 @@ class FileSource:
 
     @property
     def note(self) -> str:
-        """What of the set is used, in words, where it is not the whole test split."""
-        parts = [] if self.split == "test" else [f"{self.split} split" if self.split != "all" else "all splits"]
-        return ", ".join(parts + (self.categories or []))
+        """Which reading and which part of the set is used, in words."""
+        split = {"test": "", "all": "all splits"}.get(self.split, f"{self.split} split")
+        return ", ".join(part for part in (self.protocol, split, *(self.categories or ())) if part)
 
     def samples(self, side: str) -> list[Sample]:
         root = self._root(side)
@@ -106,16 +112,22 @@ class FileSource:
     def _root(self, side: str) -> Path:
         if self.root is None:
             raise self._absent(side, f"{self.name}: no folder given")
-        if not self.root.exists():
-            raise self._absent(side, f"{self.name}: no folder '{self.root}'")
-        return self.root
+        root = Path(self.root).expanduser()
+        if self.root.startswith(PACKAGE):
+            package, _, inside = self.root.removeprefix(PACKAGE).partition("/")
+            # Found without importing, as a plain name: the files are all that counts, no code is run.
+            spec = find_spec(package) if package.isidentifier() else None
+            if spec is None or not spec.submodule_search_locations:
+                raise self._absent(side, f"{self.name}: package {package} is not installed")
+            root = Path(spec.submodule_search_locations[0]) / inside
+        if not root.exists():
+            raise self._absent(side, f"{self.name}: no folder '{root}'")
+        return root
 
     def _absent(self, side: str, found: str) -> UserError:
         make = f" (make: {MAKE_VARIABLES[side]}=FOLDER)" if side in MAKE_VARIABLES and not self.place else ""
-        return UserError(
-            f"{found}: expected {self.layout}; get it from {self.origin}, then set"
-            f" dataset.{side}.{self.place}root=FOLDER{make}"
-        )
+        get = f"get it from {self.origin}, then " if self.origin else ""
+        return UserError(f"{found}: expected {self.layout}; {get}set dataset.{side}.{self.place}root=FOLDER{make}")
 
     def _chosen(self, found: list[Sample]) -> list[Sample]:
         present = {sample.category for sample in found}
@@ -184,7 +196,6 @@ def folder_source(images: Path, category: str) -> dict[str, Any]:
         "name": images.resolve().name,
         "root": str(images),
         "layout": "image files, in sub-folders or not",
-        "origin": "your own images",
         "reader": {
             "_target_": "anomaly_vlm.data.readers.folder.read_unlabelled",
             "_partial_": True,
