@@ -96,21 +96,23 @@ def translate(error: Exception, overrides: Iterable[str]) -> UserError:
     if found := re.search(r"You must specify '(\w+)'", text):
         return UserError(f"no {found[1]} given: add {found[1]}=NAME, one of {', '.join(choices(found[1]))}")
     if found := re.search(r"Could not override '([\w@./]+)'", text):
-        return _unknown_key(found[1])
+        return _unknown_key(found[1], overrides)
     if found := re.search(r"(?:full_key|Key '[^']*' is not in struct).*?full_key: ([\w.@]+)", text, re.S):
-        return _unknown_key(found[1])
+        return _unknown_key(found[1], overrides)
     if "Multi-value" in text or "sweep" in text.lower():
         return UserError(f"several values in one run ({' '.join(overrides)}): use 'anomaly-vlm sweep' for that")
     return UserError(f"the overrides do not fit: {text.splitlines()[0]}")
 
 
-def _unknown_key(key: str) -> UserError:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        first = choices("method")[0]
-        known = flat_keys(hydra.compose("train", [f"method={first}"]))
+def _unknown_key(key: str, overrides: Iterable[str]) -> UserError:
+    """Names the nearest keys of the configuration that the chosen groups compose."""
     group = key.split("@")[0]
     if group in GROUPS:
-        return unknown_choice("data side", key, [f"{group}@dataset.train", f"{group}@dataset.test"])
+        return unknown_choice("data side", key, [f"source@dataset.{side}" for side in ("train", "test", "val")])
+    chosen = [word for word in overrides if word.split("=")[0].split("@")[0] in GROUPS]
+    method = [] if any(word.startswith("method=") for word in chosen) else [f"method={choices('method')[0]}"]
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        known = flat_keys(hydra.compose("train", [*method, *chosen]))
     return unknown_choice_short(key, [*known, *GROUPS])
 
 

@@ -72,7 +72,7 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     trained_on = trained_on_of(spec)
     parts.facts["data"] = f"{trained_on}, {parts.data.describe('test')}"
     say(f"{parts.facts['method']} on {parts.facts['backbone']}: {parts.facts['data']}")
-    trainer = build_trainer(cfg, callbacks=[], fitting=False)
+    trainer = build_trainer(cfg, callbacks=[])
     trainer.test(parts.method, datamodule=parts.data, verbose=False)
     if is_first_process():
         OmegaConf.save(cfg, folder / "config.yaml")

@@ -46,7 +46,7 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     untrained: dict[str, float] = {}
     compare = parts.facts["random_weights"] if cfg.compare_untrained is None else cfg.compare_untrained
     if compare and not last.is_file():
-        build_trainer(cfg, callbacks=[], fitting=False).test(method, datamodule=data, verbose=False)
+        build_trainer(cfg, callbacks=[]).test(method, datamodule=data, verbose=False)
         untrained = dict(method.results)
         OmegaConf.save(
             {"untrained": {k: v for k, v in untrained.items() if k.startswith("mean/")}}, folder / "untrained.yaml"
@@ -54,8 +54,8 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     elif (folder / "untrained.yaml").is_file():
         untrained = dict(OmegaConf.load(folder / "untrained.yaml").untrained)
 
-    savers = _savers(cfg, folder, validating=data.selection_side is not None)
-    trainer = build_trainer(cfg, callbacks=savers, fitting=True)
+    validating = data.selection_side is not None
+    trainer = build_trainer(cfg, callbacks=_savers(cfg, folder, validating), fitting=True, validating=validating)
     for logger in trainer.loggers:
         logger.log_hyperparams({key: str(parts.facts[key]) for key in ("method", "backbone", "data", "seed")})
     resume = str(last) if last.is_file() else None
@@ -68,7 +68,7 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     trainer.save_checkpoint(last, weights_only=False)
     chosen = _choose(cfg, parts, folder)
 
-    tester = trainer if trainer.world_size > 1 else build_trainer(cfg, callbacks=[], fitting=False)
+    tester = trainer if trainer.world_size > 1 else build_trainer(cfg, callbacks=[])
     tester.test(method, datamodule=data, verbose=False)
     results = method.results
     for logger in trainer.loggers:
@@ -91,7 +91,7 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     return results.get(f"mean/{cfg.selection_metric}", float("nan"))
 
 
-def _savers(cfg: DictConfig, folder: Path, *, validating: bool) -> list[Any]:
+def _savers(cfg: DictConfig, folder: Path, validating: bool) -> list[Any]:
     """The state to resume from, every few steps; and the best epoch where one is chosen."""
     saver = partial(
         ModelCheckpoint,

@@ -119,17 +119,21 @@ def build_data(cfg: DictConfig, sides: tuple[str, ...]) -> AnomalyDataModule:
     )
 
 
-def build_trainer(cfg: DictConfig, *, callbacks: list[Callback], fitting: bool) -> L.Trainer:
-    """The trainer, with loggers only where something is fitted."""
+def build_trainer(
+    cfg: DictConfig, *, callbacks: list[Callback], fitting: bool = False, validating: bool = False
+) -> L.Trainer:
+    """The trainer, with loggers only where something is fitted, and a validation loop only where an epoch is chosen."""
     bar = progress_bar(cfg.callbacks.progress)
     extra = [make(node) for node in cfg.callbacks.extra] if fitting else []
     loggers = [_logger(node) for node in cfg.logger.values()] if fitting else False
     quiet_lightning()
+    loops = {} if validating or not fitting else {"limit_val_batches": 0}
     trainer: L.Trainer = make(
         cfg.trainer,
         callbacks=[*callbacks, *([bar] if bar is not None else []), *extra],
         logger=loggers,
         enable_progress_bar=bar is not None,
+        **loops,
         enable_checkpointing=any(type(c).__name__ == "ModelCheckpoint" for c in callbacks),
     )
     return trainer
@@ -154,6 +158,8 @@ def quiet_lightning() -> None:
     """Lightning's advice about workers, devices and services is noise to a user who chose none of them."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # the frozen towers; that is meant
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Consider setting `persistent_workers=True`.*")
     warnings.filterwarnings("ignore", ".*`isinstance.treespec, LeafSpec.` is deprecated.*")

@@ -52,7 +52,7 @@ def execute(cfg: DictConfig, spec: str | None, images: Path, category: str, fold
         load_any(parts.method, spec)
     say(f"{parts.facts['method']} on {parts.facts['backbone']}: {parts.data.describe('test')}")
     writer = _writer(parts, folder)
-    trainer = build_trainer(cfg, callbacks=[writer], fitting=False)
+    trainer = build_trainer(cfg, callbacks=[writer])
     trainer.predict(parts.method, dataloaders=parts.data.predict_dataloader(), return_predictions=False)
     say(f"scores: {folder / 'scores.csv'}, heat maps: {folder / 'pictures'}")
 
