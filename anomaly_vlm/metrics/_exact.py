@@ -181,7 +181,7 @@ class ExactStore:
             "row_numbers": np.array([row.number or 0 for row in rows], np.int64),
             "row_flags": np.array([(row.number is not None, row.has_void) for row in rows], bool).reshape(-1, 2),
             "row_ends": np.array([row.ends for row in rows], np.int64).reshape(-1, 3),
-            "row_regions": np.array([row.regions for row in rows], np.int64).reshape(len(rows), -1),
+            "row_regions": np.array([row.regions for row in rows], np.int64).reshape(len(rows), len(self.weights)),
             "row_spans": np.array([(row.low, row.high) for row in rows], np.float64).reshape(-1, 2),
             "table_regions": self.table_regions,
             "table_void": np.array([self.table_void]),

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anomaly_vlm.metrics._counts import Above, Points, count_above, distinct, join, sorted_copy
+from anomaly_vlm.metrics._curves import Polygon, exact_polygons
 from anomaly_vlm.metrics._group import Alone
 from anomaly_vlm.metrics._inputs import as_index, as_names, check_image_scores
-from anomaly_vlm.metrics._ledger import Category, Ledger, part_of
+from anomaly_vlm.metrics._ledger import Category, Ledger, part_of, pick
 from anomaly_vlm.metrics._names import Values, with_means
 from anomaly_vlm.metrics._options import recall_name
 from anomaly_vlm.metrics._values import scalars
@@ -101,6 +102,11 @@ class ImageEngine:
         categories = {name: self._values(*part) for name, part in self.counts(group, more).items()}
         pooled = categories.pop(None)
         return with_means(categories, pooled)
+
+    def polygons(self, group: Alone, category: Category) -> dict[str, Polygon]:
+        """ROC and PR of a category, of all images for None."""
+        counts = self.counts(group)
+        return exact_polygons(*pick(counts, counts[None], category), None)
 
     def _values(self, points: Points, above: Above, normals: int) -> Values:
         one = scalars(points, above, normals, self.recall)

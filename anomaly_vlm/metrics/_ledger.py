@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from anomaly_vlm.metrics._group import Alone
 
 Category = str | None
+T = TypeVar("T")
+
+
+def pick(categories: Mapping[Category, T], pooled: T, category: Category) -> T:
+    """What belongs to a category, or to all for None. Raises `ValueError` for one that was not seen."""
+    if category is None:
+        return pooled
+    if category not in categories:
+        known = ", ".join(str(name) for name in categories if name is not None) or "none"
+        raise ValueError(f"no image of category {category!r} was seen: choose one of {known}, or None for all")
+    return categories[category]
 
 
 class Ledger:

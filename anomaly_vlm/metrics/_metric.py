@@ -9,13 +9,75 @@ import torch
 from torch.nn import Module
 from torchmetrics import Metric
 
+from anomaly_vlm.metrics._curves import Curve, thinned
 from anomaly_vlm.metrics._group import Alone, current_group
 from anomaly_vlm.metrics._image import ImageEngine
 from anomaly_vlm.metrics._ledger import warn_unnumbered
 from anomaly_vlm.metrics._names import Values, warn_undefined
 from anomaly_vlm.metrics._pixel import PixelEngine
+from anomaly_vlm.metrics._plot import draw_curves
 
 Engine = PixelEngine | ImageEngine
+
+
+class CurveMetric:
+    """Curves and drawings of a metric with engines."""
+
+    def curves(
+        self: Any, category: str | None = None, points: int = 1000, *, level: str | None = None
+    ) -> dict[str, Curve]:
+        """ROC, PR and (pixels) PRO for drawing; every process of the group must call it.
+
+        Args:
+            category: one that was seen; None: all images as one.
+            points: vertices are thinned to a vertical error below `1 / points`.
+            level: `pixel` or `image` where the metric has both; default the first.
+
+        Returns:
+            `roc`, `pr`, `pro`, each `(x, y)` of float64 [K]; empty where undefined. Binned: through the ends of the bins.
+
+        Raises:
+            ValueError: unknown category or level.
+        """
+        level = level or next(iter(self.engines))
+        if level not in self.engines:
+            raise ValueError(f"level is {level!r}: choose one of {', '.join(self.engines)}")
+        return thinned(self.engines[level].polygons(self._group(), category), points)
+
+    def plot(
+        self: Any,
+        val: Any = None,
+        ax: Any = None,
+        *,
+        curve: str | None = None,
+        category: str | None = None,
+        level: str | None = None,
+    ) -> tuple[Any, Any]:
+        """Draws curves (needs matplotlib, extra `plot`), or given results as torchmetrics does.
+
+        Args:
+            val: results of `compute` or `forward`; None: draw curves.
+            ax: matplotlib axes for one curve; None makes a figure.
+            curve: `roc`, `pr` or `pro`; None for all.
+            category, level: as of `curves`.
+
+        Returns:
+            Figure (None where `ax` was given) and axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+            ValueError: unknown curve, category or level.
+        """
+        if val is not None:
+            return self._plot(val, ax)
+        level = level or next(iter(self.engines))
+        curves, values = self.curves(category, level=level), self.values()
+        known = values if category is None else {name.removeprefix(f"{category}/"): v for name, v in values.items()}
+        texts = {}
+        for name, title in {"roc": "auroc", "pr": "ap", "pro": "aupro"}.items():
+            value = known.get(f"{level}_{title}", values.get(f"pooled/{level}_{title}"))
+            texts[name] = title.upper() if value is None else f"{title.upper()} {value:.4f}"
+        return draw_curves(curves, texts, curve, ax)
 
 
 class EngineMetric(Metric):

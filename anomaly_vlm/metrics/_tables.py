@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import torch
 
 from anomaly_vlm.metrics._counts import Points, Sorted, distinct
 
@@ -18,10 +17,14 @@ SIZE = 1 << 16
 
 def pattern_values(kind: Kind) -> np.ndarray:
     """float32 value of every bit pattern; NaN and infinities included."""
-    bits = np.arange(SIZE, dtype=np.uint16)
+    return half_values(np.arange(SIZE, dtype=np.uint16), kind)
+
+
+def half_values(bits: np.ndarray, kind: Kind) -> np.ndarray:
+    """float32 values of uint16 bit patterns."""
     if kind == "float16":
         return bits.view(np.float16).astype(np.float32)
-    return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def histogram(bits: np.ndarray) -> np.ndarray:

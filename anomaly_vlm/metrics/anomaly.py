@@ -7,16 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
+from anomaly_vlm.metrics._engines import pixel_engine
 from anomaly_vlm.metrics._group import Alone
 from anomaly_vlm.metrics._image import ImageEngine
 from anomaly_vlm.metrics._inputs import ArrayLike, Image, as_names, to_numpy
-from anomaly_vlm.metrics._metric import EngineMetric
+from anomaly_vlm.metrics._metric import CurveMetric, EngineMetric
 from anomaly_vlm.metrics._names import Values, as_tensors
 from anomaly_vlm.metrics._options import PixelOptions, checked_recall
 from anomaly_vlm.metrics._pixel import PixelEngine
 
 
-class AnomalyMetrics(EngineMetric):
+class AnomalyMetrics(CurveMetric, EngineMetric):
     """What `PixelMetrics` and `ImageMetrics` give, in one dict.
 
     Images without a mask feed the image part only; a set without any gives NaN pixel values, so that the names are the
@@ -31,7 +32,7 @@ class AnomalyMetrics(EngineMetric):
         self, pixel: Mapping[str, Any] | None = None, image: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
         engines: dict[str, PixelEngine | ImageEngine] = {
-            "pixel": PixelEngine(PixelOptions.make(**(pixel or {}))),
+            "pixel": pixel_engine(PixelOptions.make(**(pixel or {}))),
             "image": ImageEngine(checked_recall(**{"recall": 0.95, **(image or {})})),
         }
         super().__init__(engines, **kwargs)

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from anomaly_vlm.metrics._engines import pixel_engine
 from anomaly_vlm.metrics._group import Alone
 from anomaly_vlm.metrics._image import ImageEngine
 from anomaly_vlm.metrics._inputs import ArrayLike
 from anomaly_vlm.metrics._names import as_tensors
 from anomaly_vlm.metrics._options import PixelOptions, checked_recall
-from anomaly_vlm.metrics._pixel import PixelEngine
 
 
 def pixel_metrics(
@@ -40,7 +40,7 @@ def pixel_metrics(
         >>> float(pixel_metrics(scores, mask)["pixel_f1_max"])
         0.8
     """
-    engine = PixelEngine(PixelOptions.make(**options))
+    engine = pixel_engine(PixelOptions.make(**options))
     engine.commit(engine.prepare(maps, masks, category, index))
     return as_tensors(engine.results(Alone()))
 

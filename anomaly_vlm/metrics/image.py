@@ -10,12 +10,12 @@ from torch import Tensor
 from anomaly_vlm.metrics._group import Alone
 from anomaly_vlm.metrics._image import ImageEngine
 from anomaly_vlm.metrics._inputs import ArrayLike
-from anomaly_vlm.metrics._metric import EngineMetric
+from anomaly_vlm.metrics._metric import CurveMetric, EngineMetric
 from anomaly_vlm.metrics._names import Values, as_tensors
 from anomaly_vlm.metrics._options import checked_recall
 
 
-class ImageMetrics(EngineMetric):
+class ImageMetrics(CurveMetric, EngineMetric):
     """Image AUROC, AP, F1-max with its threshold, and FPR at a recall; always exact.
 
     Names `image_auroc`, `image_ap`, `image_f1_max`, `image_f1_max_threshold`, `image_fpr95`; formulas, categories and

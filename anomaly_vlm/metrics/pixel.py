@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomaly_vlm.metrics._engines import pixel_engine
 from anomaly_vlm.metrics._group import Alone
 from anomaly_vlm.metrics._inputs import ArrayLike
-from anomaly_vlm.metrics._metric import EngineMetric
+from anomaly_vlm.metrics._metric import CurveMetric, EngineMetric
 from anomaly_vlm.metrics._names import Values, as_tensors
 from anomaly_vlm.metrics._options import PixelOptions
-from anomaly_vlm.metrics._pixel import PixelEngine
 
 
-class PixelMetrics(EngineMetric):
+class PixelMetrics(CurveMetric, EngineMetric):
     r"""Pixel AUROC, AP, F1-max with its threshold, FPR at a recall and AUPRO; one sort and one labelling of regions for all.
 
     Scores are used as they are (no sigmoid, no rescaling); higher = more anomalous. With `P` anomalous and `N` normal pixels
@@ -81,7 +81,7 @@ class PixelMetrics(EngineMetric):
         options = PixelOptions.make(
             mode, bins, aupro_limits, connectivity, recall, legacy, half, workers=workers, device=device
         )
-        super().__init__({"pixel": PixelEngine(options)}, **kwargs)
+        super().__init__({"pixel": pixel_engine(options)}, **kwargs)
 
     def update(
         self,

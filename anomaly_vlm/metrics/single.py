@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomaly_vlm.metrics._engines import pixel_engine
 from anomaly_vlm.metrics._group import Alone
 from anomaly_vlm.metrics._image import ImageEngine
 from anomaly_vlm.metrics._inputs import ArrayLike
@@ -48,7 +49,7 @@ class SingleMetric(EngineMetric):
     def _engines(self, options: PixelOptions) -> dict[str, PixelEngine | ImageEngine]:
         """The engines of both levels, without work that the value does not need."""
         pixel = replace(options, aupro_limits=(), connectivity=())
-        return {"pixel": PixelEngine(pixel), "image": ImageEngine(options.recall)}
+        return {"pixel": pixel_engine(pixel), "image": ImageEngine(options.recall)}
 
     @property
     def value_name(self) -> str:
@@ -182,7 +183,7 @@ class AUPRO(SingleMetric):
         options = replace(
             options, aupro_limits=asked.aupro_limits, connectivity=asked.connectivity, legacy=asked.legacy
         )
-        return {"pixel": PixelEngine(options)}
+        return {"pixel": pixel_engine(options)}
 
     @property
     def value_name(self) -> str:

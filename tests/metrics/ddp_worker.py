@@ -1,4 +1,4 @@
-"""Gloo groups: `python -m tests.metrics.ddp_worker FOLDER WORLD...`. Every rank is forked from here and writes its results."""
+"""Gloo groups: `python -m tests.metrics.ddp_worker FOLDER WORLD...`. Every rank is forked here and writes its results."""
 
 from __future__ import annotations
 
@@ -99,6 +99,22 @@ def images(rank: int, world: int) -> Results:
     return as_floats(metric.compute())
 
 
+def binned(rank: int, world: int) -> Results:
+    metric = PixelMetrics(mode="binned", bins=64, connectivity=(8, 4))
+    feed(metric, random_case(13), padded_shares(23, world)[rank])
+    return as_floats(metric.compute())
+
+
+def binned_idle(rank: int, world: int) -> Results:
+    """One rank has seen nothing; one category is on one rank only; half maps."""
+    metric = PixelMetrics(mode="binned")
+    if rank:
+        feed(metric, random_case(14), list(range(rank - 1, 23, world - 1)), cast=torch.float16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return as_floats(metric.compute())
+
+
 def stuck(rank: int, world: int) -> Results:
     """A repeat in the middle of a half-precision state cannot be subtracted: every rank says so."""
     metric = PixelMetrics()
@@ -122,7 +138,8 @@ def forward(rank: int, world: int) -> Results:
 
 
 CASES: dict[str, Callable[[int, int], Results]] = {
-    part.__name__: part for part in (padded, half, mixed, idle, shared, unnumbered, images, stuck, forward)
+    part.__name__: part
+    for part in (padded, half, mixed, idle, shared, unnumbered, images, binned, binned_idle, stuck, forward)
 }
 
 

@@ -105,6 +105,19 @@ def test_image_level(group: list[dict[str, Results]]) -> None:
     same([part["images"] for part in group], image_metrics(case.scores, case.labels, category=case.category))
 
 
+def test_binned(group: list[dict[str, Results]]) -> None:
+    case = random_case(13)
+    expected = pixel_metrics(case.maps, case.masks, category=case.category, mode="binned", bins=64, connectivity=(8, 4))
+    same([part["binned"] for part in group], expected)
+
+
+def test_binned_with_an_idle_rank(group: list[dict[str, Results]]) -> None:
+    case = random_case(14)
+    maps = [part.astype(np.float16) for part in case.maps]
+    expected = pixel_metrics(maps, case.masks, category=case.category, mode="binned")
+    same([part["binned_idle"] for part in group], expected)
+
+
 def test_repeats_that_cannot_be_subtracted_raise_everywhere(group: list[dict[str, Results]]) -> None:
     assert [part["stuck"]["named"] for part in group] == [1.0] * len(group)
 
@@ -124,18 +137,19 @@ def test_forward_is_of_one_process(group: list[dict[str, Results]]) -> None:
 
 @pytest.mark.parametrize("cast", [torch.float32, torch.float16])
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_merge_state_does_the_same_in_one_process(cast: torch.dtype, ranks: int) -> None:
+@pytest.mark.parametrize("options", [EVERYTHING, {"mode": "binned", "bins": 50}], ids=["exact", "binned"])
+def test_merge_state_does_the_same_in_one_process(cast: torch.dtype, ranks: int, options: dict) -> None:
     case = random_case(10)
     parts = []
     for share in padded_shares(23, ranks):
-        parts.append(PixelMetrics(**EVERYTHING))
+        parts.append(PixelMetrics(**options))
         ddp_worker.feed(parts[-1], case, share, cast=cast)
     for part in parts[1:]:
         parts[0].merge_state(part)
     maps = [torch.from_numpy(part).to(cast) for part in case.maps]
     same(
         [ddp_worker.as_floats(parts[0].compute())],
-        pixel_metrics(maps, case.masks, category=case.category, **EVERYTHING),
+        pixel_metrics(maps, case.masks, category=case.category, **options),
     )
 
 

@@ -1,0 +1,113 @@
+"""ROC, PR and PRO curves as polygons, thinned for drawing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomaly_vlm.metrics._counts import Above, Points
+from anomaly_vlm.metrics._interval import Descending
+from anomaly_vlm.metrics._sketch import Sketch
+from anomaly_vlm.metrics._values import pro_curve
+
+AXES = {
+    "roc": ("false-positive rate", "true-positive rate"),
+    "pr": ("recall", "precision"),
+    "pro": ("false-positive rate", "mean region overlap"),
+}
+
+
+class Curve(NamedTuple):
+    """Vertices: x ascending, y; both [K] float64 in [0, 1]. Empty where undefined."""
+
+    x: Tensor
+    y: Tensor
+
+
+Polygon = tuple[np.ndarray, np.ndarray]
+EMPTY: Polygon = (np.empty(0), np.empty(0))
+
+
+def exact_polygons(points: Points, above: Above, normals: int, regions: int | None) -> dict[str, Polygon]:
+    """All vertices of the curves. Between two anomalous scores only the false-positive rate grows.
+
+    Args:
+        regions: number of regions of the first connectivity; None leaves PRO out.
+    """
+    hits = np.cumsum(points.counts[::-1])
+    total = int(hits[-1]) if hits.size else 0
+    out = {"roc": EMPTY, "pr": EMPTY, **({} if regions is None else {"pro": EMPTY})}
+    if total == 0 or normals == 0:
+        return out
+    as_region = Points(points.values, points.counts, points.counts[None] / total)
+    roc = pro_curve(as_region, above, normals, 1)  # TPR: the overlap with one region of all anomalous items
+    assert roc is not None
+    out["roc"] = (roc.fpr, roc.overlap)
+    precision = hits / (hits + above.at_least[::-1])
+    out["pr"] = (np.concatenate([[0.0], hits / total]), np.concatenate([precision[:1], precision]))
+    if regions:
+        pro = pro_curve(points, above, normals, regions)
+        assert pro is not None
+        out["pro"] = (pro.fpr, pro.overlap)
+    return out
+
+
+def binned_polygons(sketch: Sketch) -> dict[str, Polygon]:
+    """Curves through the ends of the bins."""
+    b = Descending.of(sketch)
+    out = {"roc": EMPTY, "pr": EMPTY, **({"pro": EMPTY} if sketch.regions.size else {})}
+    if not b.hits.size or not b.hits[-1] or not b.false[-1]:
+        return out
+    fpr, recall = b.false / b.false[-1], b.hits / b.hits[-1]
+    some = b.p > 0
+    precision = (b.hits / (b.hits + b.false))[some]
+    out["roc"] = (_from_zero(fpr), _from_zero(recall))
+    out["pr"] = (_from_zero(recall[some]), np.concatenate([precision[:1], precision]))
+    if sketch.regions.size and sketch.regions[0]:
+        overlap = np.cumsum(sketch.bins.weights[0][::-1]) / int(sketch.regions[0])
+        out["pro"] = (_from_zero(fpr), _from_zero(overlap))
+    return out
+
+
+def _from_zero(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0.0], values])
+
+
+def thinned(polygons: dict[str, Polygon], points: int) -> dict[str, Curve]:
+    """Fewer vertices, with a vertical error below `1 / points` everywhere."""
+    if points < 1:
+        raise ValueError(f"points is {points}: give at least 1; the error is below 1 / points")
+    out = {}
+    for name, (x, y) in polygons.items():
+        kept = _thin_function(x, y, 1 / points) if name == "pr" else _thin_rising(y, points)
+        out[name] = Curve(torch.from_numpy(x[kept].copy()), torch.from_numpy(y[kept].copy()))
+    return out
+
+
+def _thin_rising(y: np.ndarray, points: int) -> np.ndarray:
+    """First and last vertex of each level `floor(points * y)`: within a level y differs by less than `1 / points`."""
+    level = np.floor(y * points)
+    change = np.flatnonzero(level[1:] != level[:-1])
+    return np.unique(np.concatenate([[0], change, change + 1, [y.size - 1]])) if y.size else np.empty(0, np.intp)
+
+
+def _thin_function(x: np.ndarray, y: np.ndarray, error: float) -> np.ndarray:
+    """Ramer-Douglas-Peucker with vertical distances; x strictly ascending. O(K log K) on most curves."""
+    if x.size < 3:
+        return np.arange(x.size)
+    keep = np.zeros(x.size, bool)
+    keep[[0, -1]] = True
+    spans = [(0, x.size - 1)]
+    while spans:
+        first, last = spans.pop()
+        slope = (y[last] - y[first]) / (x[last] - x[first])
+        inside = slice(first + 1, last)
+        distance = np.abs(y[first] + slope * (x[inside] - x[first]) - y[inside])
+        if distance.size and distance.max() >= error:
+            middle = first + 1 + int(distance.argmax())
+            keep[middle] = True
+            spans += [(first, middle), (middle, last)]
+    return np.flatnonzero(keep)
