@@ -107,7 +107,9 @@ def test_a_file_that_breaks_after_the_check_ends_the_run_with_one_line(
 
 def test_checkpoints(refused: Refused, trained: Path, tmp_path: Path) -> None:
     ckpt = trained / "checkpoints" / "last.ckpt"
-    assert "made by method=adaclip, this run says method=faprompt" in refused(["evaluate", f"ckpt={ckpt}", "method=faprompt"])
+    assert "made by method=adaclip, this run says method=faprompt" in refused(
+        ["evaluate", f"ckpt={ckpt}", "method=faprompt"]
+    )
     assert "made by backbone=tiny_random" in refused(["evaluate", f"ckpt={ckpt}", "backbone=vit_b16"])
     other = refused(["evaluate", f"ckpt={ckpt}", "backbone.random_seed=5"])
     assert "other backbone weights" in other and "fingerprint" in other
@@ -156,7 +158,12 @@ def test_an_output_folder_that_cannot_be_written(refused: Refused, tmp_path: Pat
 def test_image_labels_cannot_feed_a_pixel_loss(refused: Refused, tmp_path: Path) -> None:
     for name in ("no", "yes"):
         picture(tmp_path / "mri" / name / "1.jpg")
-    words = [*QUICK, "source@dataset.train=brain_mri", f"dataset.train.root={tmp_path / 'mri'}", "compare_untrained=false"]
+    words = [
+        *QUICK,
+        "source@dataset.train=brain_mri",
+        f"dataset.train.root={tmp_path / 'mri'}",
+        "compare_untrained=false",
+    ]
     assert "image labels only" in refused(["train", *words])
 
 
@@ -167,7 +174,9 @@ def test_a_method_that_learns_nothing(refused: Refused) -> None:
 
 def test_the_real_program_answers_at_once() -> None:
     """The console script itself: no traceback, nothing imported that takes long."""
-    script = shutil.which("anomaly-vlm", path=str(Path(sys.executable).parent)) or pytest.fail("anomaly-vlm is not installed")
+    script = shutil.which("anomaly-vlm", path=str(Path(sys.executable).parent)) or pytest.fail(
+        "anomaly-vlm is not installed"
+    )
     done = subprocess.run([script, "train", "method=adaclip", "epochss=1"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1 and "nearest are epochs" in done.stderr

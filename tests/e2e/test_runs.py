@@ -71,7 +71,12 @@ def test_predict_on_unlabelled_images_of_any_kind(trained: Path, tmp_path: Path)
     ckpt = trained / "checkpoints" / "last.ckpt"
     assert main(["predict", f"ckpt={ckpt}", f"images={folder}", "category=metal part", f"output_dir={out}"]) == 0
     scores = rows(out / "scores.csv")
-    assert sorted(Path(row["path"]).name for row in scores) == ["alpha.png", "colour one.jpg", "grey.png", "sixteen.png"]
+    assert sorted(Path(row["path"]).name for row in scores) == [
+        "alpha.png",
+        "colour one.jpg",
+        "grey.png",
+        "sixteen.png",
+    ]
     assert all(0 <= float(row["score"]) <= 1 for row in scores)
     pictures = sorted((out / "pictures").glob("*.png"))
     assert len(pictures) == 4
@@ -127,7 +132,12 @@ def test_image_labels_only_give_image_metrics(trained: Path, tmp_path: Path) -> 
 
 @pytest.mark.filterwarnings("ignore:the pixel values of")
 def test_selection_on_a_validation_set(tmp_path: Path) -> None:
-    words = ["selection=best_val", "source@dataset.val=procedural", "dataset.val.size=64", "selection_metric=pixel_auroc"]
+    words = [
+        "selection=best_val",
+        "source@dataset.val=procedural",
+        "dataset.val.size=64",
+        "selection_metric=pixel_auroc",
+    ]
     assert main(["train", *QUICK, *words, f"output_dir={tmp_path / 'run'}"]) == 0
     record = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert record["selection"] == "best_val" and record["checkpoint"] == "checkpoints/best.ckpt"
@@ -141,6 +151,10 @@ def test_published_checkpoints_load(trained: Path, tmp_path: Path) -> None:
     cfg, _ = stored_config(ckpt)
     parts = build(cfg, sides=("test",))
     load_any(parts.method, str(ckpt))
-    torch.save({parts.method.official_name(k): v.detach() for k, v in parts.method.learnable().items()}, tmp_path / "o.pth")
+    torch.save(
+        {parts.method.official_name(k): v.detach() for k, v in parts.method.learnable().items()}, tmp_path / "o.pth"
+    )
     assert main(["evaluate", f"ckpt=official:{tmp_path / 'o.pth'}", *QUICK, f"output_dir={tmp_path / 'out'}"]) == 0
-    assert results(tmp_path / "out")["mean/image_auroc"] == pytest.approx(results(trained)["mean/image_auroc"], abs=1e-6)
+    assert results(tmp_path / "out")["mean/image_auroc"] == pytest.approx(
+        results(trained)["mean/image_auroc"], abs=1e-6
+    )
