@@ -27,7 +27,7 @@ def check_files(samples: Iterable[Sample]) -> None:
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
         bad = [error for error in pool.map(_check, jobs, chunksize=1) if error is not None]
     if bad:
-        more = f" (and {len(bad) - 1} more bad files)" if len(bad) > 1 else ""
+        more = f" (and {len(bad) - 1} more bad file{'s' * (len(bad) > 2)})" if len(bad) > 1 else ""
         raise ReadError(f"{bad[0]}{more}")
 
 

@@ -27,12 +27,14 @@ def read_meta_json(root: Path, *, index: str = "meta.json") -> list[Sample]:
         return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            sample
+        listed = [
+            (PHASES[phase.lower()], entry)
             for phase, categories in content.items()
             for entries in categories.values()
-            for sample in _category(path, PHASES[phase.lower()], entries)
+            for entry in entries
         ]
+        with_masks = {entry["cls_name"] for _, entry in listed if entry["mask_path"]}
+        return [_sample(path, split, entry, entry["cls_name"] in with_masks) for split, entry in listed]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"'{path}' is no index ({type(error).__name__}: {error}): expected phases train/test, in them categories, in"
@@ -40,31 +42,25 @@ def read_meta_json(root: Path, *, index: str = "meta.json") -> list[Sample]:
         ) from error
 
 
-def _category(path: Path, split: str, entries: list[dict[str, Any]]) -> list[Sample]:
-    has_masks = any(entry["mask_path"] for entry in entries)
-    samples = []
-    for entry in entries:
-        image, label = path.parent / entry["img_path"], int(entry["anomaly"])
-        if label not in (0, 1):
-            raise ValueError(f"anomaly is {entry['anomaly']!r}, expected 0 or 1")
-        found = entry["mask_path"] or []
-        if label and has_masks and not found:
-            raise UserError(
-                f"anomalous image '{image}' has no mask_path in '{path}', though others have: add it, or take the entry out"
-            )
-        masks = [found] if isinstance(found, str) else found
-        samples.append(
-            Sample(
-                path=str(image),
-                category=str(entry["cls_name"]),
-                label=label,
-                masks=tuple(str(path.parent / mask) for mask in masks) if label else (),
-                defect=(entry.get("specie_name") or "anomaly") if label else "good",
-                split=split,
-                kind="mask" if has_masks else "image",
-            )
+def _sample(path: Path, split: str, entry: dict[str, Any], has_masks: bool) -> Sample:
+    image, label = path.parent / entry["img_path"], int(entry["anomaly"])
+    if label not in (0, 1):
+        raise ValueError(f"anomaly is {entry['anomaly']!r}, expected 0 or 1")
+    found = entry["mask_path"] or []
+    if label and has_masks and not found:
+        raise UserError(
+            f"anomalous image '{image}' has no mask_path in '{path}', though others have: add it, or take the entry out"
         )
-    return samples
+    masks = [found] if isinstance(found, str) else found
+    return Sample(
+        path=str(image),
+        category=str(entry["cls_name"]),
+        label=label,
+        masks=tuple(str(path.parent / mask) for mask in masks) if label else (),
+        defect=(entry.get("specie_name") or "anomaly") if label else "good",
+        split=split,
+        kind="mask" if has_masks else "image",
+    )
 
 
 def write_index(samples: Sequence[Sample], path: Path) -> None:
@@ -77,7 +73,7 @@ def write_index(samples: Sequence[Sample], path: Path) -> None:
     base = path.resolve().parent
     for sample in samples:
         if sample.drawing is not None or sample.label is None:
-            lacks = "a file" if sample.drawing is not None else "a label"
+            lacks = "file" if sample.drawing is not None else "label"
             raise UserError(
                 f"sample '{sample.path}' has no {lacks}: an index lists labelled image files; choose such a data set"
             )
