@@ -16,8 +16,17 @@ from tests.e2e.conftest import QUICK, SMALL_PICTURES, results
 
 pytestmark = pytest.mark.e2e
 # 8 steps an epoch; mosaics and k-means++ draw random numbers in every step
-WORDS = [*QUICK, *SMALL_PICTURES, "compare_untrained=false", "pictures.per_category=0", "checkpoint.every_steps=3", "eval_limit=12", "train_limit=8",
-         "augment.mosaic=0.5", "augment.mosaic_on=[procedural]"]  # fmt: skip
+WORDS = [
+    *QUICK,
+    *SMALL_PICTURES,
+    "compare_untrained=false",
+    "pictures.per_category=0",
+    "checkpoint.every_steps=3",
+    "train_limit=8",
+    "eval_limit=12",
+    "augment.mosaic=0.5",
+    "augment.mosaic_on=[procedural]",
+]
 
 
 def program(*words: str) -> list[str]:
