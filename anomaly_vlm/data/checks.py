@@ -24,7 +24,9 @@ def check_files(samples: Iterable[Sample]) -> None:
     """
     pairs = (_files(sample) for sample in samples)
     jobs = sorted({pair for pair in pairs if pair is not None})
-    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+    # Remarks on odd metadata are left out; the filter is the process's, so it is set here and not in each thread.
+    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+        warnings.simplefilter("ignore")
         bad = [error for error in pool.map(_check, jobs, chunksize=1) if error is not None]
     if bad:
         more = f" (and {len(bad) - 1} more bad file{'s' * (len(bad) > 2)})" if len(bad) > 1 else ""
@@ -51,10 +53,8 @@ def checked_size(path: str) -> tuple[int, int]:
     """(width, height) of an image file, upright, from its header; decodes it only where its end looks wrong."""
     length = file_size(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                size, whole = shown_size(image), _looks_whole(image, path, length)
+        with Image.open(path) as image:
+            size, whole = shown_size(image), _looks_whole(image, path, length)
     except Exception:  # decoders raise nearly anything on damaged files; `open_image` words it
         whole = False
         size = (0, 0)

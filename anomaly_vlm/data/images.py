@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +42,9 @@ def open_mask(path: str, threshold: int) -> np.ndarray:
 
 def _decoded(path: str) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on odd metadata; whether the pixels can be read is what counts
-            with Image.open(path) as file:
-                file.load()
-                image = _upright(file)
+        with Image.open(path) as file:
+            file.load()
+            image = _upright(file)
     except FileNotFoundError as error:
         raise ReadError(f"image file '{path}' is missing: restore it, or take it out of the data set") from error
     except Exception as error:  # decoders raise nearly anything on damaged files

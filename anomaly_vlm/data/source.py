@@ -175,7 +175,21 @@ class JointSource:
                 source.place = f"sources.{key}."
 
     def samples(self, side: str) -> list[Sample]:
-        return [sample for source in self.sources.values() for sample in source.samples(side)]
+        found = {key: source.samples(side) for key, source in self.sources.items()}
+        if side != "train":
+            self._check_rows({key: {sample.category for sample in samples} for key, samples in found.items()})
+        return [sample for samples in found.values() for sample in samples]
+
+    def _check_rows(self, categories: dict[str, set[str]]) -> None:
+        owner: dict[str, str] = {}
+        for key, names in categories.items():
+            for name in sorted(names):
+                if name in owner:
+                    raise UserError(
+                        f"joint data set {self.name}: {owner[name]} and {key} both have a category '{name}', which would share"
+                        f" one row of the results: rename one with sources.{key}.class_words"
+                    )
+                owner[name] = key
 
 
 def folder_source(images: Path, category: str) -> dict[str, Any]:

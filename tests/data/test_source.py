@@ -133,6 +133,12 @@ def test_joint_source_keeps_each_set(tmp_path: Path) -> None:
     joint = JointSource(name="a+b", sources=parts)
     samples = joint.samples("train")
     assert [(s.dataset, s.mask_threshold) for s in samples] == [("a", 0)] * 4 + [("b", 127)] * 4
+    mvtec_category(tmp_path / "b/bottle")
+    assert len(joint.samples("train")) == 12
+    with pytest.raises(
+        UserError, match=r"first and second both have a category 'bottle'.* rename one with sources\.second"
+    ):
+        joint.samples("test")
     parts["second"].root = None
     with pytest.raises(UserError, match=r"set dataset\.train\.sources\.second\.root=FOLDER$"):
         joint.samples("train")
