@@ -89,7 +89,7 @@ class ClipBackbone(nn.Module):
         self.visual, self.text = _towers(model, name)
         self.name, self.weights, self.is_random = name, weights, is_random
         self.activation, self.pos_resize = activation, pos_resize
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std = _rgb(mean), _rgb(std)
         self._tokenizer = tokenizer
         for block in (*self.visual.transformer.resblocks, *self.text.transformer.resblocks):
             block.mlp.gelu = ACTIVATIONS[activation]()
@@ -258,6 +258,11 @@ class ClipBackbone(nn.Module):
     def describe(self) -> str:
         """Name and origin of the weights, for the log and the head of every table."""
         return f"{self.name}, {self.weights}"
+
+
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def _towers(model: Any, name: str) -> tuple[VisionTransformer, nn.Module]:

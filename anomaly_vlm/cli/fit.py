@@ -32,7 +32,8 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     sides = ("train", "test", "val") if cfg.dataset.val is not None else ("train", "test")
     parts = build(cfg, sides=sides)
     method, data = parts.method, parts.data
-    data.selection_side = {"best_val": "val", "best_test": "test"}.get(cfg.selection)
+    if cfg.selection != "last":
+        data.selection_side = "val" if cfg.selection == "best_val" else "test"
     method.configure_optimizers()  # says at once where there is nothing to learn
     if cfg.init:
         load_any(method, cfg.init)

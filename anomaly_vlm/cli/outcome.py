@@ -108,7 +108,7 @@ def predict_one(method: AnomalyMethod, batch: Batch) -> tuple[Batch, Prediction]
 
 def shown_image(image: torch.Tensor, parts: Parts) -> Any:
     """A normalised image [3, H, W] as uint8 [H, W, 3]."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (parts.data.preprocess.mean, parts.data.preprocess.std))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (parts.method.backbone.mean, parts.method.backbone.std))
     pixels = (image.cpu() * std + mean).clamp(0, 1)
     return (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 

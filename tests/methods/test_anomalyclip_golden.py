@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anomaly_vlm.data.transforms import normalise, resize_image, resize_mask
 from PIL import Image
 
+from anomaly_vlm.data.transforms import normalise, resize_image, resize_mask
 from anomaly_vlm.data.types import Batch, Preprocess
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.anomalyclip import AnomalyCLIP
