@@ -186,8 +186,8 @@ class JointSource:
             for name in sorted(names):
                 if name in owner:
                     raise UserError(
-                        f"joint data set {self.name}: {owner[name]} and {key} both have a category '{name}', which would share"
-                        f" one row of the results: rename one with sources.{key}.class_words"
+                        f"joint data set {self.name}: {owner[name]} and {key} both have a category '{name}', which would"
+                        f" share one row of the results: rename one with sources.{key}.class_words"
                     )
                 owner[name] = key
 

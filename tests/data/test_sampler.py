@@ -68,6 +68,20 @@ def test_limits_are_balanced_over_category_and_label() -> None:
     assert {(s.category, s.label) for s in balanced(samples, 2)} == {("axle", 0), ("axle", 1)}
 
 
+@pytest.mark.parametrize("limit", [2, 3, 5, 7])
+def test_small_limits_take_whole_categories(limit: int) -> None:
+    samples = [sample for i in range(3) for sample in squares(4, category=f"part{i}")]
+    part = balanced(samples, limit)
+    labels = {name: {s.label for s in part if s.category == name} for name in {s.category for s in part}}
+    assert len(part) == limit
+    assert labels == {f"part{i}": {0, 1} for i in range(min(3, limit // 2))}
+
+
+def test_limit_larger_than_the_whole_categories_that_it_serves() -> None:
+    samples = squares(1, category="a") + squares(1, category="b", dataset="z") + squares(2, category="c", dataset="zz")
+    assert len(balanced(samples, 3)) == 3
+
+
 @given(limit=st.one_of(st.none(), st.integers(1, 80)))
 def test_limits_keep_the_order_and_never_repeat(limit: int | None) -> None:
     samples = squares(40) + squares(7, category="disc")
