@@ -12,7 +12,7 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
   $(if $(LOGGER),logger=$(LOGGER)) $(if $(SEED),seed=$(SEED)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate predict sweep report data test test-all lint format bench clean
+.PHONY: help setup train evaluate predict sweep report data cache test test-all lint format bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ report: $(VENV)/.run ## one table of all runs below outputs/
 
 data: $(VENV)/.run ## check a data set and draw a contact sheet: DATASET=procedural [DATA=FOLDER]
 	@$(RUN) data $(OVERRIDES) sheet=outputs/$(if $(DATASET),$(DATASET),procedural).png
+
+cache: $(VENV)/.run ## list the token caches on disk; ARGS=clear=all removes them
+	@$(RUN) cache $(ARGS)
 
 test: $(VENV)/.dev ## the tests (under 10 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)

@@ -246,13 +246,17 @@ class ClipBackbone(nn.Module):
     # ---- identity ----------------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
-        """Short digest of the weights (a sample of every tensor), to tell backbones apart in checkpoints and caches."""
+        """Short digest of the weights, to tell backbones apart in checkpoints and caches.
+
+        Of every tensor: a sample, and the sum of all its bit patterns as integers, which any single change moves and which is
+        the same in whatever order it is added up. Reads 1 GB in a fraction of the time that a hash of all bytes takes.
+        """
         digest = hashlib.blake2b(digest_size=8)
         for key, value in self.state_dict().items():
-            flat = value.detach().flatten()
-            step = max(1, flat.numel() // 256)
-            digest.update(f"{key}{tuple(value.shape)}".encode())
-            digest.update(flat[::step].float().cpu().numpy().tobytes())
+            flat = value.detach().float().flatten().cpu()
+            bits = flat.view(torch.int32).sum(dtype=torch.int64).item()
+            digest.update(f"{key}{tuple(value.shape)}{bits}".encode())
+            digest.update(flat[:: max(1, flat.numel() // 256)].numpy().tobytes())
         return digest.hexdigest()
 
     def describe(self) -> str:

@@ -27,6 +27,7 @@ WHOLE = {  # key -> smallest value
 LIBRARY_CLASS = re.compile(r"(torch\.optim|torch\.optim\.lr_scheduler|kornia\.augmentation)\.[A-Z]\w*")
 WHOLE_OR_NULL = {"eval_limit": 1, "train_limit": 1}
 CHOICES = {
+    "cache.tokens": ("disk", "memory", "off"),
     "selection": ("last", "best_val", "best_test"),
     "pixels.rgb": ("before", "after"),
     "pixels.mask_resize": ("bilinear", "nearest"),
@@ -56,6 +57,10 @@ def check_values(cfg: DictConfig) -> None:
     rate = OmegaConf.select(cfg, "optimizer.lr", default=1.0)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
         raise UserError(f"optimizer.lr is {rate!r}: give a number above 0")
+    for key in ("cache.disk_gb", "cache.memory_gb"):
+        size = OmegaConf.select(cfg, key)
+        if isinstance(size, bool) or not isinstance(size, int | float) or not 0 <= size < math.inf:
+            raise UserError(f"{key} is {size!r}: give a number of gigabytes, at least 0")
     mosaic = cfg.augment.mosaic
     if isinstance(mosaic, bool) or not isinstance(mosaic, int | float) or not 0 <= mosaic <= 1:
         raise UserError(f"augment.mosaic is {mosaic!r}: give a probability from 0 to 1")

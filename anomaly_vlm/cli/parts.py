@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm import __version__
 from anomaly_vlm.backbone import ClipBackbone
+from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.checkpoints import load_official, read_tensors
 from anomaly_vlm.cli.checks import check_targets, shipped_targets
 from anomaly_vlm.cli.compose import conf_dir
@@ -25,6 +26,7 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.base import AnomalyMethod
 from anomaly_vlm.metrics import AnomalyMetrics
+from anomaly_vlm.reporting.console import say
 from anomaly_vlm.reporting.progress import progress_bar
 
 log = logging.getLogger("anomaly_vlm")
@@ -93,7 +95,35 @@ def build(cfg: DictConfig, *, sides: tuple[str, ...], data: AnomalyDataModule | 
         "fingerprint": facts["fingerprint"],
         "trained_on": data.describe("train") if "train" in sides else "nothing",
     }
+    attach_cache(cfg, data, method)
     return Parts(cfg, data, method, facts)
+
+
+def attach_cache(cfg: DictConfig, data: AnomalyDataModule, method: AnomalyMethod) -> None:
+    """Gives a method whose image tower is frozen its token cache, and the data module the same one.
+
+    Augmented images have no key, so that they pass it by.
+    """
+    wanted, facts = cfg.cache.tokens, method.frozen_facts()
+    if wanted == "off" or facts is None:
+        return
+    about = {
+        "weights": f"{method.backbone.describe()} {method.run_facts['fingerprint']}",
+        "activation": method.backbone.activation,
+        "positions": method.backbone.pos_resize,
+        "pixels": repr(data.preprocess),
+        "precision": str(cfg.trainer.precision),
+        **facts,
+    }
+    cache = TokenCache(
+        about,
+        folder=Path(cfg.cache.folder) if wanted == "disk" else None,
+        disk_bytes=int(cfg.cache.disk_gb * 1e9),
+        memory_bytes=int(cfg.cache.memory_gb * 1e9),
+    )
+    method.token_cache = data.tokens = cache
+    if "train" in data.sources and data.augmented:
+        say("token cache: off for training images, as augmentation changes their pixels")
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:
@@ -104,15 +134,14 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 def build_data(cfg: DictConfig, sides: tuple[str, ...]) -> AnomalyDataModule:
     """The data module of the sides that a command needs."""
     sources = {side: make(cfg.dataset[side]) for side in sides if cfg.dataset.get(side) is not None}
-    train = sources.get("train")
-    mosaic = cfg.augment.mosaic if train is not None and train.name in cfg.augment.mosaic_on else 0.0
     return AnomalyDataModule(
         **sources,
         batch_size=cfg.batch_size,
         eval_batch_size=cfg.eval_batch_size,
         num_workers=cfg.num_workers,
         seed=cfg.seed,
-        mosaic=mosaic,
+        mosaic=cfg.augment.mosaic,
+        mosaic_on=None if cfg.augment.mosaic_on is None else list(cfg.augment.mosaic_on),
         augment=[make(operation) for operation in cfg.augment.operations],
         train_limit=cfg.train_limit,
         eval_limit=cfg.eval_limit,
@@ -160,6 +189,7 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # the frozen towers; that is meant
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # a resumed run's own
+    warnings.filterwarnings("ignore", ".*The dirpath has changed.*")  # a run's folder may be moved
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Consider setting `persistent_workers=True`.*")

@@ -53,7 +53,7 @@ def execute(cfg: DictConfig, spec: str | None, images: Path, category: str, fold
     say(f"{parts.facts['method']} on {parts.facts['backbone']}: {parts.data.describe('test')}")
     writer = _writer(parts, folder)
     trainer = build_trainer(cfg, callbacks=[writer])
-    trainer.predict(parts.method, dataloaders=parts.data.predict_dataloader(), return_predictions=False)
+    trainer.predict(parts.method, datamodule=parts.data, return_predictions=False)
     say(f"scores: {folder / 'scores.csv'}, heat maps: {folder / 'pictures'}")
 
 

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.data.augment import Augment
 from anomaly_vlm.data.checks import check_files
 from anomaly_vlm.data.dataset import AnomalyDataset, PixelCache, collate
@@ -57,6 +58,7 @@ class AnomalyDataModule(L.LightningDataModule):
     Attributes:
         preprocess: set once the backbone is known, before any loader is asked for.
         selection_side: `val` or `test`, which `val_dataloader` serves; None: no validation loop.
+        tokens: cache of what the method's frozen image tower makes of the pixels; items that it holds come without their image.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class AnomalyDataModule(L.LightningDataModule):
         self._cache = PixelCache(cache_mb * 10**6) if num_workers == 0 and cache_mb else None
         self._samples: dict[str, list[Sample]] = {}
         self._totals: dict[str, int] = {}
+        self.tokens: TokenCache | None = None
         self._datasets: dict[tuple[str, Preprocess], AnomalyDataset] = {}
 
     # ---- what there is -----------------------------------------------------------------------------------------------
@@ -125,6 +128,15 @@ class AnomalyDataModule(L.LightningDataModule):
         note = getattr(source, "note", "")
         return f"{source.name if source else side} ({f'{note}; ' if note else ''}{images})"
 
+    @property
+    def augmented(self) -> bool:
+        """Whether training images get mosaics or augmentations."""
+        train = self.sources["train"]
+        if train is None:
+            return False
+        named = self.mosaic_on is None or any(sample.dataset in self.mosaic_on for sample in self.samples("train"))
+        return self.augment is not None or (self.mosaic > 0 and named)
+
     def check(self) -> None:
         """Looks at every file of all sides, in threads; see `check_files`."""
         check_files(
@@ -150,6 +162,7 @@ class AnomalyDataModule(L.LightningDataModule):
                 cache=self._cache,
                 name=side,
             )
+        self._datasets[key].tokens = self.tokens
         return self._datasets[key]
 
     def train_dataloader(self) -> DataLoader:

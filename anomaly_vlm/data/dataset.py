@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.data.augment import Augment
-from anomaly_vlm.data.transforms import mosaic, normalise, read_sample, resize_image, resize_mask
+from anomaly_vlm.data.images import read_bytes
+from anomaly_vlm.data.transforms import mosaic, normalise, read_region, read_sample, resize_image, resize_mask
 from anomaly_vlm.data.types import Batch, Preprocess, Sample
 
 MOSAIC, AUGMENT = 1, 2  # streams of random numbers
@@ -22,7 +24,8 @@ VOID = 255
 
 @dataclass
 class Item:
-    """One sample as a method sees it: fields of `Batch` without the batch axis."""
+    """One sample as a method sees it: fields of `Batch` without the batch axis. The image has no rows ([0, 3, S, S]) where its
+    frozen tokens are there instead."""
 
     image: Tensor
     label: int
@@ -31,6 +34,7 @@ class Item:
     path: str
     index: int
     key: str | None
+    tokens: dict[str, Tensor] | None = None
 
 
 class Pixels(NamedTuple):
@@ -92,6 +96,8 @@ class AnomalyDataset(Dataset):
         self.samples, self.preprocess = samples, preprocess
         self.seed, self.mosaic, self.mosaic_on, self.augment = seed, mosaic, mosaic_on, augment
         self.cache, self.name = cache, name
+        self.tokens: TokenCache | None = None  # set where the method's image tower is frozen
+        self._keys: dict[int, str] = {}
         self.has_masks = any(sample.kind == "mask" for sample in samples)
         self._category: dict[tuple[str, str], list[int]] = {}
         for i, sample in enumerate(samples):
@@ -103,7 +109,10 @@ class AnomalyDataset(Dataset):
     def __getitem__(self, position: int | tuple[int, int]) -> Item:
         epoch, i = position if isinstance(position, tuple) else (0, position)
         sample = self.samples[i]
-        pixels = self._tiles(epoch, i) or self._pixels(i)
+        tiles = self._tiles(epoch, i)
+        if tiles is None and self.augment is None and (served := self._served(i)) is not None:
+            return served
+        pixels = tiles or self._pixels(i)
         image, mask, key = pixels.image.float().div(255), self._mask(sample, pixels.mask), pixels.key
         if self.augment is not None:
             image, mask = self.augment(image, mask, int(self._random(epoch, i, AUGMENT).integers(2**63)))
@@ -120,12 +129,52 @@ class AnomalyDataset(Dataset):
             return found
         image, mask = read_sample(self.samples[i])
         pixels = resize_image(image, self.preprocess)
-        digest = hashlib.blake2b(pixels.numpy().data, digest_size=16)
-        digest.update(repr(self.preprocess).encode())
-        made = Pixels(pixels, None if mask is None else resize_mask(mask, self.preprocess), digest.hexdigest())
+        key = self._key(i) or self._named(pixels.numpy().data)
+        made = Pixels(pixels, None if mask is None else resize_mask(mask, self.preprocess), key)
         if self.cache is not None:
             self.cache.put(place, made)
         return made
+
+    def _named(self, content: bytes | memoryview) -> str:
+        """Names the pixels that this preprocessing makes of `content`."""
+        digest = hashlib.blake2b(content, digest_size=16)
+        digest.update(repr(self.preprocess).encode())
+        return digest.hexdigest()
+
+    def _key(self, i: int) -> str | None:
+        """The key of a file's pixels, from its bytes alone; None for a drawn sample, whose pixels must be seen."""
+        if self.samples[i].drawing is not None:
+            return None
+        if i not in self._keys:
+            self._keys[i] = self._named(read_bytes(self.samples[i].path))
+        return self._keys[i]
+
+    def _served(self, i: int) -> Item | None:
+        """Sample i with its frozen tokens in place of the image, where the cache has them: a file is not even decoded."""
+        if self.tokens is None:
+            return None
+        sample, key = self.samples[i], self._key(i)
+        key, mask = (self._pixels(i).key, self._pixels(i).mask) if key is None else (key, None)
+        entry = self.tokens.get(key)
+        if entry is None:
+            return None
+        mask = self._region(i) if mask is None else mask
+        label = -1 if sample.label is None else sample.label
+        empty = torch.empty(0, 3, self.preprocess.size, self.preprocess.size)
+        return Item(empty, label, self._mask(sample, mask), sample.category, sample.path, i, key, entry)
+
+    def _region(self, i: int) -> Tensor | None:
+        """The mask of a file sample, uint8 [S, S], without its image."""
+        sample = self.samples[i]
+        if not sample.masks or sample.drawing is not None:
+            return None
+        place = (self.name, self.preprocess, i, "mask")
+        if self.cache is not None and (found := self.cache.get(place)) is not None:
+            return found.mask
+        mask = resize_mask(read_region(sample), self.preprocess)
+        if self.cache is not None:
+            self.cache.put(place, Pixels(torch.empty(0, dtype=torch.uint8), mask, None))
+        return mask
 
     def _tiles(self, epoch: int, i: int) -> Pixels | None:
         """The sample's mosaic in this epoch, if the dice say that it gets one."""
@@ -151,11 +200,12 @@ def collate(items: Sequence[Item]) -> Batch:
     """Items of one data set as a batch."""
     masks = [item.mask for item in items]
     return Batch(
-        image=torch.stack([item.image for item in items]),
+        image=torch.cat([item.image if item.image.ndim == 4 else item.image[None] for item in items]),
         label=torch.tensor([item.label for item in items]),
         mask=None if masks[0] is None else torch.stack([mask for mask in masks if mask is not None]),
         category=[item.category for item in items],
         path=[item.path for item in items],
         index=torch.tensor([item.index for item in items]),
         key=[item.key for item in items],
+        tokens=[item.tokens for item in items] if any(item.tokens is not None for item in items) else None,
     )

@@ -104,6 +104,14 @@ def mask_size_error(mask: str, mask_size: tuple[int, int], image_size: tuple[int
     )
 
 
+def read_bytes(path: str) -> bytes:
+    """The content of a file, or a `ReadError` where it is missing or cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ReadError(f"image '{path}' cannot be read ({error.strerror or error}): restore it") from error
+
+
 def file_size(path: str) -> int:
     """Bytes of a file, or a `ReadError` where it is missing or empty."""
     try:

@@ -23,15 +23,26 @@ def read_sample(sample: Sample) -> tuple[Image.Image, Image.Image | None]:
         drawn = sample.drawing.draw()
         return Image.fromarray(drawn.image), _grey(drawn.mask) if sample.kind == "mask" and drawn.mask.any() else None
     image = open_image(sample.path)
-    if not sample.masks:
-        return image, None
-    union = np.zeros((image.height, image.width), bool)
+    return image, read_region(sample, image.size) if sample.masks else None
+
+
+def read_region(sample: Sample, size: tuple[int, int] | None = None) -> Image.Image:
+    """The union of a file sample's masks (mode L, 0 / 255).
+
+    Args:
+        size: (width, height) of the image; None: that of the first mask.
+
+    Raises:
+        ReadError: a mask cannot be read or has another size.
+    """
+    union: np.ndarray | None = None if size is None else np.zeros(size[::-1], bool)
     for path in sample.masks:
         mask = open_mask(path, sample.mask_threshold)
-        if mask.shape != union.shape:
-            raise mask_size_error(path, (mask.shape[1], mask.shape[0]), image.size)
-        union |= mask
-    return image, _grey(union)
+        if union is not None and mask.shape != union.shape:
+            raise mask_size_error(path, mask.shape[::-1], union.shape[::-1])
+        union = mask if union is None else union | mask
+    assert union is not None
+    return _grey(union)
 
 
 def _grey(mask: np.ndarray) -> Image.Image:

@@ -78,13 +78,14 @@ class Batch:
     """What a method sees.
 
     Attributes:
-        image: [B, 3, H, W] float32, normalised.
+        image: [M, 3, H, W] float32, normalised, of the samples without `tokens`: M = B where no cache serves any.
         label: [B] int64, 0 normal / 1 anomalous; -1 where unknown (prediction).
         mask: [B, H, W] uint8 of 0 / 1 / 255 (void), or None where the set has no pixel labels.
         category: B strings. path: B strings.
         index: [B] int64, position in the data set's index, so that repeats of a distributed sampler count once.
         key: B strings that name the exact pixels of `image`, for caches of what a frozen tower makes of them; None where
             the pixels were augmented at random.
+        tokens: B entries of the token cache, None where an image is given instead; None: no cache.
     """
 
     image: Tensor
@@ -94,6 +95,12 @@ class Batch:
     path: list[str]
     index: Tensor
     key: list[str | None]
+    tokens: list[dict[str, Tensor] | None] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return self.image.shape[-2], self.image.shape[-1]
 
     def __len__(self) -> int:
         return len(self.path)

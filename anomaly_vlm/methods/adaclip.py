@@ -268,7 +268,7 @@ class AdaCLIP(AnomalyMethod):
     def predict(self, batch: Batch) -> Prediction:
         features = self.features(batch)
         logits = self.patch_logits(features)
-        size = (batch.image.shape[-2], batch.image.shape[-1])
+        size = batch.size
         raw = self.layer_maps(logits.mean(dim=0, keepdim=True), features.grid, size)[0]
         smooth = gaussian_smooth(raw, self.sigma)
         if not self.hsf.enabled and self.score_without_hsf == "map_max":

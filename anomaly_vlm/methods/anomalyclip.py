@@ -92,8 +92,7 @@ class AnomalyCLIP(DualPathMethod):
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
         features, text = self.frozen_features(batch), self.text_features()
-        size = (batch.image.shape[-2], batch.image.shape[-1])
-        maps = self.layer_maps(self.patch_prob(features, text), features.grid, size)
+        maps = self.layer_maps(self.patch_prob(features, text), features.grid, batch.size)
         return Prediction(self.image_prob(features, text), gaussian_smooth(maps.sum(dim=0), self.sigma))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from anomaly_vlm.backbone import ClipBackbone
+from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.losses import LossTerm
@@ -80,6 +81,7 @@ class AnomalyMethod(L.LightningModule):
         self.results: dict[str, float] = {}
         self.image_rows: list[ImageRow] = []
         self.run_facts: dict[str, Any] = {}
+        self.token_cache: TokenCache | None = None
 
     # ---- what a method defines ---------------------------------------------------------------------------------------
 
@@ -90,6 +92,15 @@ class AnomalyMethod(L.LightningModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of `self.terms`, unweighted scalars."""
         raise UserError(f"{type(self).__name__} learns nothing: use 'evaluate' instead of 'train'")
+
+    def frozen_facts(self) -> dict[str, Any] | None:
+        """What the frozen tokens of this method depend on besides weights and pixels (layers, attention path, ...), as plain
+        values; None: its image tower is not frozen. A method that gives facts gives `encode_frozen`, and reads `frozen`."""
+        return None
+
+    def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
+        """Frozen tokens of images [M, 3, H, W] by name, each with the batch axis first."""
+        raise NotImplementedError(f"{type(self).__name__} has no frozen image tower")
 
     def official_name(self, name: str) -> str:
         """The key of learnable parameter `name` in the published code's checkpoints."""
@@ -102,6 +113,24 @@ class AnomalyMethod(L.LightningModule):
     def official_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a published file, unwrapped; default: a plain state dict."""
         return state
+
+    # ---- frozen tokens -----------------------------------------------------------------------------------------------
+
+    def frozen(self, batch: Batch) -> dict[str, Tensor]:
+        """Frozen tokens of a batch by name, [B, ...]: those that the cache holds, the others computed now and kept."""
+        known = [None] * len(batch) if batch.tokens is None else list(batch.tokens)
+        missing = [i for i, entry in enumerate(known) if entry is None]
+        if missing:
+            with torch.no_grad():
+                fresh = self.encode_frozen(batch.image)
+            if len(missing) == len(known) and self.token_cache is None:
+                return fresh
+            for row, i in enumerate(missing):
+                known[i] = {name: value[row] for name, value in fresh.items()}
+                if self.token_cache is not None:
+                    self.token_cache.put(batch.key[i], known[i])
+        entries = [entry for entry in known if entry is not None]
+        return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
 
     # ---- learning ----------------------------------------------------------------------------------------------------
 
@@ -144,6 +173,11 @@ class AnomalyMethod(L.LightningModule):
             raise UserError(
                 f"the training set has image labels only ('{batch.path[0]}'), but the loss ({pixel}) needs pixel masks:"
                 " train on a set with masks (TRAIN=procedural) or choose a loss without pixel terms"
+            )
+        if (unknown := (batch.mask == 255).flatten(1).all(dim=1)).any():
+            path = batch.path[int(unknown.nonzero()[0])]
+            raise UserError(
+                f"training image '{path}' is anomalous and has no mask, though others have: take it out, or give its mask"
             )
         return (batch.mask == 1).to(batch.image.dtype)
 

@@ -85,13 +85,22 @@ class DualPathMethod(AnomalyMethod):
 
     # ---- image tower: frozen -----------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def frozen_features(self, batch: Batch) -> FrozenFeatures:
-        """Global feature of the ordinary path, patches of the V-V path after `ln_post` and projection."""
-        tokens = self.backbone.encode_image(batch.image, layers=self.layers, vv_from=self.vv_from)
+        """Global feature of the ordinary path, patches of the V-V path: from the cache, or computed."""
+        tokens = self.frozen(batch)
+        rows, columns = (side // self.backbone.patch_size for side in batch.size)
+        return FrozenFeatures(tokens["cls"].float(), tokens["patches"].float().transpose(0, 1), (rows, columns))
+
+    def frozen_facts(self) -> dict[str, Any]:
+        return {"layers": list(self.layers), "vv_from": self.vv_from, "cls_ln_post": self.cls_ln_post}
+
+    def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
+        """`cls` [M, C] and `patches` [M, layers, N, C], projected, unit norm, in the run's precision."""
+        tokens = self.backbone.encode_image(images, layers=self.layers, vv_from=self.vv_from)
         cls = self.backbone.project(tokens.cls_token, ln_post=self.cls_ln_post)
-        patches = torch.stack([self.backbone.project(layer) for layer in tokens.patches])
-        return FrozenFeatures(F.normalize(cls.float(), dim=-1), F.normalize(patches.float(), dim=-1), tokens.grid)
+        patches = torch.stack([self.backbone.project(layer) for layer in tokens.patches], dim=1)
+        unit = {"cls": F.normalize(cls.float(), dim=-1), "patches": F.normalize(patches.float(), dim=-1)}
+        return {name: value.to(cls.dtype) for name, value in unit.items()}
 
     # ---- text tower: learned tokens ----------------------------------------------------------------------------------
 

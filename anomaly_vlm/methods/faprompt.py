@@ -199,7 +199,7 @@ class FAPrompt(DualPathMethod):
     def predict(self, batch: Batch) -> Prediction:
         features = self.frozen_features(batch)
         stages = self.stages(features, self.texts())
-        maps = self.maps(stages, features.grid, (batch.image.shape[-2], batch.image.shape[-1]))
+        maps = self.maps(stages, features.grid, batch.size)
         return Prediction(self.image_score(stages), gaussian_smooth(maps.mean(dim=0), self.sigma))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

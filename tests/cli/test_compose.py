@@ -12,7 +12,9 @@ from anomaly_vlm.cli.sweep import trial_runs
 from anomaly_vlm.errors import UserError
 
 
-@pytest.mark.parametrize("group", ["backbone", "trainer", "logger", "loss", "callbacks", "dataset", "source@dataset.train"])
+@pytest.mark.parametrize(
+    "group", ["backbone", "trainer", "logger", "loss", "callbacks", "dataset", "source@dataset.train"]
+)
 def test_every_choice_composes(group: str) -> None:
     for choice in choices(group.split("@")[0]):
         cfg = compose(["method=adaclip", f"{group}={choice}"])
@@ -50,7 +52,10 @@ def test_defaults() -> None:
         (["method=adaclip", "source@dataset.tset=visa"], "unknown data side"),
         ([], "no method given: add method=NAME, one of adaclip"),
         (["method=adaclip", "epochss=3"], "unknown key 'epochss': nearest are epochs"),
-        (["method=adaclip", "method.prompts.dept=3"], r"unknown key 'method\.prompts\.dept': nearest are method\.prompts\.depth"),
+        (
+            ["method=adaclip", "method.prompts.dept=3"],
+            r"unknown key 'method\.prompts\.dept': nearest are method\.prompts\.depth",
+        ),
         (["method=adaclip", "depth=3"], r"unknown key 'depth'.*method\.prompts\.depth"),
         (["method=adaclip", "seed=1,2"], "several values in one run.*anomaly-vlm sweep"),
         (["method=adaclip", "--fast"], "unknown option '--fast'"),
@@ -93,7 +98,9 @@ def test_flat_keys_hold_inner_nodes() -> None:
 
 def test_merging_keeps_what_a_checkpoint_decides() -> None:
     stored = compose(["method=adaclip", "epochs=7"])
-    cfg = merge_overrides(stored, ["dataset=magnetic_tile", "dataset.test.root=somewhere", "eval_batch_size=2"], fixed=("method",))
+    cfg = merge_overrides(
+        stored, ["dataset=magnetic_tile", "dataset.test.root=somewhere", "eval_batch_size=2"], fixed=("method",)
+    )
     assert (cfg.dataset.name, cfg.dataset.test.root, cfg.eval_batch_size, cfg.epochs) == (
         "procedural_to_magnetic_tile",
         "somewhere",
@@ -116,7 +123,14 @@ def test_a_file_cannot_name_foreign_code() -> None:
     for choice in choices("dataset"):
         cfg = compose(["method=adaclip", f"dataset={choice}"])
         check_targets(OmegaConf.to_container(cfg, resolve=False), allowed, "x")
-    for target in ("os.system", "builtins.eval", "torch.load", "hydra.utils.get_method", "anomaly_vlm.methods.base.torch.load", "torch.optim.adam.os.system"):
+    for target in (
+        "os.system",
+        "builtins.eval",
+        "torch.load",
+        "hydra.utils.get_method",
+        "anomaly_vlm.methods.base.torch.load",
+        "torch.optim.adam.os.system",
+    ):
         with pytest.raises(UserError, match=f"asks to run '{target}'"):
             check_targets({"a": [{"_target_": target}]}, allowed, "checkpoint 'x'")
 
@@ -140,6 +154,6 @@ def test_exit_codes_and_single_lines(capsys: pytest.CaptureFixture) -> None:
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     assert "adaclip" in text and "eval_batch_size" in text
-    for command in ("evaluate", "predict", "sweep", "report", "data", "bench", "convert-weights"):
+    for command in ("evaluate", "predict", "sweep", "report", "data", "bench", "cache", "convert-weights"):
         assert main([command, "--help"]) == 0
         assert capsys.readouterr().out.startswith("usage: anomaly-vlm")

@@ -35,6 +35,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Commands write to `outputs/` of the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("ANOMALY_VLM_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")
