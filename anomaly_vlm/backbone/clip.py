@@ -248,8 +248,8 @@ class ClipBackbone(nn.Module):
     def fingerprint(self) -> str:
         """Short digest of the weights, to tell backbones apart in checkpoints and caches.
 
-        Of every tensor: a sample, and the sum of all its bit patterns as integers, which any single change moves and which is
-        the same in whatever order it is added up. Reads 1 GB in a fraction of the time that a hash of all bytes takes.
+        Of every tensor: a sample, and the sum of all its bit patterns as integers, which any single change moves and which
+        is the same in whatever order it is added up. Far quicker than a hash of all bytes.
         """
         digest = hashlib.blake2b(digest_size=8)
         for key, value in self.state_dict().items():

@@ -58,7 +58,7 @@ class AnomalyDataModule(L.LightningDataModule):
     Attributes:
         preprocess: set once the backbone is known, before any loader is asked for.
         selection_side: `val` or `test`, which `val_dataloader` serves; None: no validation loop.
-        tokens: cache of what the method's frozen image tower makes of the pixels; items that it holds come without their image.
+        tokens: cache of what the method's frozen image tower makes of the pixels; what it holds comes without its image.
     """
 
     def __init__(

@@ -24,8 +24,10 @@ VOID = 255
 
 @dataclass
 class Item:
-    """One sample as a method sees it: fields of `Batch` without the batch axis. The image has no rows ([0, 3, S, S]) where its
-    frozen tokens are there instead."""
+    """One sample as a method sees it: fields of `Batch` without the batch axis.
+
+    The image has no rows ([0, 3, S, S]) where its frozen tokens are there instead.
+    """
 
     image: Tensor
     label: int

@@ -118,7 +118,7 @@ class AnomalyMethod(L.LightningModule):
 
     def frozen(self, batch: Batch) -> dict[str, Tensor]:
         """Frozen tokens of a batch by name, [B, ...]: those that the cache holds, the others computed now and kept."""
-        known = [None] * len(batch) if batch.tokens is None else list(batch.tokens)
+        known: list[dict[str, Tensor] | None] = [None] * len(batch) if batch.tokens is None else list(batch.tokens)
         missing = [i for i, entry in enumerate(known) if entry is None]
         if missing:
             with torch.no_grad():
@@ -126,9 +126,9 @@ class AnomalyMethod(L.LightningModule):
             if len(missing) == len(known) and self.token_cache is None:
                 return fresh
             for row, i in enumerate(missing):
-                known[i] = {name: value[row] for name, value in fresh.items()}
+                known[i] = entry = {name: value[row] for name, value in fresh.items()}
                 if self.token_cache is not None:
-                    self.token_cache.put(batch.key[i], known[i])
+                    self.token_cache.put(batch.key[i], entry)
         entries = [entry for entry in known if entry is not None]
         return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
 
