@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from anomaly_vlm.checkpoints import read_tensors
 from anomaly_vlm.cli.outcome import write_outcome
 from anomaly_vlm.cli.parts import Parts, build, build_trainer, load_any
+from anomaly_vlm.data import collate
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.console import is_first_process, say
 
@@ -34,38 +36,32 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     method, data = parts.method, parts.data
     if cfg.selection != "last":
         data.selection_side = "val" if cfg.selection == "best_val" else "test"
-    method.configure_optimizers()  # says at once where there is nothing to learn
     if cfg.init:
         load_any(method, cfg.init)
+    validating = data.selection_side is not None
+    trainer = build_trainer(cfg, callbacks=_savers(cfg, folder, validating), fitting=True, validating=validating)
     last = folder / "checkpoints" / "last.ckpt"
     if is_first_process():
         OmegaConf.save(cfg, folder / "config.yaml")
     say(f"{parts.facts['method']} on {parts.facts['backbone']}")
     say(parts.facts["data"])
     say(f"output: {folder}")
+    try_one_step(parts)
+    untrained = _untrained(cfg, folder, parts, resuming=last.is_file())
 
-    untrained: dict[str, float] = {}
-    compare = parts.facts["random_weights"] if cfg.compare_untrained is None else cfg.compare_untrained
-    if compare and not last.is_file():
-        build_trainer(cfg, callbacks=[]).test(method, datamodule=data, verbose=False)
-        untrained = dict(method.results)
-        OmegaConf.save(
-            {"untrained": {k: v for k, v in untrained.items() if k.startswith("mean/")}}, folder / "untrained.yaml"
-        )
-    elif (folder / "untrained.yaml").is_file():
-        untrained = dict(OmegaConf.load(folder / "untrained.yaml").untrained)
-
-    validating = data.selection_side is not None
-    trainer = build_trainer(cfg, callbacks=_savers(cfg, folder, validating), fitting=True, validating=validating)
     for logger in trainer.loggers:
         logger.log_hyperparams({key: str(parts.facts[key]) for key in ("method", "backbone", "data", "seed")})
     resume = str(last) if last.is_file() else None
     if resume:
         say(f"resuming from {last}")
         method.check_learned(read_tensors(last)["state_dict"], f"checkpoint '{last}'")
-    trainer.fit(method, datamodule=data, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(method, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # how Lightning ends after Ctrl-C
+        if trainer.interrupted:
+            say(f"interrupted; 'make train RESUME={folder}' goes on")
+            raise KeyboardInterrupt from None
+        raise
     trainer.save_checkpoint(last, weights_only=False)
     chosen = _choose(cfg, parts, folder)
 
@@ -85,11 +81,29 @@ def fit(cfg: DictConfig, folder: Path) -> float:
             "seconds": round(time.monotonic() - started, 1),
         }
         if untrained:
-            facts["untrained"] = {
-                key.removeprefix("mean/"): value for key, value in untrained.items() if key.startswith("mean/")
-            }
+            facts["untrained"] = {key.removeprefix("mean/"): value for key, value in untrained.items()}
         write_outcome(cfg, folder, parts, results, facts)
     return results.get(f"mean/{cfg.selection_metric}", float("nan"))
+
+
+def try_one_step(parts: Parts) -> None:
+    """The losses of one training image, before any long work: what does not fit together says so now."""
+    parts.method.configure_optimizers()  # where there is nothing to learn
+    with torch.no_grad():
+        parts.method.losses(collate([parts.data.dataset("train")[0]]))
+
+
+def _untrained(cfg: DictConfig, folder: Path, parts: Parts, *, resuming: bool) -> dict[str, float]:
+    """Means of the untrained head, where they are to be shown; a resumed run reads what it wrote at its start."""
+    wanted = parts.facts["random_weights"] if cfg.compare_untrained is None else cfg.compare_untrained
+    record = folder / "untrained.yaml"
+    if wanted and not resuming:
+        build_trainer(cfg, callbacks=[]).test(parts.method, datamodule=parts.data, verbose=False)
+        means = {key: value for key, value in parts.method.results.items() if key.startswith("mean/")}
+        if is_first_process():
+            OmegaConf.save({"untrained": means}, record)
+        return means
+    return dict(OmegaConf.load(record).untrained) if record.is_file() else {}
 
 
 def _savers(cfg: DictConfig, folder: Path, validating: bool) -> list[Any]:
