@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
+from threading import local
 
 import numpy as np
 import torch
 
-from anomaly_vlm.metrics._counts import BLOCK, Sorted, sorted_copy
+from anomaly_vlm.metrics._counts import Sorted, sorted_copy
 
 Range = tuple[int, int]
 
@@ -43,9 +45,10 @@ class Column:
             self.starts[-1] += take
             done += take
 
-    def read(self, ranges: Sequence[Range]) -> np.ndarray:
-        """A copy of the elements in `ranges` (start, stop), in this order."""
-        out = np.empty(sum(stop - start for start, stop in ranges), self.dtype)
+    def read(self, ranges: Sequence[Range], out: np.ndarray | None = None) -> np.ndarray:
+        """A copy of the elements in `ranges` (start, stop), in this order; into `out` if given."""
+        if out is None:
+            out = np.empty(sum(stop - start for start, stop in ranges), self.dtype)
         at = 0
         for start, stop in ranges:
             for block, (first, last) in zip(self.blocks, pairwise(self.starts), strict=True):
@@ -118,15 +121,24 @@ def kept_ranges(length: int, dropped: Sequence[Range]) -> list[Range]:
     return kept
 
 
-def sorted_blocks(column: AnyColumn, kept: Sequence[Range], block: int = BLOCK) -> list[Callable[[], Sorted]]:
-    """Makers of sorted copies of about equal size, at most `block` elements each."""
+def sorted_blocks(column: AnyColumn, kept: Sequence[Range], block: int) -> list[Callable[[], Sorted]]:
+    """Makers of sorted copies of about equal size, at most `block` elements each.
+
+    Every thread copies into one piece of memory of its own: a block is valid until the next is made.
+    """
     total = sum(stop - start for start, stop in kept)
     count = -(-total // block)
-    makers: list[Callable[[], Sorted]] = []
-    for i in range(count):
-        ranges = _slice_ranges(kept, total * i // count, total * (i + 1) // count)
-        makers.append(lambda ranges=ranges: sorted_copy(column.read(ranges)))  # type: ignore[misc]
-    return makers
+    scratch = local()
+
+    def make(first: int, last: int) -> Sorted:
+        ranges = _slice_ranges(kept, first, last)
+        if isinstance(column, DeviceColumn):
+            return sorted_copy(column.read(ranges))
+        if not hasattr(scratch, "memory"):
+            scratch.memory = np.empty(-(-total // count), column.dtype)
+        return sorted_copy(column.read(ranges, scratch.memory[: last - first]))
+
+    return [partial(make, total * i // count, total * (i + 1) // count) for i in range(count)]
 
 
 def _slice_ranges(kept: Sequence[Range], first: int, last: int) -> list[Range]:

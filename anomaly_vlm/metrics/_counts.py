@@ -6,14 +6,22 @@ never sorted with indices: they are sorted plainly, block by block, and searched
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+PIECE = 1 << 14  # items that numpy works on at once where whole arrays would not fit a cache
 BLOCK = 8 << 20  # normal scores a block: smaller ones sort no faster and are searched longer
+
+
+def block_size(workers: int) -> int:
+    """Scores a block: the blocks that `workers` threads sort at a time take at most 64 MB."""
+    return min(BLOCK, 2 * BLOCK // workers)
 
 
 class Points(NamedTuple):
@@ -50,37 +58,69 @@ class Above(NamedTuple):
 
 def order_keys(values: np.ndarray) -> np.ndarray:
     """uint32 keys of float32 values without -0.0: the same order as the values."""
-    bits = values.view(np.uint32)
-    return bits ^ ((values.view(np.int32) >> 31).view(np.uint32) | np.uint32(0x80000000))
+    keys = (values.view(np.int32) >> 31).view(np.uint32)  # all ones where negative
+    keys |= np.uint32(0x80000000)
+    keys ^= values.view(np.uint32)
+    return keys
 
 
 def from_order_keys(keys: np.ndarray) -> np.ndarray:
     """Inverse of `order_keys`."""
-    flipped = np.where(keys & np.uint32(0x80000000), np.uint32(0x80000000), np.uint32(0xFFFFFFFF))
-    return (keys ^ flipped).view(np.float32)
+    flipped = keys >> np.uint32(31)
+    flipped -= np.uint32(1)
+    flipped |= np.uint32(0x80000000)
+    flipped ^= keys
+    return flipped.view(np.float32)
+
+
+def pack(keys: np.ndarray) -> np.ndarray:
+    """[M] uint64 of key and position, so that NumPy's vectorised sort takes the place of an index sort."""
+    packed = np.empty(keys.size, np.uint64)
+    for part in pieces(keys.size):
+        np.left_shift(keys[part], np.uint64(32), out=packed[part])
+        packed[part] |= np.arange(part.start, part.stop, dtype=np.uint64)
+    return packed
+
+
+def unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and positions; overwrites `packed`."""
+    keys = np.empty(packed.size, np.uint32)
+    np.right_shift(packed, np.uint64(32), out=keys, casting="unsafe")
+    packed &= np.uint64(0xFFFFFFFF)
+    return keys, packed.view(np.int64)
+
+
+def pieces(size: int, piece: int = PIECE) -> Iterator[slice]:
+    """[0, size) in slices that fit a cache: fresh memory above some 100 kB costs page faults."""
+    for start in range(0, size, piece):
+        yield slice(start, min(start + piece, size))
 
 
 def distinct(values: np.ndarray, weights: np.ndarray, counts: np.ndarray | None = None) -> Points:
-    """Groups anomalous items by score.
-
-    Key and position travel in one uint64, so that the sort is NumPy's vectorised one and not an index sort. O(M log M).
+    """Groups anomalous items by score. O(M log M).
 
     Args:
-        values: [M] float32. weights: [C, M]. counts: [M], default 1 each.
+        values: [M] float32, overwritten (-0.0 becomes +0.0). weights: [C, M]. counts: [M], default 1 each.
     """
     if not values.size:
         return Points.none(weights.shape[0])
-    packed = order_keys(values + np.float32(0.0)).astype(np.uint64) << np.uint64(32)
-    packed |= np.arange(values.size, dtype=np.uint64)
+    values += np.float32(0.0)
+    packed = pack(order_keys(values))
     packed.sort()
-    order = (packed & np.uint64(0xFFFFFFFF)).astype(np.intp)
-    keys = (packed >> np.uint64(32)).astype(np.uint32)
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    keys, order = unpack(packed)
+    new = keys[1:] != keys[:-1]
+    if new.all():  # no ties: the usual case of continuous scores
+        grouped = np.broadcast_to(np.int64(1), keys.shape) if counts is None else counts[order]
+        sums = np.empty(weights.shape)
+        for row, out in zip(weights, sums, strict=True):
+            np.take(row, order, out=out, mode="clip")  # positions are valid; "raise" would copy
+        return Points(from_order_keys(keys), grouped, sums)
+    starts = np.concatenate([[0], np.flatnonzero(new) + 1])
     grouped = np.diff(starts, append=keys.size) if counts is None else np.add.reduceat(counts[order], starts)
     sums = np.empty((weights.shape[0], starts.size))
     for row, out in zip(weights, sums, strict=True):
-        out[:] = row[order] if starts.size == keys.size else np.add.reduceat(row[order], starts)
-    return Points(from_order_keys(keys[starts]), grouped.astype(np.int64), sums)
+        np.add.reduceat(row[order], starts, out=out)
+    return Points(from_order_keys(keys[starts]), grouped.astype(np.int64, copy=False), sums)
 
 
 def join(parts: Sequence[Points], connectivities: int) -> Points:
@@ -103,52 +143,64 @@ def count_above(blocks: Iterable[Callable[[], Sorted]], queries: Sequence[np.nda
         queries: several ascending arrays, answered in the same pass.
         workers: threads. Counts of blocks add, so the result does not depend on it.
     """
+    totals = [Above(np.zeros(query.size, np.int64), np.zeros(query.size, np.int64)) for query in queries]
+    lock = Lock()
 
-    def one(make: Callable[[], Sorted]) -> list[Above]:
+    def one(make: Callable[[], Sorted]) -> None:
         block = make()
-        return [search(block, query) for query in queries]
+        for query, total in zip(queries, totals, strict=True):
+            add_counts(block, query, total, lock)
 
-    totals = [Above(np.zeros(q.size, np.int64), np.zeros(q.size, np.int64)) for q in queries]
     blocks = list(blocks)
     if workers > 1 and len(blocks) > 1:
         with ThreadPoolExecutor(workers) as pool:
-            _add(totals, pool.map(one, blocks))
+            list(pool.map(one, blocks))
     else:
-        _add(totals, map(one, blocks))
+        for make in blocks:
+            one(make)
     return totals
 
 
-def _add(totals: list[Above], results: Iterable[list[Above]]) -> None:
-    for result in results:
-        for total, part in zip(totals, result, strict=True):
-            np.add(total.greater, part.greater, out=total.greater)
-            np.add(total.at_least, part.at_least, out=total.at_least)
+def add_counts(block: Sorted, query: np.ndarray, total: Above, lock: AbstractContextManager[Any]) -> None:
+    """Adds the counts of one sorted block to `total`, piece by piece of the queries.
+
+    A piece is searched only in the part of the block that it spans, which then lies in a cache.
+    """
+    size = block.values.shape[0]
+    for part in pieces(query.size) if size else ():
+        asked = query[part]
+        if isinstance(block.values, torch.Tensor):
+            left, right = _search_on_device(block.values, asked)
+        else:
+            left, right = _search(block.values, asked)
+        if block.before is not None:
+            left, right, size = block.before[left], block.before[right], block.before[-1]
+        with lock:
+            total.greater[part] += size - right
+            total.at_least[part] += size - left
 
 
-def search(block: Sorted, query: np.ndarray) -> Above:
-    """`Above` of one sorted block."""
-    if isinstance(block.values, torch.Tensor):
-        return _search_on_device(block.values, query)
-    values, size = block.values, block.values.shape[0]
-    right = np.searchsorted(values, query, side="right")
+def _search(values: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions left and right of ascending queries in ascending values."""
+    start, stop = np.searchsorted(values, query[:1])[0], np.searchsorted(values, query[-1:], side="right")[0]
+    inside = values[start:stop]
+    right = np.searchsorted(inside, query, side="right")
     left = right.copy()  # equal unless the query itself occurs, which is rare in continuous scores
-    tied = np.flatnonzero((right > 0) & (values[np.maximum(right - 1, 0)] == query)) if size else _NONE
-    if tied.size:
-        left[tied] = np.searchsorted(values, query[tied], side="left")
-    if block.before is not None:
-        total = block.before[-1]
-        return Above(total - block.before[right], total - block.before[left])
-    return Above(size - right, size - left)
+    if inside.size:
+        tied = np.flatnonzero(
+            inside[right - 1] == query
+        )  # a query before all values meets the last one, which is not it
+        if tied.size:
+            left[tied] = np.searchsorted(inside, query[tied], side="left")
+    left += start
+    right += start
+    return left, right
 
 
-_NONE = np.empty(0, np.intp)
-
-
-def _search_on_device(values: torch.Tensor, query: np.ndarray) -> Above:
+def _search_on_device(values: torch.Tensor, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     on_device = torch.from_numpy(query).to(values.device)
-    sides = (torch.searchsorted(values, on_device, right=right) for right in (True, False))
-    greater, at_least = ((values.numel() - side).cpu().numpy() for side in sides)
-    return Above(greater, at_least)
+    left, right = (torch.searchsorted(values, on_device, right=right).cpu().numpy() for right in (False, True))
+    return left, right
 
 
 def sorted_copy(scores: Any) -> Sorted:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from anomaly_vlm.metrics._columns import AnyColumn, Column, DeviceColumn, Range, kept_ranges, sorted_blocks
-from anomaly_vlm.metrics._counts import Points, Sorted, distinct, join
+from anomaly_vlm.metrics._counts import Points, Sorted, block_size, distinct, join
 from anomaly_vlm.metrics._inputs import Image
 from anomaly_vlm.metrics._ledger import part_of
 from anomaly_vlm.metrics._options import PixelOptions
@@ -132,7 +132,8 @@ class ExactStore:
         hole_parts = [table.hole_weights() for table in tables]
         return View(
             points=join([points, *(table.points() for table in tables)], len(self.weights)),
-            blocks=sorted_blocks(self.normals, normals) + [table.sorted_normals for table in tables],
+            blocks=sorted_blocks(self.normals, normals, block_size(self.options.threads))
+            + [table.sorted_normals for table in tables],
             normals=_length(normals) + sum(int(table.normals.sum()) for table in tables),
             regions=sum((np.array(row.regions, np.int64) for row in kept), self.table_regions),
             low=min((span[0] for span in spans), default=np.inf),

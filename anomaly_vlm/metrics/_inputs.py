@@ -178,9 +178,8 @@ def _as_scores(
     if not half and not round_to_half:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found as infinite
             return "float32", np.ascontiguousarray(array, np.float32), None
-    if not half:
-        with np.errstate(over="ignore", invalid="ignore"):
-            array = array.astype(np.float16)
+    if not half:  # torch converts 20 times as fast as NumPy
+        array = torch.from_numpy(np.ascontiguousarray(array)).to(torch.float16).numpy()
     return kind, np.ascontiguousarray(array).view(np.uint16), None
 
 

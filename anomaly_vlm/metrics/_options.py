@@ -89,7 +89,8 @@ class PixelOptions:
 
     @property
     def threads(self) -> int:
-        return self.workers or torch.get_num_threads()
+        """Threads that sort; each has a block of memory of its own, so there are at most 16."""
+        return min(self.workers or torch.get_num_threads(), 16)
 
     def describe(self) -> str:
         """What two states must share to be merged or loaded."""

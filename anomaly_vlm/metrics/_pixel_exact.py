@@ -17,7 +17,7 @@ from anomaly_vlm.metrics._exact import View
 from anomaly_vlm.metrics._group import Alone
 from anomaly_vlm.metrics._names import Values
 from anomaly_vlm.metrics._options import PixelOptions, recall_name
-from anomaly_vlm.metrics._values import NAN, area_up_to, pro_curve, scalars
+from anomaly_vlm.metrics._values import NAN, aupro, scalars
 
 
 @dataclass
@@ -67,13 +67,14 @@ def count_categories(
         queries = [goals[-1].points.values]
         queries += [at for goal in goals for at in goal.thresholds]
         above = [_sum(part, group) for part in count_above(view.blocks, queries, options.threads)]
-        at = np.searchsorted(queries[0], one.points.values)
-        one.above = above[0] if alone else Above(above[0].greater[at], above[0].at_least[at])
+        one.above = above[0]
         for goal, (plain, filled) in zip(goals, zip(above[1::2], above[2::2], strict=True), strict=True):
             goal.false_plain += plain.greater
             goal.false_filled += filled.greater
             goal.hits_filled += group.sum(_hole_hits(view, goal.thresholds.filled))
         if not alone:
+            at = np.searchsorted(pooled.points.values, one.points.values)
+            one.above = Above(above[0].greater[at], above[0].at_least[at])
             np.add(pooled.above.greater, above[0].greater, out=pooled.above.greater)
             np.add(pooled.above.at_least, above[0].at_least, out=pooled.above.at_least)
     return counted, counted[next(iter(views))] if len(views) == 1 else pooled
@@ -90,9 +91,10 @@ def values(counted: Counted, options: PixelOptions) -> Values:
         "pixel_f1_max_threshold": one.f1_max_threshold,
         f"pixel_{recall_name(options.recall)}": one.fpr,
     }
-    if options.aupro_limits:
-        curves = [pro_curve(points, above, facts.normals, int(k), row) for row, k in enumerate(facts.regions)]
-        out.update({name: area_up_to(curves[row], limit) for name, row, limit in options.aupro_names()})
+    names = options.aupro_names()
+    for row, regions in enumerate(facts.regions if names else ()):
+        areas = aupro(points, above, facts.normals, int(regions), row, options.aupro_limits)
+        out.update(zip([name for name, of, _ in names if of == row], areas, strict=True))
     if options.legacy:
         regions, defined = int(facts.regions[0]), not facts.has_void
         args = (facts.normals, regions)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anomaly_vlm.metrics._counts import distinct, order_keys
+from anomaly_vlm.metrics._counts import distinct, order_keys, pack, pieces, unpack
 
 KEY_BITS = 32
 
@@ -42,13 +42,30 @@ def bins_of_normals(scores: np.ndarray, shift: int, limit: int, connectivities: 
     if not scores.size:
         return Bins.none(connectivities), shift
     scores.sort()
-    keys = order_keys(scores)
-    steps = keys[1:] ^ keys[:-1]
-    shift = least_shift(steps, shift, limit)
-    starts = _starts(steps, shift)
+    keys = scores.view(np.uint32)
+    for part in pieces(keys.size):
+        keys[part] = order_keys(scores[part])
+    starts = _starts(keys, shift, limit)
+    if starts is None:
+        shift = least_shift(keys[1:] ^ keys[:-1], shift, limit)
+        starts = _starts(keys, shift, limit)
+        assert starts is not None
     counts = np.diff(starts, append=keys.size)
     zero, weights = np.zeros(starts.size, np.int64), np.zeros((connectivities, starts.size))
     return Bins(keys[starts], keys[_ends(starts, keys.size)], counts, zero, weights), shift
+
+
+def _starts(keys: np.ndarray, shift: int, limit: int) -> np.ndarray | None:
+    """First position of every bin of ascending keys; None if there are more than `limit`."""
+    found = [np.zeros(1, np.int64)]
+    count = 1
+    for part in pieces(keys.size - 1):
+        steps = keys[part.start + 1 : part.stop + 1] ^ keys[part]
+        found.append(np.flatnonzero(steps >= np.uint32(1 << shift)) + (part.start + 1))
+        count += found[-1].size
+        if count > limit:
+            return None
+    return np.concatenate(found)
 
 
 def bins_of_anomalous(scores: np.ndarray, weights: np.ndarray, shift: int, limit: int) -> tuple[Bins, int]:
@@ -78,11 +95,6 @@ def least_shift(steps: np.ndarray, shift: int, limit: int) -> int:
     return high
 
 
-def _starts(steps: np.ndarray, shift: int) -> np.ndarray:
-    """First position of every bin."""
-    return np.concatenate([[0], np.flatnonzero(steps >= np.uint32(1 << shift)) + 1])
-
-
 def _ends(starts: np.ndarray, size: int) -> np.ndarray:
     """Last position of every bin."""
     return np.append(starts[1:], size) - 1
@@ -94,7 +106,7 @@ def coarsen(bins: Bins, shift: int) -> Bins:
         return bins
     # A bin's largest and the next one's smallest key part where any of their keys part, for bins do not overlap.
     steps = bins.low[1:] ^ bins.high[:-1]
-    starts = _starts(steps, shift)
+    starts = np.concatenate([[0], np.flatnonzero(steps >= np.uint32(1 << shift)) + 1])
     if starts.size == bins.low.size:
         return bins
     return Bins(
@@ -112,11 +124,9 @@ def join(parts: Sequence[Bins], shift: int, connectivities: int) -> Bins:
     if len(parts) < 2:
         return coarsen(parts[0], shift) if parts else Bins.none(connectivities)
     low = np.concatenate([part.low for part in parts])
-    packed = (low >> np.uint32(shift)).astype(np.uint64) << np.uint64(32)
-    packed |= np.arange(low.size, dtype=np.uint64)
+    packed = pack(low >> np.uint32(shift))
     packed.sort()
-    order = (packed & np.uint64(0xFFFFFFFF)).astype(np.intp)
-    groups = packed >> np.uint64(32)
+    groups, order = unpack(packed)
     starts = np.concatenate([[0], np.flatnonzero(groups[1:] != groups[:-1]) + 1])
     high = np.concatenate([part.high for part in parts])
     return Bins(

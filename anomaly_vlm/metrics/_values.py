@@ -13,12 +13,13 @@ or above it, `P` and `N` items in all, and `TP_j = p_1 + ... + p_j`:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
-from anomaly_vlm.metrics._counts import Above, Points
+from anomaly_vlm.metrics._counts import Above, Points, pieces
 
 NAN = math.nan
 EXACT_INTEGERS = 2**62
@@ -40,31 +41,84 @@ class Scalars(NamedTuple):
     fpr: float = NAN
 
 
+class Piece(NamedTuple):
+    """Some neighbouring distinct scores in descending order, and where they lie in the points."""
+
+    where: slice
+    counts: np.ndarray
+    greater: np.ndarray
+    at_least: np.ndarray
+    hits: np.ndarray  # TP at each
+
+
+def descending(points: Points, above: Above) -> Iterator[Piece]:
+    """The points from the largest score down, piece by piece: whole arrays would cost page faults and memory."""
+    found = 0
+    for part in pieces(points.values.size):
+        where = slice(points.values.size - part.stop, points.values.size - part.start)
+        counts, greater, at_least = (array[where][::-1] for array in (points.counts, *above))
+        hits = np.cumsum(counts) + found
+        found = int(hits[-1])
+        yield Piece(where, counts, greater, at_least, hits)
+
+
 def scalars(points: Points, above: Above, normals: int, recall: float) -> Scalars:
-    """The four threshold metrics. `above` answers `points.values`."""
-    counts = points.counts[::-1]
-    total = int(counts.sum())
+    """The four threshold metrics. `above` answers `points.values`. O(V)."""
+    total = int(points.counts.sum())
     if total == 0 or normals == 0:
         return Scalars()
-    greater, at_least = above.greater[::-1], above.at_least[::-1]
-    hits = np.cumsum(counts)
-    either = at_least + greater
-    if 2 * total * normals < EXACT_INTEGERS:
-        lost: float = int(np.dot(counts, either)) / (2 * total * normals)
-    else:
-        lost = float(np.dot(counts.astype(np.float64), either.astype(np.float64))) / (2.0 * total * normals)
-    predicted = (hits + at_least).astype(np.float64)
-    precision = hits / predicted
-    f1 = 2.0 * hits / (predicted + total)
-    best = int(np.argmax(f1))
-    reached = int(np.searchsorted(hits, needed_hits(recall, total)))
-    return Scalars(
-        auroc=1.0 - lost,
-        ap=float(np.dot(counts, precision)) / total,
-        f1_max=float(f1[best]),
-        f1_max_threshold=float(points.values[::-1][best]),
-        fpr=int(at_least[reached]) / normals,
-    )
+    whole = 2 * total * normals < EXACT_INTEGERS
+    needed, fpr, best, threshold = needed_hits(recall, total), NAN, -1.0, NAN
+    lost, gained = [], []
+    for piece in descending(points, above):
+        either = piece.at_least + piece.greater
+        lost.append(int(np.dot(piece.counts, either)) if whole else float(np.dot(1.0 * piece.counts, 1.0 * either)))
+        predicted = piece.hits + piece.at_least
+        gained.append(float(np.dot(piece.counts, piece.hits / predicted)))
+        f1 = 2.0 * piece.hits / (predicted + total)
+        first = int(np.argmax(f1))
+        if f1[first] > best:  # of equal ones the largest threshold, which came first
+            best, threshold = float(f1[first]), float(points.values[piece.where][::-1][first])
+        if math.isnan(fpr) and piece.hits[-1] >= needed:
+            fpr = int(piece.at_least[np.searchsorted(piece.hits, needed)]) / normals
+    pairs = 2 * total * normals
+    auroc = 1.0 - (sum(lost) if whole else math.fsum(lost)) / pairs
+    return Scalars(auroc, math.fsum(gained) / total, best, threshold, fpr)
+
+
+def aupro(points: Points, above: Above, normals: int, regions: int, row: int, limits: Sequence[float]) -> list[float]:
+    """Areas under the PRO curve of connectivity `row` up to each limit, divided by the limit. O(V) a limit.
+
+    The curve runs from (0, 0) to (1, 1), flat between two anomalous scores and sloped inside a tie; it is cut at the limit
+    by linear interpolation. NaN where there is no region or no normal pixel.
+    """
+    if regions == 0 or normals == 0:
+        return [NAN] * len(limits)
+    caps = [limit * normals for limit in limits]  # in normal pixels
+    areas: list[list[float]] = [[] for _ in limits]
+    reached, height = 0, 0.0  # normal pixels and overlap at the end of the piece before
+    for piece in descending(points, above):
+        after = np.cumsum(points.weights[row][piece.where][::-1])
+        after /= regions
+        after += height
+        before = np.concatenate([[height], after[:-1]])
+        starts = np.concatenate([[reached], piece.at_least[:-1]])  # of the flat part before each score
+        tied = np.flatnonzero(piece.at_least > piece.greater)
+        for cap, area in zip(caps, areas, strict=True):
+            if reached < cap:
+                area.append(float(np.dot(before, np.minimum(piece.greater, cap) - np.minimum(starts, cap))))
+                area.append(_tie_area(piece, before, after, tied, cap))
+        reached, height = int(piece.at_least[-1]), float(after[-1])
+    ends = [max(cap - reached, 0.0) for cap in caps]  # beyond the last score everything is covered
+    return [min(1.0, (math.fsum(area) + end) / cap) for area, end, cap in zip(areas, ends, caps, strict=True)]
+
+
+def _tie_area(piece: Piece, before: np.ndarray, after: np.ndarray, tied: np.ndarray, cap: float) -> float:
+    """Area below the sloped parts of a piece, as far as `cap`."""
+    width = (piece.at_least - piece.greater)[tied]
+    inside = np.clip(cap - piece.greater[tied], 0.0, width)
+    rise = after[tied] - before[tied]
+    return float(np.dot(inside, before[tied] + inside / width * rise / 2.0))
 
 
 class ProCurve(NamedTuple):
@@ -90,18 +144,3 @@ def pro_curve(points: Points, above: Above, normals: int, regions: int, row: int
     overlap[0], overlap[1], overlap[-1] = 0.0, 0.0, 1.0
     overlap[2:-1:2], overlap[3:-1:2] = covered, covered[:-1]
     return ProCurve(fpr, overlap)
-
-
-def area_up_to(curve: ProCurve | None, limit: float) -> float:
-    """Trapezoid area of the curve for FPR in [0, limit], cut by linear interpolation, divided by `limit`."""
-    if curve is None:
-        return NAN
-    fpr, overlap = curve
-    end = int(np.searchsorted(fpr, limit, side="right"))  # the first vertex beyond
-    width, height = np.diff(fpr[:end]), overlap[1:end] + overlap[: end - 1]
-    area = 0.5 * float(np.dot(width, height))
-    if end < fpr.size and fpr[end - 1] < limit:
-        rise = (overlap[end] - overlap[end - 1]) / (fpr[end] - fpr[end - 1])
-        rest = limit - fpr[end - 1]
-        area += float(rest * (overlap[end - 1] + 0.5 * rest * rise))
-    return min(1.0, area / limit)

@@ -307,11 +307,11 @@ def test_collection() -> None:
 
 
 def test_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from anomaly_vlm.metrics import _columns
+    from anomaly_vlm.metrics import _columns, _counts
 
     case = random_case(44)
     expected = pixel_metrics(case.maps, case.masks, **EVERYTHING, workers=1)
-    monkeypatch.setattr(_columns.sorted_blocks, "__defaults__", (500,))
+    monkeypatch.setattr(_counts, "BLOCK", 500)
     monkeypatch.setattr(_columns.Column, "smallest", 64)
     monkeypatch.setattr(_columns.Column, "largest", 300)
     equal(pixel_metrics(case.maps, case.masks, **EVERYTHING, workers=3), expected)
