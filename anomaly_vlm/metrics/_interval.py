@@ -105,7 +105,8 @@ def f1_max(b: Descending) -> tuple[Interval, Interval]:
     possible[b.p == 0] = -1.0
     best = int(np.argmax(attained))
     lower = float(attained[best])
-    reach = np.flatnonzero(possible >= lower - ROUNDING)
+    # The exact maximum is larger than the attained one, or equal and then at no smaller score. Both sides round alike.
+    reach = np.flatnonzero((possible > lower) | ((possible == lower) & (np.arange(possible.size) <= best)))
     threshold = Interval(float(b.low[best]), float(b.low[reach].min()), float(b.high[reach].max()))
     return Interval(lower, lower, float(possible.max())).widened(), threshold
 

@@ -46,7 +46,8 @@ class PixelMetrics(CurveMetric, EngineMetric):
         recall: in (0, 1]; 0.95 gives `pixel_fpr95`.
         legacy: add the published codes' 200-threshold values `pixel_aupro_legacy` and `pixel_aupro_legacy_filled`.
         half: round float32 maps to float16 (changes the values).
-        workers: threads that sort; None: `torch.get_num_threads()`. No gain was seen with two on two busy cores.
+        workers: threads that sort; None: `torch.get_num_threads()`. Two on two busy cores took 0.6 to 0.9 of the time of one
+            for `compute` on 54 M pixels.
         device: where normal scores are kept and sorted; None: on the CPU, so that GPU memory does not grow.
         kwargs: of `torchmetrics.Metric`.
 
