@@ -12,6 +12,7 @@ from anomaly_vlm.errors import unknown_choice
 
 BENCHES = {
     "adaclip": "a training step and an inference pass against the published way of computing them",
+    "training": "AnomalyCLIP and FAPrompt with frozen tokens kept, against the published way of computing a step",
     "metrics": "exact and binned metrics against the official routine and public libraries",
 }
 HELP = "usage: anomaly-vlm bench NAME [--quick]\n\n" + "\n".join(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anomaly_vlm.cli.checks import check_values, writable_folder
+from anomaly_vlm.cli.checks import check_values
 from anomaly_vlm.cli.compose import compose, describe_choices, merge_overrides
-from anomaly_vlm.cli.train import pop_key
+from anomaly_vlm.cli.train import pop_key, run_folder, shared_with_children
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,7 +28,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     ckpt, rest = pop_key(arguments, "ckpt")
     cfg, spec = configured(ckpt, rest, "evaluate")
-    execute(cfg, spec, writable_folder(cfg.output_dir))
+    folder = run_folder(cfg)
+    with shared_with_children(folder):
+        execute(cfg, spec, folder)
     return 0
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,10 +37,26 @@ def run(arguments: Sequence[str]) -> int:
     else:
         cfg = compose(rest)
         check_values(cfg)
-        folder = writable_folder(os.environ.get(FOLDER_VARIABLE, cfg.output_dir))
-        cfg.output_dir = str(folder)
+        folder = run_folder(cfg)
     execute(cfg, folder)
     return 0
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """Makes the run's folder and names it in the configuration; the processes of a DDP run share the first one's."""
+    folder = writable_folder(os.environ.get(FOLDER_VARIABLE, cfg.output_dir))
+    cfg.output_dir = str(folder)
+    return folder
+
+
+@contextmanager
+def shared_with_children(folder: Path) -> Iterator[None]:
+    """Processes that are started meanwhile write into the same folder."""
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(FOLDER_VARIABLE, None)
 
 
 def pop_key(arguments: Sequence[str], key: str) -> tuple[str | None, list[str]]:
@@ -77,8 +94,5 @@ def execute(cfg: DictConfig, folder: Path) -> float:
     """One training run; returns the selection metric's mean on the test set."""
     from anomaly_vlm.cli.fit import fit  # torch and Lightning are read only now
 
-    os.environ[FOLDER_VARIABLE] = str(folder)
-    try:
+    with shared_with_children(folder):
         return fit(cfg, folder)
-    finally:
-        os.environ.pop(FOLDER_VARIABLE, None)

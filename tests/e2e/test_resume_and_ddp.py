@@ -81,17 +81,18 @@ def test_two_processes_evaluate_to_the_numbers_of_one(trained: Path, tmp_path: P
     words = [ckpt, "eval_batch_size=1", "pictures.per_category=0"]
     assert main(["evaluate", *words, f"output_dir={tmp_path / 'one'}"]) == 0
     done = subprocess.run(
-        program("evaluate", *words, "trainer=ddp_cpu", f"output_dir={tmp_path / 'two'}"),
+        program("evaluate", *words, "trainer=ddp_cpu"),
         capture_output=True, text=True, timeout=180, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    one, two = results(tmp_path / "one"), results(tmp_path / "two")
+    (folder,) = (tmp_path / "outputs" / "evaluate" / "adaclip").iterdir()  # one for both processes
+    one, two = results(tmp_path / "one"), results(folder)
     assert one.keys() == two.keys()
     for key, value in one.items():
         assert (value is None and two[key] is None) or two[key] == pytest.approx(value, abs=1e-6), key
     assert (
         (tmp_path / "one" / "images.csv").read_text().count("\n")
-        == (tmp_path / "two" / "images.csv").read_text().count("\n")
+        == (folder / "images.csv").read_text().count("\n")
         == 14
     )
     assert done.stdout.count("pixel AUROC") == 1  # one table, from the first process

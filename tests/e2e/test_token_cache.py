@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,8 @@ import torch
 from PIL import Image
 
 from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.backbone.cache import list_caches
+from anomaly_vlm.backbone import cache as module
+from anomaly_vlm.backbone.cache import list_caches, read_entry
 from anomaly_vlm.cli import main
 from tests.e2e.conftest import QUICK, results
 
@@ -60,10 +65,19 @@ def learned(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
+def check_same_run(run: Path, reference: Path) -> None:
+    """The same weights and the same table, up to the rounding of batches of other sizes in the tower."""
+    expected = learned(reference)
+    for key, value in learned(run).items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-6, msg=f"{run.name}: {key}")
+    for key, value in results(reference).items():
+        assert (value is None) or results(run)[key] == pytest.approx(value, abs=1e-4), f"{run.name}: {key}"
+
+
 @pytest.mark.parametrize("method", ["anomalyclip", "faprompt"])
 def test_the_same_numbers_with_and_without(method: str, tiles: Path, tmp_path: Path, encoded: list[int]) -> None:
     assert main(words(tiles, method, tmp_path / "off", "cache.tokens=off")) == 0
-    assert sum(encoded) == 6 * 3 + 6  # three epochs and the evaluation
+    assert sum(encoded) == 1 + 6 * 3 + 6  # the step that is tried first, three epochs, the evaluation
     encoded.clear()
     assert main(words(tiles, method, tmp_path / "disk")) == 0
     assert sum(encoded) == 6  # every image once
@@ -72,12 +86,8 @@ def test_the_same_numbers_with_and_without(method: str, tiles: Path, tmp_path: P
     assert sum(encoded) == 0  # another run reads what the first one wrote
     assert main(words(tiles, method, tmp_path / "memory", "cache.tokens=memory")) == 0
     assert sum(encoded) == 6
-    reference = learned(tmp_path / "off")
     for run in ("disk", "again", "memory"):
-        for key, value in learned(tmp_path / run).items():
-            torch.testing.assert_close(value, reference[key], rtol=1e-4, atol=1e-6, msg=f"{run}: {key}")
-        for key, value in results(tmp_path / "off").items():
-            assert (value is None) or results(tmp_path / run)[key] == pytest.approx(value, abs=1e-4), f"{run}: {key}"
+        check_same_run(tmp_path / run, tmp_path / "off")
 
 
 def test_changed_images_and_weights_are_computed_anew(tiles: Path, tmp_path: Path, encoded: list[int]) -> None:
@@ -99,7 +109,7 @@ def test_augmented_images_pass_the_cache_by(
 ) -> None:
     assert main(words(tiles, "anomalyclip", tmp_path / "run", "augment.mosaic=1.0")) == 0
     assert "token cache: off for training images" in capsys.readouterr().out
-    assert sum(encoded) == 6 * 3 + 6
+    assert sum(encoded) == 1 + 6 * 3 + 6
 
 
 def test_listing_and_clearing(tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -113,3 +123,119 @@ def test_listing_and_clearing(tiles: Path, tmp_path: Path, capsys: pytest.Captur
     assert list_caches(tmp_path / "cache") == []
     assert main(["cache"]) == 0
     assert "no token caches" in capsys.readouterr().out
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from safetensors.torch import save
+from anomaly_vlm.backbone import cache
+from anomaly_vlm.cli import main
+
+left, whole = int(sys.argv[1]), cache.save_file
+
+def dying(tensors, path, metadata):
+    global left
+    if left == 0:
+        content = save(tensors, metadata)
+        Path(path).write_bytes(content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    whole(tensors, path, metadata)
+
+cache.save_file = dying
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_killed_while_it_writes_an_entry(tiles: Path, tmp_path: Path, encoded: list[int]) -> None:
+    """A training dies (kill -9) with its third entry half written: the next one takes the two whole ones, no more."""
+    command = [sys.executable, "-c", DYING, "2", *words(tiles, "faprompt", tmp_path / "killed")]
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "cache").rglob("*.unfinished"))) == 1
+    assert [info.entries for info in list_caches(tmp_path / "cache")] == [2]
+    assert main(words(tiles, "faprompt", tmp_path / "next")) == 0
+    assert sum(encoded) == 6 - 2
+    assert main(words(tiles, "faprompt", tmp_path / "off", "cache.tokens=off")) == 0
+    check_same_run(tmp_path / "next", tmp_path / "off")
+
+
+TOGETHER = """
+import sys, time
+from pathlib import Path
+import anomaly_vlm.cli.fit
+from anomaly_vlm.backbone import cache
+from anomaly_vlm.cli import main
+
+place, me = Path(sys.argv[1]), sys.argv[2]
+whole = cache.save_file
+
+def slow(tensors, path, metadata):
+    whole(tensors, path, metadata)
+    time.sleep(0.1)  # before the entry is moved to its place, so that both are at work on the same ones
+
+cache.save_file = slow
+(place / me).touch()
+while not all((place / name).exists() for name in ("a", "b")):
+    time.sleep(0.01)
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def test_two_trainings_build_one_cache_at_once(tiles: Path, tmp_path: Path) -> None:
+    runs = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                TOGETHER,
+                str(tmp_path),
+                name,
+                *words(tiles, "anomalyclip", tmp_path / f"run {name}"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in ("a", "b")
+    ]
+    try:
+        assert main(words(tiles, "anomalyclip", tmp_path / "off", "cache.tokens=off")) == 0
+        for run in runs:
+            output, _ = run.communicate(timeout=120)
+            assert run.returncode == 0 and "token cache" not in output, output
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()
+    check_same_run(tmp_path / "run a", tmp_path / "off")
+    check_same_run(tmp_path / "run b", tmp_path / "off")
+    files = list((tmp_path / "cache").rglob("*/*/*"))
+    assert len(files) == 6 and all(read_entry(file) is not None for file in files)
+
+
+def test_a_disk_that_fills_up_during_a_run(
+    tiles: Path, tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two entries find room; the run goes on with them, and computes the others in every epoch."""
+    whole, written = module.save_file, []
+
+    def filling(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        if len(written) == 2:
+            path.write_bytes(b"half an entry")
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        whole(tensors, path, metadata)
+
+    monkeypatch.setattr(module, "save_file", filling)
+    assert main(words(tiles, "anomalyclip", tmp_path / "full", "cache.memory_gb=0")) == 0
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING and "cache" in record.message]
+    assert len(warnings) == 1 and "No space left" in warnings[0].message
+    assert not list((tmp_path / "cache").rglob("*.unfinished"))
+    assert (
+        sum(encoded) == 6 + 3 * 4
+    )  # all in the first epoch; in two more and in the evaluation those that found no room
+    assert main(words(tiles, "anomalyclip", tmp_path / "off", "cache.tokens=off")) == 0
+    check_same_run(tmp_path / "full", tmp_path / "off")
