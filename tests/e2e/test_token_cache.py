@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,56 +166,57 @@ def test_killed_while_it_writes_an_entry(tiles: Path, tmp_path: Path, encoded: l
     check_same_run(tmp_path / "next", tmp_path / "off")
 
 
-TOGETHER = """
+OTHER = """
 import sys, time
 from pathlib import Path
 import anomaly_vlm.cli.fit
 from anomaly_vlm.backbone import cache
 from anomaly_vlm.cli import main
+from tests.e2e.test_token_cache import lingering
 
-place, me = Path(sys.argv[1]), sys.argv[2]
-whole = cache.save_file
-
-def slow(tensors, path, metadata):
-    whole(tensors, path, metadata)
-    time.sleep(0.1)  # before the entry is moved to its place, so that both are at work on the same ones
-
-cache.save_file = slow
-(place / me).touch()
-while not all((place / name).exists() for name in ("a", "b")):
+cache.save_file = lingering(cache.save_file)
+ready, go = Path(sys.argv[1]), Path(sys.argv[2])
+ready.touch()
+while not go.exists():
     time.sleep(0.01)
 sys.exit(main(sys.argv[3:]))
 """
 
 
-def test_two_trainings_build_one_cache_at_once(tiles: Path, tmp_path: Path) -> None:
-    runs = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                TOGETHER,
-                str(tmp_path),
-                name,
-                *words(tiles, "anomalyclip", tmp_path / f"run {name}"),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for name in ("a", "b")
-    ]
+def lingering(write: Callable[..., None]) -> Callable[..., None]:
+    """Stays a while before the entry is moved to its place, so that two processes are at work on the same ones."""
+
+    def slow(*args: Any, **kwargs: Any) -> None:
+        write(*args, **kwargs)
+        time.sleep(0.2)
+
+    return slow
+
+
+def test_two_trainings_build_one_cache_at_once(tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, go = tmp_path / "ready", tmp_path / "go"
+    arguments = [str(ready), str(go), *words(tiles, "anomalyclip", tmp_path / "other")]
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     try:
         assert main(words(tiles, "anomalyclip", tmp_path / "off", "cache.tokens=off")) == 0
-        for run in runs:
-            output, _ = run.communicate(timeout=120)
-            assert run.returncode == 0 and "token cache" not in output, output
+        while not ready.exists() and other.poll() is None:
+            time.sleep(0.01)
+        go.touch()
+        monkeypatch.setattr(module, "save_file", lingering(module.save_file))
+        assert main(words(tiles, "anomalyclip", tmp_path / "this")) == 0
+        output, _ = other.communicate(timeout=120)
     finally:
-        for run in runs:
-            run.kill()
-            run.wait()
-    check_same_run(tmp_path / "run a", tmp_path / "off")
-    check_same_run(tmp_path / "run b", tmp_path / "off")
+        other.kill()
+        other.wait()
+    assert other.returncode == 0 and "token cache" not in output, output
+    for run in ("this", "other"):
+        check_same_run(tmp_path / run, tmp_path / "off")
     files = list((tmp_path / "cache").rglob("*/*/*"))
     assert len(files) == 6 and all(read_entry(file) is not None for file in files)
 

@@ -50,8 +50,8 @@ def loss_and_gradients(method: DualPathMethod, batch: Batch) -> dict[str, Tensor
 
 
 def check_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Equal to 1e-6 relative; bit by bit where products do not depend on threads or memory alignment. A gradient sums terms of
-    both signs, so that an entry near zero carries the rounding of large ones: a few float32 steps of the tensor's largest
+    """Equal to 1e-6 relative (bit by bit where products do not depend on threads or memory alignment). A gradient sums terms
+    of both signs, so that an entry near zero carries the rounding of large ones: a few float32 steps of the tensor's largest
     entry are let through on top."""
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
