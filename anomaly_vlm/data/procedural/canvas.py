@@ -120,10 +120,8 @@ class Canvas:
         cos, sin = math.cos(angle), math.sin(angle)
         left, top = float(self.x[0, 0]) - self.pixel / 2, float(self.y[0, 0]) - self.pixel / 2
         u, v, step = along / 2, across / 2, self.pixel
-        affine = (
-            (u * step * cos, u * step * sin, columns / 2 + u * (left * cos + top * sin))
-            + (-v * step * sin, v * step * cos, rows / 2 + v * (top * cos - left * sin))
-        )  # fmt: skip
+        row = (u * step * cos, u * step * sin, columns / 2 + u * (left * cos + top * sin))
+        affine = (*row, -v * step * sin, v * step * cos, rows / 2 + v * (top * cos - left * sin))
         height, width = self.shape
         drawn = lattice.transform((width, height), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
         return np.asarray(drawn)
@@ -199,6 +197,13 @@ class Ink:
         return np.asarray(reduced, np.float32) / np.float32(255)
 
 
+def moved(array: np.ndarray, right: float, down: float) -> np.ndarray:
+    """`array` [H, W] shifted by whole pixels (rounded), edges repeated."""
+    rows = np.clip(np.arange(array.shape[0]) - round(down), 0, array.shape[0] - 1)
+    columns = np.clip(np.arange(array.shape[1]) - round(right), 0, array.shape[1] - 1)
+    return array[rows[:, None], columns[None, :]]
+
+
 def smoothstep(low: float, high: float, value: np.ndarray) -> np.ndarray:
     """0 below `low`, 1 above `high`, smooth between."""
     t = np.clip((value - np.float32(low)) / np.float32(high - low), 0, 1)
@@ -218,6 +223,11 @@ def tone(colour: np.ndarray, brightness: np.ndarray) -> np.ndarray:
 def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
     """RGB float32 [3] of hue in degrees, saturation and value in [0, 1]."""
     return np.array(colorsys.hsv_to_rgb((hue / 360) % 1, saturation, value), np.float32)
+
+
+def rgb(red: float, green: float, blue: float) -> np.ndarray:
+    """RGB float32 [3]."""
+    return np.array([red, green, blue], np.float32)
 
 
 def colour(

@@ -8,7 +8,8 @@ from .families import Family
 
 TEMPLATES = (
     "a photo of {}", "a photo of {}", "a close-up photo of {}", "a cropped photo of {}", "a blurry photo of {}",
-    "a bright photo of {}", "a picture of {} for visual inspection", "an image of {}", "a good photo of {}", "there is {} in the scene",
+    "a bright photo of {}", "a picture of {} for visual inspection", "an image of {}", "a good photo of {}",
+    "there is {} in the scene",
 )  # fmt: skip
 NORMAL = ("flawless", "perfect", "unblemished", "undamaged", "intact", "normal", "good")
 NORMAL_TAILS = ("without defect", "without damage", "without flaw", "in good condition")

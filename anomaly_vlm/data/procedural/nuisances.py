@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .canvas import LUMA, Canvas
+from .canvas import LUMA, Canvas, smoothstep
 from .dice import Dice
 
 
@@ -19,6 +19,8 @@ class Nuisances:
     Attributes:
         exposure, gamma: of the whole picture. tint: gains of the channels. grey: how much colour is lost, [0, 1].
         slope: change of brightness across the picture (x, y). vignette: loss of brightness in the corners.
+        shade: a shadow that falls across (direction, place, softness, darkness), None without.
+        glare: a soft reflection (x, y, radius, strength), None without.
         blur: deviation in canvas units. noise: deviation in [0, 1]. quality: of the JPEG, None without.
         turn: 0 to 7, one of the eight orientations of a square.
     """
@@ -29,6 +31,8 @@ class Nuisances:
     grey: float
     slope: tuple[float, float]
     vignette: float
+    shade: tuple[float, float, float, float] | None
+    glare: tuple[float, float, float, float] | None
     blur: float
     noise: float
     quality: int | None
@@ -45,6 +49,8 @@ class Nuisances:
             grey=1.0 if dice.chance(0.08) else dice.uniform(0.0, 0.3),
             slope=(dice.uniform(-0.16, 0.16), dice.uniform(-0.16, 0.16)),
             vignette=dice.uniform(0.0, 0.25),
+            shade=_shade(dice) if dice.chance(0.4) else None,
+            glare=_glare(dice) if dice.chance(0.4) else None,
             blur=dice.uniform(0.0, 0.013),
             noise=dice.log_uniform(0.004, 0.025),
             quality=dice.integer(55, 96) if dice.chance(0.6) else None,
@@ -52,13 +58,25 @@ class Nuisances:
             dice=dice,
         )
 
+    def seen(self, image: np.ndarray) -> np.ndarray:
+        """Tone, exposure and colour of the camera alone; float32 [H, W, 3] -> [H, W, 3]."""
+        image = np.clip(image, 0, 1) ** np.float32(self.gamma)
+        image = image + ((image @ LUMA)[..., None] - image) * np.float32(self.grey)
+        return image * (np.asarray(self.tint, np.float32) * np.float32(self.exposure))
+
     def apply(self, canvas: Canvas, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The photograph of `image` [H, W, 3] in [0, 1], uint8, and the mask turned alike."""
-        light = self.exposure * (1 + canvas.x * np.float32(self.slope[0]) + canvas.y * np.float32(self.slope[1]))
+        light = 1 + canvas.x * np.float32(self.slope[0]) + canvas.y * np.float32(self.slope[1])
         light = light * (1 - np.float32(self.vignette / 2) * (canvas.x**2 + canvas.y**2))
-        image = np.clip(image, 0, 1) ** np.float32(self.gamma) * light[..., None]
-        image = image + (image @ LUMA)[..., None] * np.float32(self.grey) - image * np.float32(self.grey)
-        image = image * np.asarray(self.tint, np.float32)
+        if self.shade is not None:
+            direction, place, softness, darkness = self.shade
+            _, across = canvas.turned(direction)
+            light = light * (1 - np.float32(darkness) * smoothstep(place - softness, place + softness, across))
+        image = self.seen(image) * light[..., None]
+        if self.glare is not None:
+            x, y, radius, strength = self.glare
+            away = (canvas.x - np.float32(x)) ** 2 + (canvas.y - np.float32(y)) ** 2
+            image = image + (np.float32(strength) * np.exp(-away / np.float32(radius**2)))[..., None]
         grain = self.dice.grain(*canvas.shape)
         image = image * np.float32(255)
         photo = Image.fromarray(np.clip(image + np.float32(0.5), 0, 255).astype(np.uint8))
@@ -70,6 +88,14 @@ class Nuisances:
         if self.quality is not None:
             pixels = compressed(pixels, self.quality)
         return pixels, mask
+
+
+def _shade(dice: Dice) -> tuple[float, float, float, float]:
+    return dice.angle(), dice.uniform(-0.6, 0.6), dice.log_uniform(0.04, 0.4), dice.uniform(0.1, 0.5)
+
+
+def _glare(dice: Dice) -> tuple[float, float, float, float]:
+    return dice.uniform(-0.9, 0.9), dice.uniform(-0.9, 0.9), dice.log_uniform(0.25, 0.8), dice.uniform(0.05, 0.35)
 
 
 def turned(array: np.ndarray, turn: int) -> np.ndarray:

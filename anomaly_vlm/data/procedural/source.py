@@ -11,9 +11,9 @@ import numpy as np
 from anomaly_vlm.data.types import Drawn, Sample
 from anomaly_vlm.errors import UserError, unknown_choice
 
-from .canvas import Canvas
+from .canvas import Canvas, Scene
 from .captions import caption
-from .defects.apply import Damage, damage
+from .defects.apply import CONTRAST, Damage, damage
 from .dice import Dice
 from .families import FAMILIES, Family
 from .nuisances import Nuisances
@@ -40,27 +40,37 @@ class ProceduralDrawing:
 
     def draw(self) -> Drawn:
         """The picture uint8 [size, size, 3], its mask bool [size, size], its caption."""
-        family = FAMILIES[self.family]
-        canvas, camera, image, mask, _ = self._parts(family)
+        canvas, camera, scene, done = self._scene()
+        image, mask = (scene.image, np.zeros(canvas.shape, bool)) if done is None else (done.image, done.mask)
         pixels, mask = camera.apply(canvas, image, mask)
-        return Drawn(pixels, mask, caption(family, self.defect, self._dice(_WORDS)))
+        return Drawn(pixels, mask, self.caption())
+
+    def caption(self) -> str:
+        """The sentence alone, without drawing."""
+        return caption(FAMILIES[self.family], self.defect, self._dice(_WORDS))
 
     def twin(self) -> ProceduralDrawing:
-        """The same scene and the same camera without the defect."""
+        """The same scene seen by the same camera, without the defect."""
         return replace(self, defect="good")
 
     def damage(self) -> Damage | None:
         """The defect before the camera, and how many draws it took; None for a normal picture."""
-        return self._parts(FAMILIES[self.family])[4]
+        return self._scene()[3]
 
-    def _parts(self, family: Family) -> tuple[Canvas, Nuisances, np.ndarray, np.ndarray, Damage | None]:
+    def numbers(self) -> tuple[int, ...]:
+        """All random integers behind the picture, in order (without the grain of the sensor and the words)."""
+        canvas, camera, _, done = self._scene()
+        return (*canvas.dice.drawn, *camera.dice.drawn, *(done.numbers if done else ()))
+
+    def _scene(self) -> tuple[Canvas, Nuisances, Scene, Damage | None]:
         canvas = Canvas.whole(self.size, self._dice(_SCENE))
+        family = FAMILIES[self.family]
         scene = family.draw(canvas)
         camera = Nuisances.drawn_from(self._dice(_CAMERA))
         if self.defect == "good":
-            return canvas, camera, scene.image, np.zeros(canvas.shape, bool), None
-        done = damage(canvas, scene, self.defect, self._key(_DEFECT), camera.noise)
-        return canvas, camera, done.image, done.mask, done
+            return canvas, camera, scene, None
+        done = damage(canvas, scene, self.defect, self._key(_DEFECT), camera, CONTRAST[family.kind])
+        return canvas, camera, scene, done
 
     def _key(self, stream: int) -> tuple[int, ...]:
         return (self.seed, SIDES[self.side], zlib.crc32(self.family.encode()), self.number, stream)

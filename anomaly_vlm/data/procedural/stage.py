@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 
-from .canvas import LUMA, Canvas, Scene, any_colour, colour, mix, smoothstep, tone
+from .canvas import Canvas, Scene, any_colour, colour, mix, moved, smoothstep, tone
+from .markings import marked
+from .textures import made, mineral, organic, woven
 
 Colour = np.ndarray  # [3], or [H, W, 3] for a pattern
 
@@ -21,7 +23,7 @@ class Stage:
     """
 
     def __init__(
-        self, c: Canvas, *, size: tuple[float, float] = (0.8, 1.1), turn: float = math.pi, shift: float = 0.1
+        self, c: Canvas, *, size: tuple[float, float] = (0.95, 1.4), turn: float = math.pi, shift: float = 0.1
     ) -> None:
         self.c, self.dice = c, c.dice
         self.angle = c.dice.uniform(-turn, turn)
@@ -40,9 +42,9 @@ class Stage:
         """The shadow that a body of outline `distance` [H, W] casts away from the light onto the background."""
         blur = height * self.dice.uniform(0.6, 1.4)
         darkness = self.dice.uniform(0.25, 0.6)
-        dx, dy = (round(-part * height * 0.7 / self.c.pixel) for part in self.c.light)
-        moved = np.roll(distance, (dy, dx), (0, 1))
-        shade = 1 - np.float32(darkness) * (1 - smoothstep(-blur * 0.6, blur, moved))
+        lx, ly = self.c.light
+        cast = moved(distance, -lx * height * 0.7 / self.c.pixel, -ly * height * 0.7 / self.c.pixel)
+        shade = 1 - np.float32(darkness) * (1 - smoothstep(-blur * 0.6, blur, cast))
         self.background = tone(self.background, shade)
         self.image = self.background
 
@@ -113,8 +115,33 @@ class Stage:
         return Scene(self.image, self.coverage, self.background)
 
 
+SURFACES = (
+    woven.fabric, woven.felt, woven.carbon_fibre, organic.wood, organic.paper, organic.cork, organic.marble,
+    mineral.concrete, mineral.granite, made.brushed_metal, made.plastic, made.painted_panel, made.rubber_mat,
+)  # fmt: skip
+
+
 def ground(c: Canvas) -> np.ndarray:
-    """What an object lies on: paper, cloth, conveyor, board, metal; float32 [H, W, 3]."""
+    """What an object lies on: paper, cloth, conveyor, board, metal, any material of the training side; [H, W, 3]."""
+    dice = c.dice
+    if dice.chance(0.5):
+        image = np.clip(dice.choice(SURFACES)(c), 0, 1)
+        mean = image.mean(axis=(0, 1))
+        image = mean + (image - mean) * np.float32(dice.uniform(0.4, 1.0))
+    else:
+        image = _plain_ground(c)
+    if dice.chance(0.35):
+        image = marked(c, np.clip(image, 0, 1), np.ones(c.shape, np.float32), 0.9, (0.1, 0.3))
+    if dice.chance(0.45):  # the rim of a tray or the end of the table
+        _, across = c.turned(dice.angle())
+        far = across - np.float32(dice.uniform(0.55, 0.95))
+        beyond = any_colour(dice, (0.0, 0.4), (0.05, 0.9))
+        shade = 1 - 0.35 * np.exp(-np.clip(far, 0, 3) / np.float32(0.05))
+        image = mix(image, tone(beyond, shade), c.inside(-far, dice.uniform(1, 4)))
+    return image
+
+
+def _plain_ground(c: Canvas) -> np.ndarray:
     dice = c.dice
     kind = dice.choice(("plain", "plain", "dark", "cloth", "board", "metal", "speckle"))
     base = any_colour(dice, (0.0, 0.45), (0.35, 0.97))
@@ -174,8 +201,3 @@ def metal(stage: Stage, kind: str | None = None) -> np.ndarray:
     kinds = {"steel": ((200, 230), (0.0, 0.1), (0.5, 0.75)), "brass": ((40, 50), (0.3, 0.55), (0.6, 0.85))}
     kinds |= {"copper": ((16, 26), (0.4, 0.6), (0.55, 0.8)), "dark": ((200, 240), (0.0, 0.15), (0.22, 0.4))}
     return colour(dice, *kinds[kind or dice.choice(("steel", "steel", "brass", "copper", "dark"))])
-
-
-def grey(image: np.ndarray) -> np.ndarray:
-    """Luma of RGB, [H, W]."""
-    return image @ LUMA

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from ..canvas import LUMA, any_colour, colour, mix, smoothstep, tone
+from ..canvas import LUMA, any_colour, colour, mix, moved, smoothstep, tone
 from .spot import Spot
 
 
@@ -81,7 +81,7 @@ def contamination(s: Spot) -> np.ndarray:
     after = s.scene.image
     count = dice.choice((1, 1, 2, 4, 7))
     paint = any_colour(dice, (0.0, 0.7), (0.08, 0.9))
-    distance = np.full(s.c.shape, 9, np.float32)
+    distance: np.ndarray = np.full(s.c.shape, 9, np.float32)
     lump = s.radius if count == 1 else s.radius * 0.75 / math.sqrt(count)
     for _ in range(count):
         turn, away = dice.angle(), (0.0 if count == 1 else s.radius * 0.8 * math.sqrt(dice.uniform(0, 1)))
@@ -89,8 +89,8 @@ def contamination(s: Spot) -> np.ndarray:
         size = lump * dice.uniform(0.6, 1.0)
         distance = np.minimum(distance, np.sqrt((u / np.float32(dice.uniform(1, 1.6))) ** 2 + v * v) - np.float32(size))
     distance = distance + np.float32(0.2 * lump) * s.c.noise(2.2 / lump, 2)
-    dx, dy = (round(-part * 0.4 * lump / s.c.pixel) for part in s.c.light)
-    shade = s.soft(np.roll(distance, (dy, dx), (0, 1)), lump)
+    dx, dy = (-part * 0.4 * lump / s.c.pixel for part in s.c.light)
+    shade = s.soft(moved(distance, dx, dy), lump)
     after = tone(after, 1 - 0.3 * shade)
     height = np.sqrt(np.clip(-distance / np.float32(lump), 0, 1)) * np.float32(lump * 0.8)
     slope = np.clip(s.c.slope(height), -1.2, 1.2)

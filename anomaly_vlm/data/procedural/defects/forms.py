@@ -81,7 +81,11 @@ def bend(s: Spot) -> np.ndarray:
     push = np.float32(s.radius * dice.uniform(0.3, 0.5)) * np.exp(
         -(s.c.x**2 + s.c.y**2) / np.float32((0.6 * s.radius) ** 2)
     )
-    return s.shifted(-push * np.float32(math.cos(s.heading)), -push * np.float32(math.sin(s.heading)))
+    dx, dy = -push * np.float32(math.cos(s.heading)), -push * np.float32(math.sin(s.heading))
+    # Only the object moves: the ground shows where it was.
+    cover = s.shifted(dx, dy, s.scene.coverage[..., None])[..., 0]
+    empty = mix(s.scene.image, s.scene.background, s.scene.coverage)
+    return mix(empty, s.shifted(dx, dy), cover)
 
 
 def misplaced(s: Spot) -> np.ndarray:

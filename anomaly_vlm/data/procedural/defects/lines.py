@@ -18,7 +18,7 @@ def scratch(s: Spot) -> np.ndarray:
     for _ in range(dice.choice((1, 1, 1, 2, 3))):
         u, v = s.c.turned(s.heading + dice.uniform(-0.15, 0.15), 0.0, dice.uniform(-0.2, 0.2) * s.radius)
         bow = v - np.float32(dice.uniform(-0.25, 0.25) / s.radius) * u * u
-        width = dice.uniform(0.008, 0.018)
+        width = dice.uniform(0.011, 0.024)
         ends = 1 - smoothstep(0.55, 1.0, np.abs(u + np.float32(dice.uniform(-0.2, 0.2) * s.radius)) / s.radius)
         press = ends * np.clip(0.85 + 0.25 * s.c.noise(3 / s.radius), 0, 1)
         groove = np.exp(-((bow / np.float32(width)) ** 2)) * press
@@ -42,7 +42,7 @@ def _walk(s: Spot, steps: int, start: np.ndarray, heading: float, length: float,
 def crack(s: Spot) -> np.ndarray:
     """Jagged dark line that thins out, with branches; one side stands slightly higher."""
     dice, ink = s.dice, s.c.ink()
-    width = dice.uniform(0.012, 0.024)
+    width = dice.uniform(0.016, 0.032)
     direction = np.array([math.cos(s.heading), math.sin(s.heading)])
     trunk = _walk(s, 14, -s.radius * 0.95 * direction, s.heading, 2 * s.radius, 0.6)
     trunk = trunk - trunk.mean(axis=0)
@@ -63,7 +63,7 @@ def cut(s: Spot) -> np.ndarray:
     dice = s.dice
     u, v = s.c.turned(s.heading)
     v = v - np.float32(dice.uniform(-0.12, 0.12) / s.radius) * u * u
-    opening = np.float32(dice.uniform(0.02, 0.045)) * np.clip(1 - (u / np.float32(s.radius)) ** 2, 0, 1) - np.float32(
+    opening = np.float32(dice.uniform(0.025, 0.06)) * np.clip(1 - (u / np.float32(s.radius)) ** 2, 0, 1) - np.float32(
         0.002
     )
     away = np.abs(v) - opening
@@ -88,7 +88,7 @@ def thread(s: Spot) -> np.ndarray:
         heading += turn
         points.append(points[-1] + 2.4 * s.radius / steps * np.array([math.cos(heading), math.sin(heading)]))
     path = np.array(points) - np.mean(points, axis=0)
-    width = dice.uniform(0.018, 0.035)
+    width = dice.uniform(0.022, 0.04)
     ink, shade = s.c.ink(), s.c.ink()
     ink.line(path, width)
     shade.line(path - np.array(s.c.light) * width * 0.9, width * 1.3)

@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from ..canvas import Canvas, Scene, Window, mix, smoothstep
 from ..dice import Dice
+
+GRID = 64  # cells a side of the grid on which places for defects are judged
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Spot:
         u, v = self.c.turned(self.heading)
         u = u / np.float32(stretch)
         theta = np.arctan2(v, u)
-        edge = np.ones(self.c.shape, np.float32)
+        edge: np.ndarray = np.ones(self.c.shape, np.float32)
         for waves in (2, 3, 5):
             edge = edge + np.float32(self.dice.uniform(0.3, 1) * rough * 1.5 / waves) * np.cos(
                 theta * waves + np.float32(self.dice.angle())
@@ -58,11 +61,11 @@ class Spot:
         """`after` where the material lies, the picture as it was elsewhere."""
         return mix(self.scene.image, after, self.scene.coverage)
 
-    def shifted(self, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-        """The picture read at (x + dx, y + dy), canvas units; bilinear, [H, W, 3]."""
+    def shifted(self, dx: np.ndarray, dy: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
+        """The picture (or another `image` [H, W, C]) read at (x + dx, y + dy), canvas units; bilinear, [H, W, C]."""
         rows = (self.c.y + dy - self.c.y[0, 0]) / np.float32(self.c.pixel)
         columns = (self.c.x + dx - self.c.x[0, 0]) / np.float32(self.c.pixel)
-        return read(self.scene.image, rows, columns)
+        return read(self.scene.image if image is None else image, rows, columns)
 
     def soft(self, distance: np.ndarray, softness: float) -> np.ndarray:
         """1 inside, 0 outside, with an edge `softness` canvas units wide (a pixel at least)."""
@@ -71,9 +74,9 @@ class Spot:
 
 
 def read(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """`image` [h, w, 3] at fractional pixel positions, bilinear, edges repeated; float32 [H, W, 3]."""
+    """`image` [h, w, C] at fractional pixel positions, bilinear, edges repeated; float32 [H, W, C]."""
     places = np.stack([rows, columns])
-    channels = [map_coordinates(image[..., k], places, order=1, mode="nearest") for k in range(3)]
+    channels = [map_coordinates(image[..., k], places, order=1, mode="nearest") for k in range(image.shape[2])]
     return np.stack(channels, axis=-1)
 
 
@@ -89,35 +92,38 @@ def find(
         room: share of the radius that has to lie within the material for `inside`.
     """
     radius, heading = dice.log_uniform(*extent), dice.angle()
+    # Places are judged on a grid of fixed size, so that they are the same whatever the size of the picture.
+    grid = np.asarray(Image.fromarray(scene.coverage).resize((GRID, GRID), Image.Resampling.BOX))
     if place == "edge":
-        return _on_edge(canvas, scene, dice, radius)
+        return _on_edge(canvas, scene, dice, grid, radius)
     best, spot = -1.0, (0.0, 0.0)
     ring = [(math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)) for k in range(8)] if place == "inside" else []
-    for _ in range(40):
-        x, y = dice.uniform(-0.9, 0.9), dice.uniform(-0.9, 0.9)
+    for x, y in (1.8 * dice.fractions(40, 2) - 0.9).tolist():
         points = [(x, y), *((x + room * radius * cos, y + room * radius * sin) for cos, sin in ring)]
-        fit = min(_covered(canvas, scene, *points[0]), sum(_covered(canvas, scene, *p) for p in points) / len(points))
+        fit = min(_covered(grid, x, y), sum(_covered(grid, *point) for point in points) / len(points))
         if fit > best:
             best, spot = fit, (x, y)
-        if fit > 0.97:
+        if fit > 0.9:
             break
     return (*spot, radius, heading)
 
 
-def _covered(canvas: Canvas, scene: Scene, x: float, y: float) -> float:
-    row, column = (int((v + 1) / canvas.pixel) for v in (y, x))
-    height, width = canvas.shape
-    return float(scene.coverage[row, column]) if 0 <= row < height and 0 <= column < width else 0.0
+def _covered(grid: np.ndarray, x: float, y: float) -> float:
+    """Coverage at a point, 0 outside of the picture."""
+    row, column = (math.floor((v + 1) * GRID / 2) for v in (y, x))
+    return float(grid[row, column]) if 0 <= row < GRID and 0 <= column < GRID else 0.0
 
 
-def _on_edge(canvas: Canvas, scene: Scene, dice: Dice, radius: float) -> tuple[float, float, float, float]:
+def _on_edge(
+    canvas: Canvas, scene: Scene, dice: Dice, grid: np.ndarray, radius: float
+) -> tuple[float, float, float, float]:
     """A point on the outer outline and the direction out of the object there."""
     total = float(scene.coverage.sum())
     middle_x, middle_y = (float((scene.coverage * axis).sum() / total) for axis in (canvas.x, canvas.y))
     direction = dice.angle()
     cos, sin = math.cos(direction), math.sin(direction)
     away = 1.4
-    while away > 0.02 and _covered(canvas, scene, middle_x + away * cos, middle_y + away * sin) < 0.5:
+    while away > 0.02 and _covered(grid, middle_x + away * cos, middle_y + away * sin) < 0.5:
         away -= 0.01
     x, y = middle_x + away * cos, middle_y + away * sin
     # The normal: from the middle of the material around the point towards the middle of what is not material.

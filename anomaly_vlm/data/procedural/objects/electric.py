@@ -7,13 +7,13 @@ import math
 import numpy as np
 
 from ..canvas import Canvas, Scene, any_colour, colour, hsv, mix, smoothstep
+from ..markings import letters
 from ..stage import Stage, box, disc, metal, rod
-from .small import letters
 
 
 def connector(c: Canvas) -> Scene:
     """Plastic housing with two rows of square cavities and a pin in each."""
-    s = Stage(c, size=(0.85, 1.1))
+    s = Stage(c, size=(0.99, 1.40))
     dice = s.dice
     columns = dice.integer(4, 8)
     pitch = 1.25 / columns * s.size
@@ -37,7 +37,7 @@ def connector(c: Canvas) -> Scene:
 
 def transistor(c: Canvas) -> Scene:
     """Black body with a flat top and three legs."""
-    s = Stage(c, size=(0.85, 1.1), shift=0.06)
+    s = Stage(c, size=(0.99, 1.40), shift=0.06)
     dice = s.dice
     silver = metal(s, "steel")
     width, height = dice.uniform(0.36, 0.46) * s.size, dice.uniform(0.26, 0.34) * s.size
@@ -62,14 +62,14 @@ def transistor(c: Canvas) -> Scene:
     s.layer(body, black, bevel=0.05, depth=0.7, gloss=0.12, texture=1 + 0.06 * c.noise(50, 2))
     print_ = colour(dice, (0, 60), (0.0, 0.1), (0.6, 0.9))
     for i in range(dice.integer(1, 4)):
-        ink = letters(c, s, dice.integer(3, 5), 0.13 * s.size, y=top + (i - 1) * 0.18 * s.size)
+        ink = letters(c, s.u, s.v, dice.integer(3, 5), 0.13 * s.size, y=top + (i - 1) * 0.18 * s.size)
         s.stamp(print_, ink * np.float32(0.75))
     return s.scene()
 
 
 def resistor(c: Canvas) -> Scene:
     """Axial resistor: dog-bone body, colour bands, two wires."""
-    s = Stage(c, size=(0.9, 1.15), shift=0.05)
+    s = Stage(c, size=(1.05, 1.46), shift=0.05)
     dice = s.dice
     radius, half = dice.uniform(0.13, 0.18) * s.size, dice.uniform(0.34, 0.42) * s.size
     bulge = 1 + 0.28 * np.exp(-(((np.abs(s.u) - half) / np.float32(0.12 * s.size)) ** 2))
@@ -83,14 +83,9 @@ def resistor(c: Canvas) -> Scene:
     paint: np.ndarray = base
     step = 2 * half / 5.2
     hues = (
-        hsv(0, 0, 0.08),
-        hsv(20, 0.7, 0.4),
-        hsv(2, 0.85, 0.75),
-        hsv(25, 0.9, 0.9),
-        hsv(50, 0.85, 0.9),
-        hsv(130, 0.7, 0.5),
-    )
-    hues += (hsv(215, 0.8, 0.65), hsv(285, 0.6, 0.55), hsv(0, 0, 0.5), hsv(0, 0, 0.95), hsv(45, 0.5, 0.65))
+        hsv(0, 0, 0.08), hsv(20, 0.7, 0.4), hsv(2, 0.85, 0.75), hsv(25, 0.9, 0.9), hsv(50, 0.85, 0.9), hsv(130, 0.7, 0.5),
+        hsv(215, 0.8, 0.65), hsv(285, 0.6, 0.55), hsv(0, 0, 0.5), hsv(0, 0, 0.95), hsv(45, 0.5, 0.65),
+    )  # fmt: skip
     for i in range(dice.integer(4, 6)):
         at = -half + (0.4 + i * 1.05) * step
         paint = mix(paint, dice.choice(hues), c.inside(np.abs(s.u - np.float32(at)) - step * 0.27))
@@ -101,7 +96,7 @@ def resistor(c: Canvas) -> Scene:
 
 def microchip(c: Canvas) -> Scene:
     """Integrated circuit: black package, legs on two or four sides, marking and the dot of pin 1."""
-    s = Stage(c, size=(0.85, 1.1))
+    s = Stage(c, size=(0.99, 1.40))
     dice = s.dice
     quad = dice.chance(0.5)
     width = 0.45 * s.size if quad else dice.uniform(0.5, 0.62) * s.size
@@ -121,7 +116,7 @@ def microchip(c: Canvas) -> Scene:
     print_ = colour(dice, (0, 60), (0.0, 0.1), (0.55, 0.9))
     rows = dice.integer(1, 4)
     for i in range(rows):
-        ink = letters(c, s, dice.integer(3, 6), 0.14 * s.size, x=0.04, y=(i - (rows - 1) / 2) * 0.19 * s.size)
+        ink = letters(c, s.u, s.v, dice.integer(3, 6), 0.14 * s.size, x=0.04, y=(i - (rows - 1) / 2) * 0.19 * s.size)
         s.stamp(print_, ink * np.float32(0.7))
     return s.scene()
 
@@ -137,7 +132,7 @@ def _legs(u: np.ndarray, v: np.ndarray, width: float, height: float, count: int,
 
 def toothbrush(c: Canvas) -> Scene:
     """Brush head from above: rows of bristle tufts in one to three colours."""
-    s = Stage(c, size=(0.9, 1.15), shift=0.06)
+    s = Stage(c, size=(1.05, 1.46), shift=0.06)
     dice = s.dice
     width, length = dice.uniform(0.27, 0.33) * s.size, 0.68 * s.size
     head = box(s.u + np.float32(0.05), s.v, length, width, width * 0.85)

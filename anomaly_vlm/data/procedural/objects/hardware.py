@@ -12,7 +12,7 @@ from ..stage import Stage, box, disc, metal, polygon
 
 def screw(c: Canvas) -> Scene:
     """Wood screw from the side: countersunk or round head, shank, slanted thread, tip."""
-    s = Stage(c, size=(0.85, 1.15), shift=0.06)
+    s = Stage(c, size=(0.99, 1.46), shift=0.06)
     dice = s.dice
     length, radius = 0.72 * s.size, dice.uniform(0.11, 0.16) * s.size
     u, v = s.u, s.v
@@ -49,7 +49,7 @@ def screw(c: Canvas) -> Scene:
 
 def nut(c: Canvas) -> Scene:
     """Hexagon nut from above: chamfer circle, threaded bore."""
-    s = Stage(c, size=(0.8, 1.1))
+    s = Stage(c, size=(0.94, 1.40))
     dice = s.dice
     inner = 0.56 * s.size
     hexagon = polygon(s.u, s.v, 6, inner, corner=0.03)
@@ -77,10 +77,10 @@ def _bore(c: Canvas, s: Stage, bore: float, base: np.ndarray) -> None:
 
 def washer(c: Canvas) -> Scene:
     """Flat ring, plain, toothed or split."""
-    s = Stage(c, size=(0.8, 1.15))
+    s = Stage(c, size=(0.94, 1.46))
     dice = s.dice
     radius = 0.6 * s.size
-    r, theta = s.polar()
+    _, theta = s.polar()
     kind = dice.choice(("plain", "plain", "toothed"))
     outline = disc(s.u, s.v, radius)
     if kind == "toothed":
@@ -101,7 +101,7 @@ def washer(c: Canvas) -> Scene:
 
 def gear(c: Canvas) -> Scene:
     """Spur gear from above: teeth, web with round openings or spokes, hub, bore with keyway."""
-    s = Stage(c, size=(0.85, 1.12))
+    s = Stage(c, size=(0.99, 1.42))
     dice = s.dice
     radius, count = 0.64 * s.size, dice.integer(12, 29)
     r, theta = s.polar()
@@ -143,7 +143,7 @@ def gear(c: Canvas) -> Scene:
 
 def bearing(c: Canvas) -> Scene:
     """Ball bearing: two rings, balls in a cage, or a shield with a mark."""
-    s = Stage(c, size=(0.85, 1.1))
+    s = Stage(c, size=(0.99, 1.40))
     dice = s.dice
     radius = 0.64 * s.size
     outline = disc(s.u, s.v, radius)
@@ -177,7 +177,7 @@ def bearing(c: Canvas) -> Scene:
 
 def key(c: Canvas) -> Scene:
     """Flat key: bow with a hole, grooved blade with cuts."""
-    s = Stage(c, size=(0.9, 1.15), shift=0.05)
+    s = Stage(c, size=(1.05, 1.46), shift=0.05)
     dice = s.dice
     u, v = s.u / np.float32(s.size), s.v / np.float32(s.size)
     shape = dice.choice(("round", "hexagon", "square"))
@@ -207,7 +207,7 @@ def key(c: Canvas) -> Scene:
 
 def bottle(c: Canvas) -> Scene:
     """Glass bottle from above: concentric rings of mouth, neck and shoulder, reflections."""
-    s = Stage(c, size=(0.85, 1.1), shift=0.06)
+    s = Stage(c, size=(0.99, 1.40), shift=0.06)
     dice = s.dice
     radius = 0.72 * s.size
     r, theta = s.polar()
@@ -240,7 +240,7 @@ def bottle(c: Canvas) -> Scene:
 
 def cable(c: Canvas) -> Scene:
     """Cut cable: sheath, filler, three to five insulated cores with strands of copper."""
-    s = Stage(c, size=(0.85, 1.1))
+    s = Stage(c, size=(0.99, 1.40))
     dice = s.dice
     radius = 0.68 * s.size
     outline = disc(s.u, s.v, radius) + 0.008 * c.noise(3)

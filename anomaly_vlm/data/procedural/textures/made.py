@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ..canvas import Canvas, any_colour, colour, mix, smoothstep, tone
+from ..canvas import Canvas, any_colour, colour, mix, rgb, smoothstep, tone
 
 
 def brushed_metal(c: Canvas) -> np.ndarray:
@@ -15,7 +15,7 @@ def brushed_metal(c: Canvas) -> np.ndarray:
     angle = dice.angle()
     base = colour(dice, dice.choice(((200, 230), (200, 230), (25, 45))), (0.0, 0.2), (0.5, 0.8))
     lines = 0.7 * c.noise(70, 1, stretch=60, angle=angle) + 0.5 * c.noise(22, 2, stretch=50, angle=angle)
-    u, v = c.turned(angle)
+    _, v = c.turned(angle)
     band = np.cos(v * dice.uniform(0.8, 2.5) + dice.angle()) * dice.uniform(0.03, 0.16)
     return tone(base, 1 + band + dice.uniform(0.04, 0.1) * lines + 0.02 * c.noise(3, 2))
 
@@ -42,7 +42,7 @@ def painted_panel(c: Canvas) -> np.ndarray:
     shade = 1 + 0.012 * c.noise(60, 1) + dice.uniform(0.01, 0.05) * c.noise(2, 2)
     turn = dice.uniform(-0.12, 0.12)
     u, v = c.turned(turn)
-    height = np.zeros(c.shape, np.float32)
+    height: np.ndarray = np.zeros(c.shape, np.float32)
     seams = [(u, dice.uniform(-0.8, 0.8)), (v, dice.uniform(-0.8, 0.8))][: dice.integer(1, 3)]
     width = dice.uniform(0.012, 0.03)
     for axis, place in seams:
@@ -64,7 +64,7 @@ def corrugated(c: Canvas) -> np.ndarray:
     """Corrugated sheet: rounded waves of metal or board."""
     dice = c.dice
     turn = dice.choice((0.0, math.pi / 2)) + dice.uniform(-0.4, 0.4)
-    u, v = c.turned(turn)
+    _, v = c.turned(turn)
     pitch = dice.uniform(0.14, 0.34)
     wave = np.cos(v * np.float32(2 * math.pi / pitch) + 0.15 * c.noise(1.5))
     facing = math.cos(turn + math.pi / 2) * c.light[0] + math.sin(turn + math.pi / 2) * c.light[1]
@@ -143,10 +143,13 @@ def perforated(c: Canvas) -> np.ndarray:
         away = np.maximum(np.abs(du), np.abs(dv)) - np.float32(size)
     else:
         away = np.sqrt(np.maximum(np.abs(du) - size * 0.6, 0) ** 2 + dv * dv) - np.float32(size * 0.6)
+    while dice.chance(0.3):  # a plain margin, or a strip without holes
+        axis, place = dice.choice((u, v)), dice.uniform(-0.8, 0.8)
+        away = np.where(np.abs(axis - np.float32(place)) < pitch * dice.uniform(0.6, 1.0), np.float32(0.05), away)
     metal = dice.chance(0.6)
     base = colour(dice, (200, 230), (0.0, 0.15), (0.5, 0.85)) if metal else any_colour(dice, (0.0, 0.7), (0.3, 0.95))
-    grain = c.noise(60, 1, stretch=dice.choice((1.0, 20.0)), angle=turn)
-    image = tone(base, 1 + dice.uniform(0.02, 0.06) * grain + 0.04 * c.noise(2, 2))
+    grain = c.noise(70, 1, stretch=dice.choice((1.0, 20.0)), angle=turn)
+    image = tone(base, 1 + dice.uniform(0.01, 0.05) * grain + 0.04 * c.noise(2, 2))
     slope = np.clip(c.slope(smoothstep(0.0, 0.025, away) * np.float32(0.012)), -1, 1)
     image = tone(image, 1 + 0.5 * slope)
     below = (
@@ -197,7 +200,7 @@ def circuit_board(c: Canvas) -> np.ndarray:
     image = mix(image, mask * np.float32(1.45) + np.float32(0.04), traces.coverage() * np.float32(0.8))
     plate = colour(dice, (38, 48), (0.1, 0.6), (0.75, 0.95))
     image = mix(image, tone(plate, 1 + 0.05 * c.noise(50)), pads.coverage())
-    body = dice.choice((np.float32([0.12, 0.12, 0.13]), np.float32([0.6, 0.5, 0.38]), np.float32([0.35, 0.33, 0.3])))
+    body = dice.choice((rgb(0.12, 0.12, 0.13), rgb(0.6, 0.5, 0.38), rgb(0.35, 0.33, 0.3)))
     image = mix(image, body * np.float32(0.25), holes.coverage())
     cover = bodies.coverage()
     image = mix(image, body, cover)
@@ -223,5 +226,5 @@ def solar_cell(c: Canvas) -> np.ndarray:
     )
     if dice.chance(0.5):
         gap = np.abs((u if dice.chance(0.5) else v) - np.float32(dice.uniform(-0.8, 0.8))) - dice.uniform(0.015, 0.035)
-        image = mix(image, np.float32([0.85, 0.87, 0.9]), c.inside(gap, 1.5))
+        image = mix(image, rgb(0.85, 0.87, 0.9), c.inside(gap, 1.5))
     return image

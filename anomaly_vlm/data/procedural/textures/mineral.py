@@ -22,7 +22,7 @@ def concrete(c: Canvas) -> np.ndarray:
     lip = c.slope(-hole * np.float32(0.02))
     image = tone(base, (shade - 0.45 * hole) * (1 + 0.1 * np.clip(lip, -1, 1)))
     if dice.chance(0.3):
-        along, across = c.turned(dice.choice((0.0, math.pi / 2)) + dice.uniform(-0.05, 0.05))
+        _, across = c.turned(dice.choice((0.0, math.pi / 2)) + dice.uniform(-0.05, 0.05))
         across = across - np.float32(dice.uniform(-0.6, 0.6)) + 0.004 * c.noise(12)
         image = tone(image, 1 - 0.3 * np.exp(-((across / 0.012) ** 2)) + 0.04 * np.tanh(across / 0.01))
     return image
@@ -92,7 +92,7 @@ def brick(c: Canvas) -> np.ndarray:
     row = np.floor(v)
     u = u / np.float32(height * ratio) + row * np.float32(dice.choice((0.5, 0.5, 0.333)))
     column = np.floor(u)
-    wobble = 0.012 * c.noise(16, 2)
+    wobble = 0.004 * c.noise(22, 2)
     away = np.minimum(
         np.minimum(u - column, 1 - u + column) * ratio * height, np.minimum(v - row, 1 - v + row) * height
     )
@@ -123,6 +123,9 @@ def tile(c: Canvas) -> np.ndarray:
     number = dice.table(1024).take((row * 31 + column).astype(np.int32) % 1024)
     image = tone(base, 1 + 0.025 * number + dice.uniform(0.0, 0.05) * c.noise(5, 3))
     second = base * np.float32(dice.uniform(0.55, 0.8)) if dice.chance(0.6) else any_colour(dice, (0.1, 0.6))
+    if dice.chance(0.4):  # single tiles of another colour
+        accent = any_colour(dice, (0.1, 0.7), (0.3, 0.95))
+        image = mix(image, accent, (number > dice.uniform(1.15, 1.5)).astype(np.float32) * np.float32(0.85))
     image = mix(image, second, _glaze(c, du / (wide / 2), dv / (side / 2), side))
     height = smoothstep(0.0, 0.05, away) * np.float32(0.02)
     slope = c.slope(height)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ..canvas import Canvas, colour, hsv, mix, smoothstep, tone
+from ..markings import letters
 
 
 def wood(c: Canvas) -> np.ndarray:
@@ -55,10 +56,13 @@ def leather(c: Canvas) -> np.ndarray:
     cells = c.cells(u * scale + c.noise(8, 2) * bend, v * scale * dice.uniform(0.75, 1.3) + c.noise(8, 2) * bend)
     height = smoothstep(0.0, 0.35, cells.border) * (0.7 + 0.3 * cells.number) + 0.12 * c.noise(40, 2)
     height = height * np.float32(dice.uniform(0.5, 1.0) / scale) + 0.03 * c.noise(3, 2)
+    if dice.chance(0.4):  # broad soft folds
+        fold = np.abs(c.noise(1.5, 2, stretch=2.5, angle=dice.angle()))
+        height = height - np.float32(dice.uniform(0.02, 0.05)) * np.exp(-fold / np.float32(0.12))
     base = colour(dice, dice.choice(((8, 30), (8, 30), (0, 360))), (0.25, 0.75), (0.22, 0.75))
     slope = c.slope(height)
     gloss = dice.uniform(0.0, 0.16) * smoothstep(0.35, 1.2, slope)
-    shade = 1 + dice.uniform(0.2, 0.4) * np.clip(slope, -1.2, 1.2) + 0.06 * c.noise(2, 2)
+    shade = 1 + dice.uniform(0.2, 0.4) * np.clip(slope, -1.2, 1.2) + dice.uniform(0.05, 0.13) * c.noise(2, 2)
     image = tone(base, shade * (0.75 + 0.25 * smoothstep(0.0, 0.15, cells.border))) + gloss[..., None]
     if dice.chance(0.3):
         image = _seam(c, image)
@@ -86,7 +90,7 @@ def paper(c: Canvas) -> np.ndarray:
     dice = c.dice
     base = colour(dice, (20, 60), (0.0, 0.25), (0.78, 0.97))
     angle = dice.angle()
-    relief = c.noise(50, 2, stretch=2, angle=angle) * 0.008 + c.noise(6, 2) * 0.01
+    relief = c.noise(60, 2) * 0.004 + c.noise(5, 2) * 0.008
     fibres = smoothstep(1.5, 2.4, c.noise(36, 1, stretch=6, angle=angle))
     fibres = fibres - smoothstep(1.6, 2.4, c.noise(36, 1, stretch=6, angle=angle + dice.uniform(0.6, 2.4)))
     image = tone(base, 1 + 0.5 * c.slope(relief) * dice.uniform(0.1, 0.5) + dice.uniform(0.01, 0.06) * fibres)
@@ -105,33 +109,37 @@ def paper(c: Canvas) -> np.ndarray:
 
 
 def _type(c: Canvas, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Rows of letter-like marks, [H, W] in [0, 1]."""
+    """A paragraph of letter rows, the last one shorter; [H, W] in [0, 1]."""
     dice = c.dice
-    row = dice.uniform(0.14, 0.22)
-    line, cell = np.floor(v / row).astype(np.int32), np.floor(u / (row * 0.45)).astype(np.int32)
-    du, dv = u / (row * 0.45) - cell, v / row - line
-    table = dice.table(4, 4096)
-    code = (line * 61 + cell) % 4096
-    letter = (table[0].take(code) > -1.2) & (np.abs(dv - 0.5) < 0.27) & (np.abs(du - 0.5) < 0.4)
-    strokes = np.abs(du - 0.5 + 0.15 * table[1].take(code)) < 0.13
-    strokes |= np.abs(dv - 0.5 + 0.09 * table[2].take(code)) < 0.07
-    return (letter & strokes).astype(np.float32)
+    rows, count, height = dice.integer(2, 7), dice.integer(7, 14), dice.uniform(0.08, 0.12)
+    x, y = dice.uniform(-0.35, 0.35), dice.uniform(-0.6, 0.2)
+    cover: np.ndarray = np.zeros(c.shape, np.float32)
+    for row in range(rows):
+        length = count if row < rows - 1 else dice.integer(2, count)
+        left = x - (count - length) / 2 * height * 1.05
+        cover = np.maximum(cover, letters(c, u, v, length, height, left, y + row * height * 1.7))
+    return cover
 
 
 def marble(c: Canvas) -> np.ndarray:
-    """Polished stone with warped veins of two widths."""
+    """Polished stone: clouds and rough veins that swell, fade and break off, mostly in one direction."""
     dice = c.dice
     angle = dice.angle()
-    u, v = c.turned(angle)
-    warp = c.noise(2.2, 4) * np.float32(dice.uniform(0.25, 0.6))
-    broad = np.abs(np.sin(dice.uniform(1.5, 4) * (u + warp) * math.pi + dice.angle()))
-    fine = np.abs(c.noise(3.5, 3, stretch=2, angle=angle + 1.2) + 0.3 * warp)
+    along, _ = c.turned(angle)
+    cloud = c.noise(1.6, 4)
+    rough: np.ndarray = along + cloud * np.float32(dice.uniform(0.08, 0.2))
+    swell = 0.5 + 0.5 * np.tanh(c.noise(3))
+    veins: np.ndarray = np.zeros(c.shape, np.float32)
+    for _ in range(dice.integer(2, 4)):
+        period = dice.uniform(0.5, 1.4)
+        away = np.abs(((rough + np.float32(dice.uniform(0, 2))) / np.float32(period) % 1) - 0.5) * np.float32(period)
+        width = np.float32(dice.log_uniform(0.006, 0.07)) * (0.4 + 1.2 * swell)
+        visible = smoothstep(-0.9, 0.9, c.noise(2))
+        veins = np.maximum(veins, np.exp(-away / width) * visible * np.float32(dice.uniform(0.35, 1.0)))
+        rough = rough + 0.05 * c.noise(5, 2) + np.float32(dice.uniform(-0.25, 0.25)) * c.y
     light, dark = _marble_colours(c)
-    veins = (1 - smoothstep(0.0, dice.uniform(0.2, 0.5), broad)) * dice.uniform(0.3, 0.9)
-    veins = veins + (1 - smoothstep(0.0, 0.12, fine)) * dice.uniform(0.2, 0.7) * smoothstep(-0.6, 0.8, c.noise(2, 2))
-    cloud = 0.5 + 0.5 * np.tanh(c.noise(2, 4))
-    image = mix(light, dark, np.clip(0.35 * cloud * dice.uniform(0.2, 1) + veins, 0, 1))
-    return tone(image, 1 + 0.015 * c.noise(60))
+    image = mix(light, dark, np.clip(dice.uniform(0.1, 0.4) * (0.5 + 0.5 * np.tanh(cloud)) + veins, 0, 1))
+    return tone(image, 1 + 0.012 * c.noise(60))
 
 
 def _marble_colours(c: Canvas) -> tuple[np.ndarray, np.ndarray]:

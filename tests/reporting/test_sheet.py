@@ -1,0 +1,51 @@
+"""Contact sheets of drawn and of stored samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomaly_vlm.data.procedural import ProceduralSource
+from anomaly_vlm.data.types import Sample
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.reporting.pictures import OUTLINE
+from anomaly_vlm.reporting.sheet import GAP, SIDE, contact_sheet, spread
+
+
+def test_drawn_samples(tmp_path):
+    samples = ProceduralSource(test_count=24, size=64).samples("test")
+    contact_sheet(samples, tmp_path / "new" / "sheet.png", columns=4, limit=10)
+    height, width, _ = np.asarray(Image.open(tmp_path / "new" / "sheet.png")).shape
+    assert width == 4 * (2 * SIDE + 2 * GAP) + GAP and height > 3 * SIDE
+
+
+def test_stored_sample_has_its_mask_outlined_on_the_right_half_only(tmp_path):
+    Image.new("RGB", (64, 64), (10, 200, 10)).save(tmp_path / "image.png")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:32, 16:32] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    sample = Sample(str(tmp_path / "image.png"), "screw", 1, (str(tmp_path / "mask.png"),), defect="bent")
+    contact_sheet([sample], tmp_path / "sheet.png")
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
+    left, right = (pixels[GAP : GAP + SIDE, start : start + SIDE] for start in (GAP, GAP + SIDE))
+    marked = (right == OUTLINE).all(axis=2)
+    assert (left == (10, 200, 10)).all() and marked.any() and (right[~marked] == (10, 200, 10)).all()
+    rows, columns = np.nonzero(marked)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (32, 63, 32, 63)
+
+
+def test_the_choice_takes_turns_between_categories_and_defects():
+    samples = [
+        Sample(f"{c}{d}{i}", c, int(d != "good"), defect=d) for c in "ab" for d in ("good", "x") for i in range(9)
+    ]
+    chosen = spread(samples, 8)
+    assert Counter((s.category, s.defect) for s in chosen) == {(c, d): 2 for c in "ab" for d in ("good", "x")}
+    assert [s.path for s in chosen] == sorted(s.path for s in chosen)
+
+
+def test_nothing_to_show(tmp_path):
+    with pytest.raises(UserError, match="no sample to show"):
+        contact_sheet([], tmp_path / "sheet.png")
