@@ -12,6 +12,7 @@ from anomaly_vlm.errors import unknown_choice
 
 BENCHES = {
     "adaclip": "a training step and an inference pass against the published way of computing them",
+    "trivial": "trivial baselines on the held-out procedural pictures, which any method must beat",
     "training": "AnomalyCLIP and FAPrompt with frozen tokens kept, against the published way of computing a step",
     "metrics": "exact and binned metrics against the official routine and public libraries",
 }

@@ -100,7 +100,7 @@ class ProceduralSource:
         name: str = "procedural",
         seed: int = 0,
         size: int = 128,
-        train_count: int = 1680,
+        train_count: int = 840,
         val_count: int = 336,
         test_count: int = 600,
         categories: Sequence[str] | None = None,
