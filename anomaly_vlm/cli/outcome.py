@@ -88,7 +88,7 @@ def pictures(cfg: DictConfig, folder: Path, parts: Parts) -> None:
             kind = {0: "normal", 1: "anomalous"}.get(row.label, "unlabelled")
             save_panel(
                 folder / slug(category) / f"{slug(kind)}_{slug(Path(row.path).stem)}_{row.index}.png",
-                shown_image(batch.image[0], parts),
+                dataset.picture(row.index),
                 prediction.map[0].cpu().numpy(),
                 None if batch.mask is None else batch.mask[0].numpy(),
                 score=float(prediction.score[0]),
@@ -104,13 +104,6 @@ def predict_one(method: AnomalyMethod, batch: Batch) -> tuple[Batch, Prediction]
     with torch.inference_mode():
         prediction = method.checked_predict(moved)
     return batch, Prediction(prediction.score.cpu(), prediction.map.cpu())
-
-
-def shown_image(image: torch.Tensor, parts: Parts) -> Any:
-    """A normalised image [3, H, W] as uint8 [H, W, 3]."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (parts.method.backbone.mean, parts.method.backbone.std))
-    pixels = (image.cpu() * std + mean).clamp(0, 1)
-    return (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def slug(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from anomaly_vlm.cli.outcome import shown_image, slug
+from anomaly_vlm.cli.outcome import slug
 from anomaly_vlm.cli.parts import Parts
 from anomaly_vlm.data import Batch
 from anomaly_vlm.methods.base import Prediction
@@ -34,12 +34,13 @@ class PredictionWriter(Callback):
         with (self.folder / "scores.csv").open("a", newline="") as file:
             rows = zip(batch.path, outputs.score.tolist(), strict=True)
             csv.writer(file).writerows([path, f"{score:.9g}"] for path, score in rows)
+        dataset = self.parts.data.dataset("test")
         for i, path in enumerate(batch.path):
             heat = outputs.map[i].cpu().numpy()
             unit = heat.min() >= 0 and heat.max() <= 1
             save_panel(
                 self.folder / "pictures" / f"{int(batch.index[i]):05d}_{slug(Path(path).stem)}.png",
-                shown_image(batch.image[i], self.parts),
+                dataset.picture(int(batch.index[i])),
                 heat,
                 None,
                 score=float(outputs.score[i]),

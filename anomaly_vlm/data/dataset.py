@@ -122,6 +122,10 @@ class AnomalyDataset(Dataset):
         label = -1 if sample.label is None else sample.label
         return Item(normalise(image, self.preprocess), label, mask, sample.category, sample.path, i, key)
 
+    def picture(self, i: int) -> np.ndarray:
+        """The pixels of sample i as the method sees them, uint8 [S, S, 3], whether or not its tokens are kept."""
+        return self._pixels(i).image.permute(1, 2, 0).numpy()
+
     def _random(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *key])
 

@@ -129,6 +129,25 @@ def test_listing_and_clearing(tiles: Path, tmp_path: Path, capsys: pytest.Captur
     assert "no token caches" in capsys.readouterr().out
 
 
+def test_heat_maps_of_images_that_come_from_the_cache(tiles: Path, tmp_path: Path, encoded: list[int]) -> None:
+    """Their pixels were not read for the evaluation; the pictures are those of the run without a cache."""
+    for run, more in (("off", "cache.tokens=off"), ("kept", "cache.tokens=disk")):
+        assert main(words(tiles, "anomalyclip", tmp_path / run, "epochs=1", "pictures.per_category=2", more)) == 0
+    pictures = sorted(path.relative_to(tmp_path / "off") for path in (tmp_path / "off" / "pictures").rglob("*.png"))
+    assert pictures == sorted(path.relative_to(tmp_path / "kept") for path in (tmp_path / "kept").rglob("*.png"))
+    assert pictures
+    for name in pictures:
+        with Image.open(tmp_path / "off" / name) as off, Image.open(tmp_path / "kept" / name) as kept:
+            difference = np.abs(np.asarray(off, dtype=int) - np.asarray(kept, dtype=int))
+        assert difference.max() <= 2, name
+    images, ckpt = tiles / "MT_Blowhole" / "Imgs", tmp_path / "kept" / "checkpoints" / "last.ckpt"
+    for run in ("first", "second"):
+        encoded.clear()
+        assert main(["predict", f"ckpt={ckpt}", f"images={images}", f"output_dir={tmp_path / run}"]) == 0
+    assert encoded == []
+    assert len(list((tmp_path / "second" / "pictures").glob("*.png"))) == len(list(images.iterdir()))
+
+
 # ---- faults ----------------------------------------------------------------------------------------------------------
 
 DYING = """
