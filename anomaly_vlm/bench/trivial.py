@@ -51,6 +51,7 @@ def mahalanobis(image: np.ndarray) -> np.ndarray:
 def nearest_neighbours(image: np.ndarray) -> np.ndarray:
     """Mean distance of each patch to its five nearest that do not overlap it. uint8 [H, W, 3] -> [H, W]."""
     patches, (rows, columns) = _patches(image)
+    patches = patches.astype(np.float64)  # differences of nearly equal squares
     squares = (patches**2).sum(axis=1)
     squared = squares[:, None] + squares[None, :] - 2 * patches @ patches.T
     row, column = np.divmod(np.arange(len(patches)), columns)

@@ -10,7 +10,7 @@ import pytest
 
 from anomaly_vlm.bench import _contenders, _metric_data, metrics
 from anomaly_vlm.bench._limits import StreamResult, judge, judge_stream
-from anomaly_vlm.bench._measure import Measured, measure, run_here
+from anomaly_vlm.bench._measure import Measured, measure
 from anomaly_vlm.errors import UserError
 
 
@@ -67,14 +67,21 @@ def test_streams_forget_their_images() -> None:
     assert found["num_pixels"] == 8 * 48 * 48 and len(found["peaks_mb"]) == 2
 
 
-def test_measuring() -> None:
-    calls = []
-
-    def work() -> dict[str, int]:
-        calls.append(np.ones(4_000_000).sum())
+WORK = """
+import numpy as np
+calls = []
+def make(size):
+    def work():
+        calls.append(np.ones(size).sum())
         return {"calls": len(calls)}
+    return work
+"""
 
-    done = run_here(work)
+
+def test_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_work.py").write_text(WORK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = measure("some_work:make", {"size": 4_000_000})
     assert done.runs == 3 and 1 <= done.facts["calls"] <= 3
     assert done.cpu > 0 and done.wall > 0 and 20 < done.memory < 100
     with pytest.raises(UserError, match=r"the benchmark of nothing failed: .*no attribute 'nothing'"):
