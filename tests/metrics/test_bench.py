@@ -10,7 +10,7 @@ import pytest
 
 from anomaly_vlm.bench import _contenders, _metric_data, metrics
 from anomaly_vlm.bench._limits import StreamResult, judge, judge_stream
-from anomaly_vlm.bench._measure import Measured, measure
+from anomaly_vlm.bench._measure import Measured, measure, run_here
 from anomaly_vlm.errors import UserError
 
 
