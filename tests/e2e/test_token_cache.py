@@ -263,3 +263,14 @@ def test_a_disk_that_fills_up_during_a_run(
     )  # all in the first epoch; in two more and in the evaluation those that found no room
     assert main(words(tiles, "anomalyclip", tmp_path / "off", "cache.tokens=off")) == 0
     check_same_run(tmp_path / "full", tmp_path / "off")
+
+
+def test_the_processes_of_a_run_share_one_cache(tiles: Path, tmp_path: Path) -> None:
+    for run, mode in (("off", "off"), ("disk", "disk")):
+        command = words(tiles, "anomalyclip", tmp_path / run, f"cache.tokens={mode}", "trainer=ddp_cpu", "batch_size=2")
+        done = subprocess.run(
+            [sys.executable, "-m", "anomaly_vlm.cli", *command], capture_output=True, text=True, timeout=180
+        )
+        assert done.returncode == 0, done.stderr
+    check_same_run(tmp_path / "disk", tmp_path / "off")
+    assert [info.entries for info in list_caches(tmp_path / "cache")] == [6]
