@@ -56,7 +56,10 @@ class LogProgress(ProgressBar):
         say(text)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+        done = (
+            trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        )  # of a resumed epoch, or still of the one before
+        self._start(done if done < self.total_train_batches else 0)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
