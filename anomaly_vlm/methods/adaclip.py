@@ -286,11 +286,7 @@ class AdaCLIP(AnomalyMethod):
         if "focal" in self.terms or "dice" in self.terms:
             mask = self.training_mask(batch)
             maps = self.layer_maps(logits, features.grid, (mask.shape[-2], mask.shape[-1]))
-            if "focal" in self.terms:
-                values["focal"] = torch.stack([self.terms["focal"](m, mask).mean() for m in maps]).sum()
-            if "dice" in self.terms:
-                dice = self.terms["dice"]
-                values["dice"] = torch.stack([(dice(m, mask) + dice(1 - m, 1 - mask)).mean() for m in maps]).sum()
+            values.update(self.map_losses(maps, mask))
         return values
 
     # ---- caches of what depends on learned values, checkpoints -------------------------------------------------------

@@ -103,27 +103,8 @@ class AnomalyCLIP(DualPathMethod):
         if "focal" in self.terms or "dice" in self.terms:
             mask = self.training_mask(batch)
             maps = self.layer_maps(self.patch_prob(features, text), features.grid, (mask.shape[-2], mask.shape[-1]))
-            values.update(self.local_losses(maps, mask))
-        return values
-
-    def local_losses(self, maps: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Focal and dice terms of maps [layers, B, H, W] against a mask [B, H, W], summed over layers (section 3.4)."""
-        values = {}
-        if "focal" in self.terms:
-            values["focal"] = torch.stack([self.terms["focal"](m, mask).mean() for m in maps]).sum()
-        if "dice" in self.terms:
-            dice = self.terms["dice"]
-            values["dice"] = torch.stack([(dice(m, mask) + dice(1 - m, 1 - mask)).mean() for m in maps]).sum()
+            values.update(self.map_losses(maps, mask))
         return values
 
     def forget_learned(self) -> None:
         self._text = None
-
-    # ---- checkpoints -------------------------------------------------------------------------------------------------
-
-    def official_name(self, name: str) -> str:
-        return {"normal": "ctx_pos", "abnormal": "ctx_neg"}.get(name, name.replace("deep.", "compound_prompts_text."))
-
-    def official_state(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        state = super().official_state(state)
-        return {key: value[0] if key in ("ctx_pos", "ctx_neg") else value for key, value in state.items()}

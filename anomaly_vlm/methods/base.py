@@ -181,6 +181,23 @@ class AnomalyMethod(L.LightningModule):
             )
         return (batch.mask == 1).to(batch.image.dtype)
 
+    def map_losses(self, maps: Tensor, mask: Tensor, *, suffix: str = "") -> dict[str, Tensor]:
+        """The terms `focal` and `dice` (of the abnormal and of the normal map) with this suffix, where they are configured.
+
+        Args:
+            maps: [layers, B, H, W] abnormal probabilities; the normal ones are 1 minus these. mask: [B, H, W] 0.0 / 1.0.
+
+        Returns:
+            Scalars by term: mean over the batch, sum over the layers.
+        """
+        values = {}
+        if (focal := self.terms.get(f"focal{suffix}")) is not None:
+            values[f"focal{suffix}"] = torch.stack([focal(m, mask).mean() for m in maps]).sum()
+        if (dice := self.terms.get(f"dice{suffix}")) is not None:
+            both = [(dice(m, mask) + dice(1 - m, 1 - mask)).mean() for m in maps]
+            values[f"dice{suffix}"] = torch.stack(both).sum()
+        return values
+
     def total_loss(self, values: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of unweighted terms."""
         return torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()

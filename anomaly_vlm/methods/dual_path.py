@@ -124,9 +124,13 @@ class DualPathMethod(AnomalyMethod):
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
+    def official_name(self, name: str) -> str:
+        return {"normal": "ctx_pos", "abnormal": "ctx_neg"}.get(name, name.replace("deep.", "compound_prompts_text."))
+
     def official_state(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        """The published files hold one entry, `prompt_learner`."""
-        return state.get("prompt_learner", state)
+        """The published files hold one entry, `prompt_learner`; its contexts have one more axis."""
+        state = state.get("prompt_learner", state)
+        return {key: value[0] if key in ("ctx_pos", "ctx_neg") else value for key, value in state.items()}
 
     def official_ignored(self, key: str) -> bool:
         """Projections that were never called, and buffers that follow from the backbone's token table."""

@@ -217,11 +217,8 @@ class FAPrompt(DualPathMethod):
         if any("_map" in name for name in terms):
             mask = self.training_mask(batch)
             both = self.maps(stages, features.grid, (mask.shape[-2], mask.shape[-1]))
-            for i, m in enumerate(both, start=1):
-                if (focal := terms.get(f"focal_map{i}")) is not None:
-                    values[f"focal_map{i}"] = focal(m, mask).mean()
-                if (dice := terms.get(f"dice_map{i}")) is not None:
-                    values[f"dice_map{i}"] = (dice(m, mask) + dice(1 - m, 1 - mask)).mean()
+            for i, maps in enumerate(both, start=1):
+                values.update(self.map_losses(maps[None], mask, suffix=f"_map{i}"))
         return values
 
     def forget_learned(self) -> None:
@@ -230,10 +227,4 @@ class FAPrompt(DualPathMethod):
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
     def official_name(self, name: str) -> str:
-        if name in ("normal", "abnormal"):
-            return {"normal": "ctx_pos", "abnormal": "ctx_neg"}[name]
-        return name.replace("deep.", "compound_prompts_text.").replace("prior.", "patch_meta_net.")
-
-    def official_state(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        state = super().official_state(state)
-        return {key: value[0] if key in ("ctx_pos", "ctx_neg") else value for key, value in state.items()}
+        return super().official_name(name).replace("prior.", "patch_meta_net.")
