@@ -37,42 +37,6 @@ def test_towers_equal_plain_open_clip(path: Path) -> None:
         torch.testing.assert_close(ours.encode_text(ours.tokenize(texts)), plain.encode_text(whole), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("path", fixture_paths("anomalyclip"), ids=lambda path: path.stem)
-def test_vv_path_and_overwriting_text_prompts(path: Path) -> None:
-    """The dual path of AnomalyCLIP and its deep text tokens."""
-    fixture = Fixture(path)
-    o, t = fixture.settings["options"], fixture.tensors
-    clip = golden_backbone(
-        fixture.settings["backbone"], pos_resize="bilinear", image_size=fixture.settings["image_size"]
-    )
-    first = clip.num_layers - o["dual_path_blocks"]
-    layers = o["multi_layers"]
-    with torch.no_grad():
-        tokens = clip.encode_image(t["in/images"], layers=[first, first + 1, clip.num_layers], vv_from=first)
-        close(clip.positions(tokens.grid), t["mid/pos_embed_resized"], "positions")
-        close(tokens.tokens[0][:1], t["mid/block_plain_last"], "last plain block")
-        close(tokens.tokens[1][:1], t["mid/block_first_dual_vv"], "first dual block, V-V")
-        close(tokens.ordinary[1][:1], t["mid/block_first_dual_ori"], "first dual block, ordinary")
-        close(tokens.tokens[2][:1], t["mid/block_final_vv"], "last block, V-V")
-        close(tokens.ordinary[2][:1], t["mid/block_final_ori"], "last block, ordinary")
-        close(clip.project(tokens.cls_token, ln_post=False), t["out/cls_raw"], "class token without ln_post")
-        close(clip.project(tokens.tokens[2])[:, None], t["out/patch_raw"], "patches")
-        several = clip.encode_image(t["in/images"][:1], layers=layers, vv_from=first)
-        used = [clip.project(x) for x in several.tokens[o["multi_layers_first_used"] :]]
-        close(torch.stack(used, dim=1), t["multi/out/patch_raw"], "patches of several layers")
-
-        deep = [t[f"ckpt/compound_prompts_text.{i}"] for i in range(o["deep_text_depth"] - 1)]
-        contexts = torch.cat([t["ckpt/ctx_pos"].flatten(0, 1), t["ckpt/ctx_neg"].flatten(0, 1)])  # [2, n, Dt]
-        n, word = contexts.shape[1], o["class_word"].replace("_", " ")
-        ids = clip.tokenize([" ".join(["X"] * n) + f" {word}.", " ".join(["X"] * n) + f" damaged {word}."])
-        embedded = clip.text.token_embedding(ids)
-        embedded = torch.cat([embedded[:, :1], contexts, embedded[:, 1 + n :]], dim=1)
-        close(embedded, t["out/prompts"].flatten(0, -3)[:, : ids.shape[1]], "prompt embeddings")
-        states = embedded + clip.text.positional_embedding[: ids.shape[1]]
-        prompts = Prompts(deep, first_block=1, place="start", insert=False)
-        close(clip.encode_text(ids, states=states, prompts=prompts), t["out/text_raw"], "text features")
-
-
 @pytest.mark.parametrize("path", fixture_paths("winclip"), ids=lambda path: path.stem)
 def test_windows(path: Path) -> None:
     """WinCLIP's windows: short sequences of kept tokens."""

@@ -58,13 +58,13 @@ def make_batch(fixture: Fixture) -> Batch:
 def check_towers(fixture: Fixture, method: DualPathMethod, batch: Batch) -> None:
     """Position grid and both paths, block by block (image 0)."""
     clip, first = method.backbone, method.vv_from
-    tokens = clip.encode_image(batch.image[:1], layers=[first, first + 1, clip.num_layers], vv_from=first)
+    taps = {"first_dual": first + 1, "final": clip.num_layers, **({"plain_last": first} if first else {})}
+    tokens = clip.encode_image(batch.image[:1], layers=list(taps.values()), vv_from=first)
     fixture.check("mid/pos_embed_resized", clip.positions(tokens.grid))
-    fixture.check("mid/block_plain_last", tokens.tokens[0])
-    fixture.check("mid/block_first_dual_vv", tokens.tokens[1])
-    fixture.check("mid/block_first_dual_ori", tokens.ordinary[1])
-    fixture.check("mid/block_final_vv", tokens.tokens[2])
-    fixture.check("mid/block_final_ori", tokens.ordinary[2])
+    for name, dual, ordinary in zip(taps, tokens.tokens, tokens.ordinary, strict=True):
+        for key, value in ((f"{name}_vv", dual), (f"{name}_ori", ordinary), (name, ordinary)):
+            if fixture.has(f"mid/block_{key}"):
+                fixture.check(f"mid/block_{key}", value)
     every = clip.encode_image(batch.image, layers=method.layers, vv_from=first)
     cls = clip.project(every.cls_token, ln_post=method.cls_ln_post)
     fixture.check("out/cls_raw", cls)
