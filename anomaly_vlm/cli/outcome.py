@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def pictures(cfg: DictConfig, folder: Path, parts: Parts) -> None:
         by_category.setdefault(row.category, []).append(row)
     for category, chosen in by_category.items():
         made = [(row, *predict_one(parts.method, collate([dataset[row.index]]))) for row in chosen]
-        scale = (min(float(p.map.min()) for _, _, p in made), max(float(p.map.max()) for _, _, p in made))
+        scale = common_scale([prediction.map for _, _, prediction in made])
         for row, batch, prediction in made:
             kind = {0: "normal", 1: "anomalous"}.get(row.label, "unlabelled")
             save_panel(
@@ -95,6 +95,13 @@ def pictures(cfg: DictConfig, folder: Path, parts: Parts) -> None:
                 title=f"{row.category}, {kind} | {row.path} | {parts.facts['method']}, {parts.facts['backbone']}",
                 scale=scale,
             )
+
+
+def common_scale(maps: Sequence[torch.Tensor], *, top: float = 0.99) -> tuple[float, float]:
+    """Colour scale of a category's maps, least value to `top` quantile, so that one hot spot darkens no other."""
+    values = torch.cat([m.flatten() for m in maps])
+    rank = max(1, round(top * values.numel()))
+    return float(values.min()), float(values.kthvalue(rank).values)
 
 
 def predict_one(method: AnomalyMethod, batch: Batch) -> tuple[Batch, Prediction]:
