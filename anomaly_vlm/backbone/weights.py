@@ -21,7 +21,6 @@ from anomaly_vlm.backbone.clip import ClipBackbone
 from anomaly_vlm.backbone.position import PosResize
 from anomaly_vlm.errors import UserError, unknown_choice
 
-log = logging.getLogger(__name__)
 HUB_PREFIX = "hf-hub:"
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,6 @@ from anomaly_vlm.cli.parts import Parts, build, build_trainer, load_any
 from anomaly_vlm.data import collate
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.console import is_first_process, say
-
-log = logging.getLogger("anomaly_vlm")
 
 
 def fit(cfg: DictConfig, folder: Path) -> float:

@@ -29,7 +29,6 @@ from anomaly_vlm.metrics import AnomalyMetrics
 from anomaly_vlm.reporting.console import say
 from anomaly_vlm.reporting.progress import progress_bar
 
-log = logging.getLogger("anomaly_vlm")
 OFFICIAL = "official:"
 
 
