@@ -7,7 +7,7 @@ turns samples into batches, with CLIP's own transform and an order that is a fun
 from anomaly_vlm.data.datamodule import AnomalyDataModule
 from anomaly_vlm.data.dataset import AnomalyDataset, Item, collate
 from anomaly_vlm.data.source import FileSource, JointSource, Source, folder_source
-from anomaly_vlm.data.types import Batch, Drawing, Drawn, Preprocess, Sample
+from anomaly_vlm.data.types import Batch, Drawing, Drawn, Preprocess, References, Sample
 
 __all__ = [
     "AnomalyDataModule",
@@ -19,6 +19,7 @@ __all__ = [
     "Item",
     "JointSource",
     "Preprocess",
+    "References",
     "Sample",
     "Source",
     "collate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -104,3 +105,23 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.path)
+
+
+@dataclass
+class References:
+    """The normal images of one category that a few-shot method compares with: its shots.
+
+    Attributes:
+        batch: the k images, all of the same category, in the order picked; `key` and `tokens` as in any batch.
+        at: side in pixels -> the same images squash-resized to that side, normalised, [k, 3, side, side].
+    """
+
+    batch: Batch
+    at: Callable[[int], Tensor]
+
+    @property
+    def category(self) -> str:
+        return self.batch.category[0]
+
+    def __len__(self) -> int:
+        return len(self.batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.backbone.cache import TokenCache
-from anomaly_vlm.data.types import Batch
+from anomaly_vlm.data.types import Batch, References
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.losses import LossTerm
 from anomaly_vlm.metrics import AnomalyMetrics
@@ -55,6 +55,7 @@ class AnomalyMethod(L.LightningModule):
     """
 
     loss_terms: ClassVar[Mapping[str, frozenset[str]]] = {}  # term -> the kinds of loss that it may be
+    shots: ClassVar[str] = "none"  # reference images of the test categories: `none`, `optional` or `needed`
 
     def __init__(
         self,
@@ -92,6 +93,11 @@ class AnomalyMethod(L.LightningModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of `self.terms`, unweighted scalars."""
         raise UserError(f"{type(self).__name__} learns nothing: use 'evaluate' instead of 'train'")
+
+    def remember(self, references: Sequence[References]) -> None:
+        """Takes the reference images, one entry a category, before anything is trained or scored. A few-shot method makes
+        its memory of them here, and the learnable parts that each category has for itself (`shots` says that it does)."""
+        raise UserError(f"{type(self).__name__} uses no reference images: set shots=0")
 
     def frozen_facts(self) -> dict[str, Any] | None:
         """What the frozen tokens of this method depend on besides weights and pixels (layers, attention path, ...), as plain

@@ -1,0 +1,48 @@
+"""Texts that methods fill into prompts: tables by category, as JSON files that a user can copy, extend and name instead.
+
+Shipped tables are named without a path (`filo_descriptions`); what has a `/` or ends in `.json` is a file of the user's.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from anomaly_vlm.errors import UserError, unknown_choice
+
+_FOLDER = Path(__file__).parent
+
+
+def shipped() -> list[str]:
+    """The tables that the package brings."""
+    return sorted(path.stem for path in _FOLDER.glob("*.json"))
+
+
+def load_texts(table: str) -> dict[str, Any]:
+    """A table of texts.
+
+    Args:
+        table: name of a shipped table, or a JSON file.
+
+    Raises:
+        UserError: no such table or file, or a file that is no JSON object.
+    """
+    own = "/" in table or table.endswith(".json")
+    path = Path(table).expanduser() if own else _FOLDER / f"{table}.json"
+    if not own and not path.is_file():
+        raise unknown_choice("table of texts", table, shipped())
+    if not path.is_file():
+        raise UserError(f"texts file '{table}' does not exist: give an existing .json file, or one of {shipped()}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"texts file '{table}' is no JSON ({error}): mend it at that place") from error
+    if not isinstance(content, dict):
+        raise UserError(f"texts file '{table}' holds a {type(content).__name__}: expected an object, category to texts")
+    return content
+
+
+def table_key(category: str) -> str:
+    """How tables name a category: `Metal nut` -> `metal_nut`."""
+    return category.strip().lower().replace(" ", "_")
