@@ -79,8 +79,10 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, heads, T, D / heads]
 
 
-def _attention(attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+def _attention(
+    attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None
+) -> Tensor:
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return attn.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -90,6 +92,7 @@ def run_blocks(
     *,
     prompts: Prompts | None = None,
     causal: bool = False,
+    mask: Tensor | None = None,
     taps: Collection[int] = (),
     vv_from: int | None = None,
     first_block: int = 0,
@@ -102,6 +105,7 @@ def run_blocks(
         x: [B, T, D] input of block `first_block`.
         prompts: tokens that enter on the way.
         causal: each token sees itself and those before it (text towers).
+        mask: [T, T] bool in place of `causal`: row i sees the tokens that are True (sentences that share their beginnings).
         taps: 1-based layers whose output is kept.
         vv_from: 0-based block from which a second path `v` runs beside the ordinary one: at each block the V-V attention
             `softmax(v v^T / sqrt(d)) v` of the *ordinary* path's input, through the block's own output projection, is
@@ -124,10 +128,24 @@ def run_blocks(
         q, k, v = (_heads(part, attn.num_heads) for part in qkv.chunk(3, dim=-1))
         if vv_from is not None and i >= vv_from:
             dual = (x if dual is None else dual) + block.ls_1(_attention(attn, v, v, v, causal))
-        x = x + block.ls_1(_attention(attn, q, k, v, causal))
+        x = x + block.ls_1(_attention(attn, q, k, v, causal, mask))
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
         if i + 1 in taps:
             out.taps[i + 1] = x if dual is None else dual
             out.ordinary[i + 1] = x
     out.last = x
     return out
+
+
+def plus_next_attention(blocks: Sequence[nn.Module], x: Tensor, layer: int) -> Tensor:
+    """`x + attn(ln_1 x)` of the block behind 1-based `layer`, whose output `x` [B, T, D] is; `x` where none is behind it.
+
+    What published codes hold under the name of layer `layer` where they keep a block's output and the next block adds its
+    attention to the same memory before its MLP makes a new tensor (FiLo, PromptAD).
+    """
+    if layer == len(blocks):
+        return x
+    block: Any = blocks[layer]
+    qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+    q, k, v = (_heads(part, block.attn.num_heads) for part in qkv.chunk(3, dim=-1))
+    return x + block.ls_1(_attention(block.attn, q, k, v, causal=False))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from anomaly_vlm.backbone.blocks import Prompts, run_blocks
 from anomaly_vlm.backbone.position import POS_RESIZE, PosResize, resize_positions
+from anomaly_vlm.backbone.sentence_tree import SentenceTree
 from anomaly_vlm.errors import UserError, unknown_choice
 
 Activation = Literal["gelu", "quick_gelu"]
@@ -239,7 +240,20 @@ class ClipBackbone(nn.Module):
         end = tokens.argmax(dim=-1)
         if prompts is not None and prompts.place == "start":
             end = end + prompts.inserted
-        x = self.text.ln_final(x[torch.arange(x.shape[0], device=x.device), end])
+        return self._project_text(x[torch.arange(x.shape[0], device=x.device), end])
+
+    def encode_tree(self, tree: SentenceTree, embedded: Tensor) -> Tensor:
+        """Text features [B, R, C], not normalised, of the tree's R sentences.
+
+        Args:
+            tree: of the sentences' token ids. embedded: [B, N, Dt] token embeddings of its nodes, without positions.
+        """
+        x = embedded + self.text.positional_embedding[tree.depth]
+        x = run_blocks(self.text.transformer.resblocks, x, mask=tree.sees).last
+        return self._project_text(x[:, tree.ends])
+
+    def _project_text(self, x: Tensor) -> Tensor:
+        x = self.text.ln_final(x)
         projection = self.text.text_projection
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 

@@ -1,0 +1,57 @@
+"""Sentences that share their beginnings, and a block's output as published codes hold it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anomaly_vlm.backbone import ClipBackbone, load_backbone, plus_next_attention
+from anomaly_vlm.backbone.sentence_tree import SentenceTree
+
+SENTENCES = ["a damaged screw.", "a damaged screw at top left.", "a damaged screw at top.", "a clean screw.", "a"]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ClipBackbone:
+    architecture = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3},
+    }
+    return load_backbone("tiny", architecture=architecture, random_seed=0)
+
+
+def test_every_beginning_stands_once(tiny: ClipBackbone) -> None:
+    ids = tiny.tokenize(SENTENCES)
+    tree = SentenceTree(ids)
+    beginnings = {tuple(row[:end]) for row in ids.tolist() for end in range(1, row.index(max(row)) + 2)}
+    assert len(tree) == len(beginnings) < ids.numel()
+    for row, path in zip(ids.tolist(), tree.paths.tolist(), strict=True):
+        length = row.index(max(row)) + 1
+        assert tree.ids[path[:length]].tolist() == row[:length]
+        assert tree.depth[path[:length]].tolist() == list(range(length))
+        assert set(tree.sees[path[length - 1]].nonzero().flatten().tolist()) == set(path[:length])
+
+
+def test_the_same_features_and_gradients_as_sentence_by_sentence(tiny: ClipBackbone) -> None:
+    ids = tiny.tokenize(SENTENCES)
+    tree = SentenceTree(ids)
+    shift = torch.randn(
+        2, 32, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()  # one for each of two images
+    nodes = tiny.text.token_embedding(tree.ids) + shift[:, None]
+    features = tiny.encode_tree(tree, nodes)
+    plain = torch.stack([tiny.encode_text(ids, states=tiny.embed_text(ids) + row) for row in shift])
+    torch.testing.assert_close(features, plain, rtol=1e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad(features.square().sum(), shift)
+    (expected,) = torch.autograd.grad(plain.square().sum(), shift)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_plus_the_next_attention(tiny: ClipBackbone) -> None:
+    blocks = tiny.visual.transformer.resblocks
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    h = blocks[1].ln_1(x)
+    expected = x + blocks[1].attn(h, h, h, need_weights=False)[0]
+    torch.testing.assert_close(plus_next_attention(blocks, x, 1), expected)
+    assert plus_next_attention(blocks, x, 3) is x
