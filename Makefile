@@ -12,12 +12,12 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
   $(if $(LOGGER),logger=$(LOGGER)) $(if $(SEED),seed=$(SEED)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate predict sweep report data cache test test-all lint format bench clean
+.PHONY: help setup train evaluate predict sweep report data descriptions cache test test-all lint format bench clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
-	@echo "  variables: METHOD DATASET BACKBONE TRAIN TEST TRAIN_DATA DATA TRAINER LOGGER SEED EXPERIMENT RESUME CKPT IMAGES BENCH"
+	@echo "  variables: METHOD DATASET BACKBONE TRAIN TEST TRAIN_DATA DATA TRAINER LOGGER SEED EXPERIMENT RESUME CKPT IMAGES CATEGORIES BENCH"
 	@echo "  ARGS=\"any.hydra=override other=value\" is passed on as it is; EXTRAS=wandb,sweep installs extras; UV=1 installs with uv"
 
 $(VENV)/.run: pyproject.toml
@@ -59,6 +59,9 @@ report: $(VENV)/.run ## one table of all runs below outputs/
 
 data: $(VENV)/.run ## check a data set and draw a contact sheet: DATASET=procedural [DATA=FOLDER]
 	@$(RUN) data $(OVERRIDES) sheet=outputs/$(if $(DATASET),$(DATASET),procedural).png
+
+descriptions: $(VENV)/.run ## texts of new categories by a language model: METHOD=filo CATEGORIES=gear,button [ANSWERS=FILE]
+	@$(RUN) descriptions $(if $(METHOD),method=$(METHOD)) $(if $(CATEGORIES),'categories=[$(CATEGORIES)]') $(if $(ANSWERS),'answers=$(ANSWERS)') $(ARGS)
 
 cache: $(VENV)/.run ## list the token caches on disk; ARGS=clear=all removes them
 	@$(RUN) cache $(ARGS)

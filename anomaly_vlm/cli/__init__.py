@@ -15,6 +15,7 @@ COMMANDS = {
     "sweep": ("anomaly_vlm.cli.sweep", "Hydra multirun of train, ending in one table"),
     "report": ("anomaly_vlm.cli.report", "one table of all runs below a folder"),
     "data": ("anomaly_vlm.cli.data", "check a data set, draw a contact sheet, write its index"),
+    "descriptions": ("anomaly_vlm.cli.descriptions", "prompt for a language model, and its answer as a method's texts"),
     "cache": ("anomaly_vlm.cli.cache", "list the token caches on disk, or clear them (clear=NAME|all)"),
     "convert-weights": ("anomaly_vlm.cli.convert", "turn OpenAI's TorchScript archive into a safetensors file"),
     "bench": ("anomaly_vlm.cli.bench", "run a benchmark: ratios measured side by side"),
