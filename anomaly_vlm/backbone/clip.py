@@ -199,6 +199,90 @@ class ClipBackbone(nn.Module):
         """Vision tokens [..., Dv] into the joint space [..., C] by CLIP's own projection, after `ln_post` or without it."""
         return (self.visual.ln_post(tokens) if ln_post else tokens) @ self.visual.proj
 
+    # ---- text tower --------------------------------------------------------------------------------------------------
+
+    def tokenize(self, texts: Sequence[str], *, trim: bool = True) -> Tensor:
+        """Token ids [N, T] on the backbone's device; with `trim` cut behind the longest text's end token, which is exact
+        under the causal mask."""
+        ids = self._tokenizer(list(texts))
+        if trim:
+            ids = ids[:, : int(ids.argmax(dim=-1).max()) + 1]
+        return ids.to(self.text.token_embedding.weight.device)
+
+    def embed_text(self, tokens: Tensor) -> Tensor:
+        """Token plus position embeddings [N, T, Dt] of token ids [N, T]: the input of the text tower's block 0."""
+        return self.text.token_embedding(tokens) + self.text.positional_embedding[: tokens.shape[-1]]
+
+    def text_states(self, tokens: Tensor, *, until: int) -> Tensor:
+        """Hidden states [N, T, Dt] at the input of text block `until` (0-based), without prompts. Frozen: no gradient."""
+        with torch.no_grad():
+            return run_blocks(self.text.transformer.resblocks, self.embed_text(tokens), causal=True, until=until).last
+
+    def encode_text(
+        self,
+        tokens: Tensor,
+        *,
+        states: Tensor | None = None,
+        first_block: int = 0,
+        prompts: Prompts | None = None,
+    ) -> Tensor:
+        """Text features [N, C], not normalised: `ln_final`, the end token's position, `text_projection`.
+
+        Args:
+            tokens: [N, T] ids; they give the end token's position (the largest id), also where prompts overwrite it.
+            states: [N, T, Dt] input of block `first_block` in place of the tokens' own embeddings (learned contexts, or a
+                cached `text_states`).
+            first_block: 0-based block to start at.
+            prompts: tokens that enter on the way.
+        """
+        x = self.embed_text(tokens) if states is None else states
+        blocks = self.text.transformer.resblocks
+        x = run_blocks(blocks, x, prompts=prompts, causal=True, first_block=first_block).last
+        end = tokens.argmax(dim=-1)
+        if prompts is not None and prompts.place == "start":
+            end = end + prompts.inserted
+        return self._project_text(x[torch.arange(x.shape[0], device=x.device), end])
+
+    def encode_tree(self, tree: SentenceTree, embedded: Tensor) -> Tensor:
+        """Text features [B, R, C], not normalised, of the tree's R sentences.
+
+        Args:
+            tree: of the sentences' token ids. embedded: [B, N, Dt] token embeddings of its nodes, without positions.
+        """
+        x = embedded + self.text.positional_embedding[tree.depth]
+        x = run_blocks(self.text.transformer.resblocks, x, mask=tree.sees).last
+        return self._project_text(x[:, tree.ends])
+
+    def _project_text(self, x: Tensor) -> Tensor:
+        x = self.text.ln_final(x)
+        projection = self.text.text_projection
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+    # ---- identity ----------------------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """Short digest of the weights, to tell backbones apart in checkpoints and caches.
+
+        Of every tensor: a sample, and the sum of all its bit patterns as integers, which any single change moves and which
+        is the same in whatever order it is added up. Far quicker than a hash of all bytes.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        for key, value in self.state_dict().items():
+            flat = value.detach().float().flatten().cpu()
+            bits = flat.view(torch.int32).sum(dtype=torch.int64).item()
+            digest.update(f"{key}{tuple(value.shape)}{bits}".encode())
+            digest.update(flat[:: max(1, flat.numel() // 256)].numpy().tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        """Name and origin of the weights, for the log and the head of every table."""
+        return f"{self.name}, {self.weights}"
+
+
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
+
 
 def _towers(model: Any, name: str) -> tuple[VisionTransformer, nn.Module]:
     """The image and text towers of an open_clip model, after checking that their blocks can be driven one by one."""
@@ -215,3 +299,13 @@ def _towers(model: Any, name: str) -> tuple[VisionTransformer, nn.Module]:
             f"backbone '{name}': its towers are not CLIP's (plain residual attention blocks, end-token pooling)"
         )
     return visual, text
+
+
+class _TextTower(nn.Module):
+    """The text half of an `open_clip.CLIP`, whose parts lie flat in the model, under one name."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.transformer, self.token_embedding, self.ln_final = model.transformer, model.token_embedding, model.ln_final
+        self.positional_embedding, self.text_projection = model.positional_embedding, model.text_projection
+        self.pool_type: str = model.text_pool_type
