@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from anomaly_vlm.backbone.blocks import Prompts, run_blocks
+from anomaly_vlm.backbone.frozen import Activation, FrozenClip, drivable, set_activation
 from anomaly_vlm.backbone.position import POS_RESIZE, PosResize, resize_positions
-from anomaly_vlm.backbone.sentence_tree import SentenceTree
 from anomaly_vlm.errors import UserError, unknown_choice
-
-Activation = Literal["gelu", "quick_gelu"]
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
 
 @dataclass
@@ -45,7 +41,7 @@ class ImageTokens:
         return [tokens[:, 1:] for tokens in self.tokens]
 
 
-class ClipBackbone(nn.Module):
+class ClipBackbone(FrozenClip):
     """A frozen open_clip CLIP with a ViT image tower.
 
     Args:
@@ -64,9 +60,6 @@ class ClipBackbone(nn.Module):
         UserError: the model has no ViT image tower that can be driven block by block.
     """
 
-    visual: Any  # open_clip's towers, whose parts are read by name
-    text: Any
-
     def __init__(
         self,
         model: nn.Module,
@@ -82,38 +75,33 @@ class ClipBackbone(nn.Module):
         layers: Sequence[int] | None = None,
         is_random: bool = False,
     ) -> None:
-        super().__init__()
-        if activation not in ACTIVATIONS:
-            raise unknown_choice("backbone.activation", str(activation), ["auto", *ACTIVATIONS])
+        super().__init__(
+            model,
+            name=name,
+            weights=weights,
+            tokenizer=tokenizer,
+            activation=activation,
+            mean=mean,
+            std=std,
+            is_random=is_random,
+        )
         if pos_resize not in POS_RESIZE:
             raise unknown_choice("backbone.pos_resize", str(pos_resize), POS_RESIZE)
-        self.visual, self.text = _towers(model, name)
-        self.name, self.weights, self.is_random = name, weights, is_random
-        self.activation, self.pos_resize = activation, pos_resize
-        self.mean, self.std = _rgb(mean), _rgb(std)
-        self._tokenizer = tokenizer
-        for block in (*self.visual.transformer.resblocks, *self.text.transformer.resblocks):
-            block.mlp.gelu = ACTIVATIONS[activation]()
+        self.visual = _image_tower(model, name)
+        self.pos_resize = pos_resize
+        set_activation(self.visual.transformer.resblocks, activation)
         self.requires_grad_(False).eval()
 
         conv = self.visual.conv1
         self.patch_size: int = conv.kernel_size[0]
         self.width: int = conv.out_channels
-        self.text_width: int = self.text.token_embedding.weight.shape[1]
         self.num_layers = len(self.visual.transformer.resblocks)
-        self.num_text_layers = len(self.text.transformer.resblocks)
-        self.context_length: int = self.text.positional_embedding.shape[0]
         self.embed_dim: int = self.visual.proj.shape[1]
-        self.logit_scale = float(cast(Tensor, model.logit_scale).detach())  # as stored: the logarithm of CLIP's scale
         native = round((self.visual.positional_embedding.shape[0] - 1) ** 0.5) * self.patch_size
         self.image_size = self.checked_size(native if image_size is None else image_size)
         quarter = max(1, self.num_layers // 4)
         self.layers = self.checked_layers(layers or range(quarter, self.num_layers + 1, quarter))
         self._positions: dict[tuple, Tensor] = {}
-
-    def train(self, mode: bool = True) -> ClipBackbone:
-        """Stays in evaluation mode: the towers are frozen."""
-        return super().train(False)
 
     def checked_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
         """The 1-based layers as a tuple, or a `UserError` where the image tower has no such block."""
@@ -199,113 +187,15 @@ class ClipBackbone(nn.Module):
         """Vision tokens [..., Dv] into the joint space [..., C] by CLIP's own projection, after `ln_post` or without it."""
         return (self.visual.ln_post(tokens) if ln_post else tokens) @ self.visual.proj
 
-    # ---- text tower --------------------------------------------------------------------------------------------------
 
-    def tokenize(self, texts: Sequence[str], *, trim: bool = True) -> Tensor:
-        """Token ids [N, T] on the backbone's device; with `trim` cut behind the longest text's end token, which is exact
-        under the causal mask."""
-        ids = self._tokenizer(list(texts))
-        if trim:
-            ids = ids[:, : int(ids.argmax(dim=-1).max()) + 1]
-        return ids.to(self.text.token_embedding.weight.device)
-
-    def embed_text(self, tokens: Tensor) -> Tensor:
-        """Token plus position embeddings [N, T, Dt] of token ids [N, T]: the input of the text tower's block 0."""
-        return self.text.token_embedding(tokens) + self.text.positional_embedding[: tokens.shape[-1]]
-
-    def text_states(self, tokens: Tensor, *, until: int) -> Tensor:
-        """Hidden states [N, T, Dt] at the input of text block `until` (0-based), without prompts. Frozen: no gradient."""
-        with torch.no_grad():
-            return run_blocks(self.text.transformer.resblocks, self.embed_text(tokens), causal=True, until=until).last
-
-    def encode_text(
-        self,
-        tokens: Tensor,
-        *,
-        states: Tensor | None = None,
-        first_block: int = 0,
-        prompts: Prompts | None = None,
-    ) -> Tensor:
-        """Text features [N, C], not normalised: `ln_final`, the end token's position, `text_projection`.
-
-        Args:
-            tokens: [N, T] ids; they give the end token's position (the largest id), also where prompts overwrite it.
-            states: [N, T, Dt] input of block `first_block` in place of the tokens' own embeddings (learned contexts, or a
-                cached `text_states`).
-            first_block: 0-based block to start at.
-            prompts: tokens that enter on the way.
-        """
-        x = self.embed_text(tokens) if states is None else states
-        blocks = self.text.transformer.resblocks
-        x = run_blocks(blocks, x, prompts=prompts, causal=True, first_block=first_block).last
-        end = tokens.argmax(dim=-1)
-        if prompts is not None and prompts.place == "start":
-            end = end + prompts.inserted
-        return self._project_text(x[torch.arange(x.shape[0], device=x.device), end])
-
-    def encode_tree(self, tree: SentenceTree, embedded: Tensor) -> Tensor:
-        """Text features [B, R, C], not normalised, of the tree's R sentences.
-
-        Args:
-            tree: of the sentences' token ids. embedded: [B, N, Dt] token embeddings of its nodes, without positions.
-        """
-        x = embedded + self.text.positional_embedding[tree.depth]
-        x = run_blocks(self.text.transformer.resblocks, x, mask=tree.sees).last
-        return self._project_text(x[:, tree.ends])
-
-    def _project_text(self, x: Tensor) -> Tensor:
-        x = self.text.ln_final(x)
-        projection = self.text.text_projection
-        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
-
-    # ---- identity ----------------------------------------------------------------------------------------------------
-
-    def fingerprint(self) -> str:
-        """Short digest of the weights, to tell backbones apart in checkpoints and caches.
-
-        Of every tensor: a sample, and the sum of all its bit patterns as integers, which any single change moves and which
-        is the same in whatever order it is added up. Far quicker than a hash of all bytes.
-        """
-        digest = hashlib.blake2b(digest_size=8)
-        for key, value in self.state_dict().items():
-            flat = value.detach().float().flatten().cpu()
-            bits = flat.view(torch.int32).sum(dtype=torch.int64).item()
-            digest.update(f"{key}{tuple(value.shape)}{bits}".encode())
-            digest.update(flat[:: max(1, flat.numel() // 256)].numpy().tobytes())
-        return digest.hexdigest()
-
-    def describe(self) -> str:
-        """Name and origin of the weights, for the log and the head of every table."""
-        return f"{self.name}, {self.weights}"
-
-
-def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue
-
-
-def _towers(model: Any, name: str) -> tuple[VisionTransformer, nn.Module]:
-    """The image and text towers of an open_clip model, after checking that their blocks can be driven one by one."""
+def _image_tower(model: Any, name: str) -> VisionTransformer:
+    """The image tower of an open_clip model, after checking that its blocks can be driven one by one."""
     visual = model.visual
     if not isinstance(visual, VisionTransformer) or visual.pool_type != "tok" or visual.attn_pool is not None:
         raise UserError(
             f"backbone '{name}': its image tower ({type(visual).__name__}) is no open_clip ViT with a class token, which the"
             " methods drive block by block: choose a ViT such as ViT-B-16 or ViT-L-14-336"
         )
-    text = model.text if hasattr(model, "text") else _TextTower(model)
-    blocks = [*visual.transformer.resblocks, *getattr(getattr(text, "transformer", None), "resblocks", [None])]
-    if any(type(block) is not ResidualAttentionBlock for block in blocks) or getattr(text, "pool_type", "") != "argmax":
-        raise UserError(
-            f"backbone '{name}': its towers are not CLIP's (plain residual attention blocks, end-token pooling)"
-        )
-    return visual, text
-
-
-class _TextTower(nn.Module):
-    """The text half of an `open_clip.CLIP`, whose parts lie flat in the model, under one name."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.transformer, self.token_embedding, self.ln_final = model.transformer, model.token_embedding, model.ln_final
-        self.positional_embedding, self.text_projection = model.positional_embedding, model.text_projection
-        self.pool_type: str = model.text_pool_type
+    if not drivable(list(visual.transformer.resblocks)):
+        raise UserError(f"backbone '{name}': its image tower is not CLIP's (plain residual attention blocks)")
+    return visual

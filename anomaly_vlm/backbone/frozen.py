@@ -1,0 +1,179 @@
+"""`FrozenClip`: what every frozen open_clip model of the suite shares, whatever its image tower: text half, identity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+from torch import Tensor, nn
+
+from anomaly_vlm.backbone.blocks import Prompts, run_blocks
+from anomaly_vlm.backbone.sentence_tree import SentenceTree
+from anomaly_vlm.errors import UserError, unknown_choice
+
+Activation = Literal["gelu", "quick_gelu"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+
+
+class FrozenClip(nn.Module):
+    """The text tower, and the facts that tables and caches name. A subclass holds the image tower as `visual`.
+
+    Args:
+        model: an `open_clip.CLIP` (or a model with the same towers) with its weights loaded.
+        name, weights, tokenizer, activation, mean, std, is_random: see `ClipBackbone`; `activation` is the text tower's.
+
+    Raises:
+        UserError: unknown activation, or a text tower that cannot be driven block by block.
+    """
+
+    visual: Any  # open_clip's towers, whose parts are read by name
+    text: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        weights: str,
+        tokenizer: Callable[[list[str]], Tensor],
+        activation: Activation,
+        mean: Sequence[float],
+        std: Sequence[float],
+        is_random: bool,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise unknown_choice("backbone.activation", str(activation), ["auto", *ACTIVATIONS])
+        self.register_module("visual", None)  # first in the state, whatever a subclass puts here
+        self.text = _text_tower(model, name)
+        self.name, self.weights, self.is_random = name, weights, is_random
+        self.activation = activation
+        self.mean, self.std = _rgb(mean), _rgb(std)
+        self._tokenizer = tokenizer
+        set_activation(self.text.transformer.resblocks, activation)
+        self.text_width: int = self.text.token_embedding.weight.shape[1]
+        self.num_text_layers = len(self.text.transformer.resblocks)
+        self.context_length: int = self.text.positional_embedding.shape[0]
+        self.logit_scale = float(cast(Tensor, model.logit_scale).detach())  # as stored: the logarithm of CLIP's scale
+
+    def train(self, mode: bool = True) -> FrozenClip:
+        """Stays in evaluation mode: the towers are frozen."""
+        return super().train(False)
+
+    # ---- text tower --------------------------------------------------------------------------------------------------
+
+    def tokenize(self, texts: Sequence[str], *, trim: bool = True) -> Tensor:
+        """Token ids [N, T] on the backbone's device; with `trim` cut behind the longest text's end token, which is exact
+        under the causal mask."""
+        ids = self._tokenizer(list(texts))
+        if trim:
+            ids = ids[:, : int(ids.argmax(dim=-1).max()) + 1]
+        return ids.to(self.text.token_embedding.weight.device)
+
+    def embed_text(self, tokens: Tensor) -> Tensor:
+        """Token plus position embeddings [N, T, Dt] of token ids [N, T]: the input of the text tower's block 0."""
+        return self.text.token_embedding(tokens) + self.text.positional_embedding[: tokens.shape[-1]]
+
+    def text_states(self, tokens: Tensor, *, until: int) -> Tensor:
+        """Hidden states [N, T, Dt] at the input of text block `until` (0-based), without prompts. Frozen: no gradient."""
+        with torch.no_grad():
+            return run_blocks(self.text.transformer.resblocks, self.embed_text(tokens), causal=True, until=until).last
+
+    def encode_text(
+        self,
+        tokens: Tensor,
+        *,
+        states: Tensor | None = None,
+        first_block: int = 0,
+        prompts: Prompts | None = None,
+    ) -> Tensor:
+        """Text features [N, C], not normalised: `ln_final`, the end token's position, `text_projection`.
+
+        Args:
+            tokens: [N, T] ids; they give the end token's position (the largest id), also where prompts overwrite it.
+            states: [N, T, Dt] input of block `first_block` in place of the tokens' own embeddings (learned contexts, or a
+                cached `text_states`).
+            first_block: 0-based block to start at.
+            prompts: tokens that enter on the way.
+        """
+        x = self.embed_text(tokens) if states is None else states
+        blocks = self.text.transformer.resblocks
+        x = run_blocks(blocks, x, prompts=prompts, causal=True, first_block=first_block).last
+        end = tokens.argmax(dim=-1)
+        if prompts is not None and prompts.place == "start":
+            end = end + prompts.inserted
+        return self._project_text(x[torch.arange(x.shape[0], device=x.device), end])
+
+    def encode_tree(self, tree: SentenceTree, embedded: Tensor) -> Tensor:
+        """Text features [B, R, C], not normalised, of the tree's R sentences.
+
+        Args:
+            tree: of the sentences' token ids. embedded: [B, N, Dt] token embeddings of its nodes, without positions.
+        """
+        x = embedded + self.text.positional_embedding[tree.depth]
+        x = run_blocks(self.text.transformer.resblocks, x, mask=tree.sees).last
+        return self._project_text(x[:, tree.ends])
+
+    def _project_text(self, x: Tensor) -> Tensor:
+        x = self.text.ln_final(x)
+        projection = self.text.text_projection
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+    # ---- identity ----------------------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """Short digest of the weights, to tell backbones apart in checkpoints and caches.
+
+        Of every tensor: a sample, and the sum of all its bit patterns as integers, which any single change moves and which
+        is the same in whatever order it is added up. Far quicker than a hash of all bytes.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        for key, value in self.state_dict().items():
+            flat = value.detach().float().flatten().cpu()
+            bits = flat.view(torch.int32).sum(dtype=torch.int64).item()
+            digest.update(f"{key}{tuple(value.shape)}{bits}".encode())
+            digest.update(flat[:: max(1, flat.numel() // 256)].numpy().tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        """Name and origin of the weights, for the log and the head of every table."""
+        return f"{self.name}, {self.weights}"
+
+
+def set_activation(blocks: Any, activation: Activation) -> None:
+    """The activation of every block's MLP."""
+    for block in blocks:
+        block.mlp.gelu = ACTIVATIONS[activation]()
+
+
+def drivable(blocks: Any) -> bool:
+    """Whether all blocks are open_clip's plain residual attention blocks, which `run_blocks` knows."""
+    return bool(blocks) and all(type(block) is ResidualAttentionBlock for block in blocks)
+
+
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def _text_tower(model: Any, name: str) -> nn.Module:
+    text = model.text if hasattr(model, "text") else _TextTower(model)
+    blocks = getattr(getattr(text, "transformer", None), "resblocks", [])
+    if not drivable(list(blocks)) or getattr(text, "pool_type", "") != "argmax":
+        raise UserError(
+            f"backbone '{name}': its text tower is not CLIP's (plain residual attention blocks, end-token pooling)"
+        )
+    return text
+
+
+class _TextTower(nn.Module):
+    """The text half of an `open_clip.CLIP`, whose parts lie flat in the model, under one name."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.transformer, self.token_embedding, self.ln_final = model.transformer, model.token_embedding, model.ln_final
+        self.positional_embedding, self.text_projection = model.positional_embedding, model.text_projection
+        self.pool_type: str = model.text_pool_type
