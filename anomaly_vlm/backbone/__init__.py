@@ -2,12 +2,17 @@
 
 from anomaly_vlm.backbone.blocks import BlockOutputs, Prompts, plus_next_attention, run_blocks
 from anomaly_vlm.backbone.clip import ClipBackbone, ImageTokens
+from anomaly_vlm.backbone.convnext import ConvNextBackbone, ImagePyramid
+from anomaly_vlm.backbone.frozen import FrozenClip
 from anomaly_vlm.backbone.position import resize_positions
 from anomaly_vlm.backbone.weights import convert_torchscript, load_backbone, read_weights
 
 __all__ = [
     "BlockOutputs",
     "ClipBackbone",
+    "ConvNextBackbone",
+    "FrozenClip",
+    "ImagePyramid",
     "ImageTokens",
     "Prompts",
     "convert_torchscript",

@@ -1,4 +1,4 @@
-"""Loads a `ClipBackbone`: weights by open_clip tag, hub name or local file, or random ones where the config says so."""
+"""Loads a backbone: weights by open_clip tag, hub name or local file, or random ones where the config says so."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from anomaly_vlm.backbone.clip import ClipBackbone
+from anomaly_vlm.backbone.convnext import ConvNextBackbone, is_convnext
 from anomaly_vlm.backbone.position import PosResize
 from anomaly_vlm.errors import UserError, unknown_choice
 
@@ -36,8 +37,11 @@ def load_backbone(
     pos_resize: PosResize = "bicubic",
     image_size: int | None = None,
     layers: Sequence[int] | None = None,
-) -> ClipBackbone:
+) -> Any:
     """Builds the model, fills it with weights and freezes it.
+
+    Returns:
+        A `ClipBackbone`, or a `ConvNextBackbone` where the image tower is a timm ConvNeXt.
 
     Args:
         name: an open_clip architecture (`ViT-L-14-336`), `hf-hub:ORG/NAME`, or any name where `architecture` is given.
@@ -47,7 +51,7 @@ def load_backbone(
         random_seed: untrained weights drawn from this seed; only together with neither `pretrained` nor `weights`.
         architecture: open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`) for a model of one's own.
         activation: `auto` is what the weights were trained with: the tag's own flag, else the model config's.
-        pos_resize, image_size, layers: see `ClipBackbone`.
+        pos_resize, layers: see `ClipBackbone`; a ConvNeXt has neither positions nor layers to tap. image_size: see there.
 
     Raises:
         UserError: unknown architecture or tag, absent weights, a file of another layout.
@@ -74,19 +78,19 @@ def load_backbone(
         model = _download(name, pretrained, tag)
         origin = pretrained or "hub weights"
     tokenizer = open_clip.get_tokenizer(name) if name.startswith(HUB_PREFIX) else _clip_tokenizer(config)
-    return ClipBackbone(
-        model,
-        name=name,
-        weights=origin,
-        tokenizer=tokenizer,
-        activation=resolve_activation(activation, tag, config or {}),
-        pos_resize=pos_resize,
-        mean=tag.get("mean", open_clip.OPENAI_DATASET_MEAN),
-        std=tag.get("std", open_clip.OPENAI_DATASET_STD),
-        image_size=image_size,
-        layers=layers,
-        is_random=random_seed is not None,
-    )
+    shared: dict[str, Any] = {
+        "name": name,
+        "weights": origin,
+        "tokenizer": tokenizer,
+        "activation": resolve_activation(activation, tag, config or {}),
+        "mean": tag.get("mean", open_clip.OPENAI_DATASET_MEAN),
+        "std": tag.get("std", open_clip.OPENAI_DATASET_STD),
+        "image_size": image_size,
+        "is_random": random_seed is not None,
+    }
+    if is_convnext(model):
+        return ConvNextBackbone(model, **shared)
+    return ClipBackbone(model, **shared, pos_resize=pos_resize, layers=layers)
 
 
 def _model_config(name: str, architecture: Mapping[str, Any] | None) -> dict[str, Any] | None:
