@@ -18,6 +18,7 @@ COMMANDS = {
     "descriptions": ("anomaly_vlm.cli.descriptions", "prompt for a language model, and its answer as a method's texts"),
     "cache": ("anomaly_vlm.cli.cache", "list the token caches on disk, or clear them (clear=NAME|all)"),
     "convert-weights": ("anomaly_vlm.cli.convert", "turn OpenAI's TorchScript archive into a safetensors file"),
+    "nano": ("anomaly_vlm.cli.nano", "train the embedded nano CLIP (resumable)"),
     "bench": ("anomaly_vlm.cli.bench", "run a benchmark: ratios measured side by side"),
 }
 

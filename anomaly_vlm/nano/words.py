@@ -1,0 +1,113 @@
+"""Words of the nano CLIP: labelled captions for training, and the token rows that its file stores."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from open_clip.tokenizer import SimpleTokenizer
+
+from anomaly_vlm.data.procedural.captions import DAMAGED, DAMAGED_TAILS, GENERIC, NORMAL, NORMAL_TAILS
+from anomaly_vlm.data.procedural.defects.catalogue import KINDS
+from anomaly_vlm.data.procedural.families import FAMILIES
+
+COMMON_MERGES = 6000  # CLIP's tokens are numbered by frequency: the first merges are the commonest words
+FALLBACK = "thing"  # every token without a row of its own reads as this one
+
+NOUNS = tuple(sorted(name for name, family in FAMILIES.items() if family.side == "train"))  # the classes of a noun ..
+GENERIC_NOUN = len(NOUNS)  # .. and the class of all others
+STATES = ("good", "damaged", *KINDS)  # of a caption: flawless, damaged in general, or by one kind of defect
+
+_NORMAL = (*NORMAL, "clean", "undamaged", "faultless")
+_NORMAL_TAILS = (*NORMAL_TAILS, "without anomalies", "without blemish", "with no defects")
+_DAMAGED = (*DAMAGED, "abnormal", "anomalous", "imperfect", "broken")
+_DAMAGED_TAILS = (*DAMAGED_TAILS, "with an anomaly", "with defects", "with something wrong")
+_TEMPLATES = (
+    "{}", "{}.", "a photo of {}.", "a photo of {}", "a photo of the {}.", "this is {}.", "a close-up photo of {}.",
+    "a cropped photo of {}.", "a blurry photo of {}.", "a bright photo of {}.", "a dark photo of {}.", "an image of {}.",
+    "a picture of {} for visual inspection.", "a low resolution photo of {}.", "a black and white photo of {}.",
+    "a jpeg corrupted photo of {}.", "there is {} in the scene.", "a photo of one {}.", "a photo of my {}.",
+    "{} for anomaly detection.", "{} in the center.", "a good photo of {}.", "a bad photo of {}.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A sentence and what it says. noun: index into `NOUNS`, or `GENERIC_NOUN`. state: index into `STATES`."""
+
+    text: str
+    noun: int
+    state: int
+
+
+@cache
+def prompt_words() -> tuple[str, ...]:
+    """Words of the methods' prompt lists and of the data sets' categories, sorted."""
+    return tuple((Path(__file__).parent / "words.txt").read_text().split())
+
+
+@cache
+def _foreign() -> tuple[str, ...]:
+    """Words that name no family of the training side: nouns of unknown things."""
+    known = {word for name in NOUNS for noun in FAMILIES[name].nouns for word in noun.split()}
+    said = " ".join([*_NORMAL, *_NORMAL_TAILS, *_DAMAGED, *_DAMAGED_TAILS, *_TEMPLATES])
+    said += " " + " ".join(word for kind in KINDS.values() for word in (*kind.words, *kind.states))
+    known |= set(re.findall("[a-z]+", said))
+    held_out = {
+        word for family in FAMILIES.values() if family.side == "test" for noun in family.nouns for word in noun.split()
+    }
+    return tuple(word for word in prompt_words() if len(word) > 2 and word not in known and word not in held_out)
+
+
+def draw_caption(rng: np.random.Generator, noun: int, state: int) -> str:
+    """A sentence of this noun class and state."""
+    if noun == GENERIC_NOUN:
+        word = _pick(rng, GENERIC["object"] + GENERIC["texture"]) if rng.random() < 0.5 else _nonsense(rng)
+    else:
+        word = _pick(rng, FAMILIES[NOUNS[noun]].nouns)
+    name = STATES[state]
+    if name == "good":
+        words = _with_state(rng, word, _NORMAL, _NORMAL_TAILS)
+    elif name == "damaged":
+        words = _with_state(rng, word, _DAMAGED, _DAMAGED_TAILS)
+    else:
+        kind = KINDS[name]
+        words = _with_state(rng, word, kind.states, tuple(f"with {phrase}" for phrase in kind.words))
+    article = "" if rng.random() < 0.4 else ("an " if words[0] in "aeiou" else "a ")
+    return _pick(rng, _TEMPLATES).format(article + words)
+
+
+def random_caption(rng: np.random.Generator) -> Caption:
+    """A sentence with labels: nouns evenly, one in five generic; half of them flawless."""
+    noun = GENERIC_NOUN if rng.random() < 0.2 else int(rng.integers(len(NOUNS)))
+    state = 0 if rng.random() < 0.5 else 1 if rng.random() < 0.4 else int(rng.integers(2, len(STATES)))
+    return Caption(draw_caption(rng, noun, state), noun, state)
+
+
+def _nonsense(rng: np.random.Generator) -> str:
+    return " ".join(_pick(rng, _foreign()) for _ in range(1 + (rng.random() < 0.3)))
+
+
+def _with_state(rng: np.random.Generator, word: str, states: tuple[str, ...], tails: tuple[str, ...]) -> str:
+    return f"{_pick(rng, states)} {word}" if rng.random() < 0.5 else f"{word} {_pick(rng, tails)}"
+
+
+def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def token_rows() -> np.ndarray:
+    """Ids of the tokens that the file stores, ascending: single characters, the commonest words, the words of all captions
+    and prompt lists, and the two marks."""
+    tokenizer = SimpleTokenizer()
+    ids = set(range(512 + COMMON_MERGES)) | {tokenizer.sot_token_id, tokenizer.eot_token_id}
+    texts = [*prompt_words(), FALLBACK, *_NORMAL, *_NORMAL_TAILS, *_DAMAGED, *_DAMAGED_TAILS]
+    texts += [template.replace("{}", " ") for template in _TEMPLATES]
+    texts += [noun for family in FAMILIES.values() for noun in family.nouns]
+    texts += [phrase for kind in KINDS.values() for phrase in (*kind.words, *kind.states)]
+    for text in texts:
+        ids.update(tokenizer.encode(text))
+    return np.array(sorted(ids), np.int64)
