@@ -2,6 +2,7 @@
 
 from anomaly_vlm.losses.cross_entropy import cross_entropy, focal_of_logits
 from anomaly_vlm.losses.dice import dice_loss
+from anomaly_vlm.losses.few_shot import alignment_loss, contrastive_loss, level_loss, margin_loss
 from anomaly_vlm.losses.focal import focal_loss
 from anomaly_vlm.losses.prompts import orthogonality_loss, prior_loss
 from anomaly_vlm.losses.terms import KINDS, PROBABILITY, LossTerm, build_terms
@@ -10,11 +11,15 @@ __all__ = [
     "KINDS",
     "PROBABILITY",
     "LossTerm",
+    "alignment_loss",
     "build_terms",
+    "contrastive_loss",
     "cross_entropy",
     "dice_loss",
     "focal_loss",
     "focal_of_logits",
+    "level_loss",
+    "margin_loss",
     "orthogonality_loss",
     "prior_loss",
 ]

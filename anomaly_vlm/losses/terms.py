@@ -14,14 +14,19 @@ from torch import Tensor
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.losses.cross_entropy import cross_entropy, focal_of_logits
 from anomaly_vlm.losses.dice import dice_loss
+from anomaly_vlm.losses.few_shot import alignment_loss, contrastive_loss, level_loss, margin_loss
 from anomaly_vlm.losses.focal import focal_loss
 from anomaly_vlm.losses.prompts import orthogonality_loss, prior_loss
 
 KINDS: dict[str, Callable[..., Tensor]] = {
+    "alignment": alignment_loss,
     "ce": cross_entropy,
+    "contrastive": contrastive_loss,
     "dice": dice_loss,
     "focal": focal_loss,
     "focal_of_logits": focal_of_logits,
+    "levels": level_loss,
+    "margin": margin_loss,
     "orthogonality": orthogonality_loss,
     "prior": prior_loss,
 }
