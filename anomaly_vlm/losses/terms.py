@@ -16,11 +16,14 @@ from anomaly_vlm.losses.cross_entropy import cross_entropy, focal_of_logits
 from anomaly_vlm.losses.dice import dice_loss
 from anomaly_vlm.losses.few_shot import alignment_loss, contrastive_loss, level_loss, margin_loss
 from anomaly_vlm.losses.focal import focal_loss
+from anomaly_vlm.losses.masks import bce_of_logits, cross_entropy_with_void
 from anomaly_vlm.losses.prompts import orthogonality_loss, prior_loss
 
 KINDS: dict[str, Callable[..., Tensor]] = {
     "alignment": alignment_loss,
+    "bce_of_logits": bce_of_logits,
     "ce": cross_entropy,
+    "ce_with_void": cross_entropy_with_void,
     "contrastive": contrastive_loss,
     "dice": dice_loss,
     "focal": focal_loss,

@@ -1,0 +1,159 @@
+"""From masks and class probabilities to pixels: the anomaly scores of mask transformers, streamed over the masks.
+
+Notation: N masks, K known classes, Q further columns (texts of unknown objects), s_i(x) the probability that mask i covers
+pixel x, c_ik that mask i shows class k, y_k(x) = sum_i s_i(x) c_ik.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Void = Literal["drop", "ignore"]
+VOID: tuple[Void, ...] = ("drop", "ignore")
+
+
+def largest_of(logits: Tensor, members: Sequence[Sequence[int]]) -> Tensor:
+    """Max-logit ensemble: [..., M + 1] logits of concepts, void last -> [..., columns + 1], void last.
+
+    A column's logit is the largest of its members'; members are positions among the M concepts.
+    """
+    columns = [logits[..., list(part)].amax(dim=-1) for part in members]
+    return torch.stack([*columns, logits[..., -1]], dim=-1)
+
+
+def class_probabilities(logits: Tensor, *, void: Void = "drop") -> Tensor:
+    """[..., K + Q + 1] logits, void last -> c [..., K + Q].
+
+    `drop`: softmax with void, whose column is then left out, so that idle masks say little (FC-CLIP). `ignore`: softmax
+    without void (the paper's formula).
+    """
+    return logits.softmax(dim=-1)[..., :-1] if void == "drop" else logits[..., :-1].softmax(dim=-1)
+
+
+def geometric_ensemble(
+    logits: Tensor, other: Tensor, *, known: int, alpha: float, beta: float, void: Void = "drop"
+) -> Tensor:
+    """The trained classifier and CLIP's own, multiplied with exponents (FC-CLIP).
+
+    Args:
+        logits: [..., K + Q + 1] of the trained classifier, void last. other: [..., K + Q] of CLIP's own.
+        known: K. alpha, beta: weight of `other` for known and for further columns, in [0, 1].
+
+    Returns:
+        c [..., K + Q]; with `drop` times the probability of not being void. At alpha = beta = 0 it is `class_probabilities`.
+    """
+    weight = logits.new_full((other.shape[-1],), beta)
+    weight[:known] = alpha
+    mixed = (1 - weight) * logits[..., :-1].log_softmax(dim=-1) + weight * other.log_softmax(dim=-1)
+    probability = mixed.softmax(dim=-1)
+    return probability * (1 - logits.softmax(dim=-1)[..., -1:]) if void == "drop" else probability
+
+
+# ---- pixels ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class PixelClasses:
+    """Sums over the masks. by_class: y [B, K + Q, H, W]. inside: sum_i s_i max_(k known) c_ik [B, H, W]. known: K."""
+
+    by_class: Tensor
+    inside: Tensor
+    known: int
+
+    def __iadd__(self, other: PixelClasses) -> PixelClasses:
+        self.by_class += other.by_class
+        self.inside += other.inside
+        return self
+
+    def __truediv__(self, count: float | Tensor) -> PixelClasses:
+        """Mean of `count` passes; a tensor [H, W] counts them by pixel."""
+        return PixelClasses(self.by_class / count, self.inside / count, self.known)
+
+
+def mask_probabilities(masks: Tensor, padded: tuple[int, int], inner: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """[B, N, h, w] logits -> probabilities [B, N, *size].
+
+    Bilinear to the padded input, padding cut off, bilinear to `size`, then the sigmoid.
+    """
+    masks = F.interpolate(masks, size=padded, mode="bilinear", align_corners=False)[..., : inner[0], : inner[1]]
+    if inner != size:
+        masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+    return masks.sigmoid()
+
+
+def pixel_classes(
+    masks: Tensor,
+    classes: Tensor,
+    *,
+    known: int,
+    padded: tuple[int, int],
+    inner: tuple[int, int],
+    size: tuple[int, int],
+    chunk: int = 16,
+) -> PixelClasses:
+    """Streams over the masks: at most `chunk` of them exist at full size at a time.
+
+    Args:
+        masks: [B, N, h, w] logits. classes: c [B, N, K + Q]. known: K.
+        padded, inner: height and width of the network's input with and without padding. size: of the result.
+        chunk: masks at a time, a matter of memory alone.
+    """
+    total: PixelClasses | None = None
+    best = classes[..., :known].amax(dim=-1)
+    for part, c, top in zip(
+        masks.split(chunk, dim=1), classes.split(chunk, dim=1), best.split(chunk, dim=1), strict=True
+    ):
+        s = mask_probabilities(part, padded, inner, size)
+        summed = PixelClasses(
+            torch.einsum("bnhw,bnk->bkhw", s, c.to(s.dtype)), torch.einsum("bnhw,bn->bhw", s, top.to(s.dtype)), known
+        )
+        if total is None:
+            total = summed
+        else:
+            total += summed
+    assert total is not None
+    return total
+
+
+def _largest(y: PixelClasses) -> Tensor:
+    return -y.by_class[:, : y.known].amax(dim=1)
+
+
+def _rba(y: PixelClasses) -> Tensor:
+    return -y.by_class[:, : y.known].tanh().sum(dim=1)
+
+
+def _inside(y: PixelClasses) -> Tensor:
+    return -y.inside
+
+
+def _margin(y: PixelClasses) -> Tensor:
+    if y.known < 2:
+        return _largest(y)
+    first, second = y.by_class[:, : y.known].topk(2, dim=1).values.unbind(dim=1)
+    return second - first
+
+
+def _max_softmax(y: PixelClasses) -> Tensor:
+    known = y.by_class[:, : y.known]
+    return -known.amax(dim=1) / known.sum(dim=1).clamp_min(1e-12)
+
+
+SCORES = {
+    "max": _largest,  # VL4AD: no known class claims the pixel
+    "rba": _rba,  # rejected by all: - sum_k tanh y_k (Nayal et al., ICCV 2023)
+    "max_inside": _inside,  # the maximum inside the sum: - sum_i s_i max_k c_ik (EAM's way)
+    "margin": _margin,  # this project's: minus (largest y_k - second largest)
+    "max_softmax": _max_softmax,  # a closed-set segmenter's: minus the largest of y_k / sum_j y_j over the known classes
+}
+
+
+def anomaly_score(y: PixelClasses, score: str = "max") -> Tensor:
+    """[B, H, W], higher = more anomalous. Known classes alone enter; further columns only take mass away from them."""
+    return SCORES[score](y)
