@@ -9,7 +9,8 @@ INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip
 OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EXPERIMENT)) $(if $(DATASET),dataset=$(DATASET)) \
   $(if $(BACKBONE),backbone=$(BACKBONE)) $(if $(TRAIN),source@dataset.train=$(TRAIN)) $(if $(TEST),source@dataset.test=$(TEST)) \
   $(if $(TRAIN_DATA),'dataset.train.root=$(TRAIN_DATA)') $(if $(DATA),'dataset.test.root=$(DATA)') $(if $(TRAINER),trainer=$(TRAINER)) \
-  $(if $(LOGGER),logger=$(LOGGER)) $(if $(SEED),seed=$(SEED)) $(ARGS)
+  $(if $(LOGGER),logger=$(LOGGER)) $(if $(SEED),seed=$(SEED)) \
+  $(if $(SHOTS),shots=$(SHOTS)) $(if $(SEEDS),'seeds=[$(SEEDS)]') $(ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train evaluate predict sweep report data descriptions cache test test-all lint format bench clean
@@ -17,7 +18,7 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
-	@echo "  variables: METHOD DATASET BACKBONE TRAIN TEST TRAIN_DATA DATA TRAINER LOGGER SEED EXPERIMENT RESUME CKPT IMAGES CATEGORIES BENCH"
+	@echo "  variables: METHOD DATASET BACKBONE TRAIN TEST TRAIN_DATA DATA TRAINER LOGGER SEED SHOTS SEEDS EXPERIMENT RESUME CKPT IMAGES CATEGORIES BENCH"
 	@echo "  ARGS=\"any.hydra=override other=value\" is passed on as it is; EXTRAS=wandb,sweep installs extras; UV=1 installs with uv"
 
 $(VENV)/.run: pyproject.toml

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from anomaly_vlm.errors import UserError, unknown_choice
@@ -22,6 +22,7 @@ WHOLE = {  # key -> smallest value
     "image_size": 1,
     "pictures.per_category": 0,
     "checkpoint.every_steps": 1,
+    "shots": 0,
 }
 # Classes that lie directly in these modules. A prefix would not do: Hydra follows attributes (`torch.optim.adam.os.system`).
 LIBRARY_CLASS = re.compile(r"(torch\.optim|torch\.optim\.lr_scheduler|kornia\.augmentation)\.[A-Z]\w*")
@@ -31,6 +32,7 @@ CHOICES = {
     "selection": ("last", "best_val", "best_test"),
     "pixels.rgb": ("before", "after"),
     "pixels.mask_resize": ("bilinear", "nearest"),
+    "train_on": ("dataset", "references", "nothing"),
     "callbacks.progress": ("auto", "rich", "log", "none"),
 }
 
@@ -54,6 +56,13 @@ def check_values(cfg: DictConfig) -> None:
     for key, allowed in CHOICES.items():
         if (value := OmegaConf.select(cfg, key)) not in allowed:
             raise unknown_choice(key, str(value), allowed)
+    seeds = OmegaConf.select(cfg, "seeds")
+    if seeds is not None:
+        words = list(seeds) if isinstance(seeds, ListConfig) else [seeds]
+        if not words or len(set(words)) < len(words) or any(type(word) is not int or word < 0 for word in words):
+            raise UserError(f"seeds is {seeds}: give different whole numbers, such as seeds=[0,1,2]")
+    if cfg.train_on == "references" and not cfg.shots:
+        raise UserError(f"{cfg.name} learns from reference images: set shots=1 or more (make: SHOTS=1)")
     rate = OmegaConf.select(cfg, "optimizer.lr", default=1.0)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
         raise UserError(f"optimizer.lr is {rate!r}: give a number above 0")

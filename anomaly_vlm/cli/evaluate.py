@@ -63,7 +63,7 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     from omegaconf import OmegaConf
 
     from anomaly_vlm.cli.outcome import write_outcome
-    from anomaly_vlm.cli.parts import build, build_trainer, load_any
+    from anomaly_vlm.cli.parts import build, build_trainer, load_any, remember
     from anomaly_vlm.reporting.console import is_first_process, say
 
     seed_everything(cfg.seed, verbose=False)
@@ -71,7 +71,9 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     if spec:
         load_any(parts.method, spec)
         parts.facts["checkpoint"] = spec
-    trained_on = trained_on_of(spec)
+    else:
+        remember(parts, folder)
+    trained_on = parts.method.run_facts["trained_on"] if spec is None and cfg.shots else trained_on_of(spec)
     parts.facts["data"] = f"{trained_on}, {parts.data.describe('test')}"
     say(f"{parts.facts['method']} on {parts.facts['backbone']}: {parts.facts['data']}")
     trainer = build_trainer(cfg, callbacks=[])

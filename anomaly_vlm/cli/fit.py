@@ -14,8 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.checkpoints import read_tensors
 from anomaly_vlm.cli.outcome import write_outcome
-from anomaly_vlm.cli.parts import Parts, build, build_trainer, load_any
-from anomaly_vlm.data import collate
+from anomaly_vlm.cli.parts import Parts, build, build_trainer, load_any, remember
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.console import is_first_process, say
 
@@ -28,8 +27,8 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     """
     started = time.monotonic()
     seed_everything(cfg.seed, verbose=False)
-    sides = ("train", "test", "val") if cfg.dataset.val is not None else ("train", "test")
-    parts = build(cfg, sides=sides)
+    used = {"train": cfg.train_on == "dataset", "test": True, "val": cfg.dataset.val is not None}
+    parts = build(cfg, sides=tuple(side for side, wanted in used.items() if wanted))
     method, data = parts.method, parts.data
     if cfg.selection != "last":
         data.selection_side = "val" if cfg.selection == "best_val" else "test"
@@ -43,27 +42,34 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     say(f"{parts.facts['method']} on {parts.facts['backbone']}")
     say(parts.facts["data"])
     say(f"output: {folder}")
-    try_one_step(parts)
-    untrained = _untrained(cfg, folder, parts, resuming=last.is_file())
+    remember(parts, folder)
+    learns = cfg.train_on != "nothing"
+    if learns:
+        try_one_step(parts)
+    untrained = _untrained(cfg, folder, parts, resuming=last.is_file()) if learns else {}
 
     for logger in trainer.loggers:
         logger.log_hyperparams({key: str(parts.facts[key]) for key in ("method", "backbone", "data", "seed")})
-    resume = str(last) if last.is_file() else None
+    resume = str(last) if learns and last.is_file() else None
     if resume:
         say(f"resuming from {last}")
         method.check_learned(read_tensors(last)["state_dict"], f"checkpoint '{last}'")
-    try:
-        trainer.fit(method, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # how Lightning ends after Ctrl-C
-        if trainer.interrupted:
-            say(f"interrupted; 'make train RESUME={folder}' goes on")
-            raise KeyboardInterrupt from None
-        raise
-    trainer.save_checkpoint(last, weights_only=False)
-    chosen = _choose(cfg, parts, folder)
+    if learns:
+        try:
+            trainer.fit(method, datamodule=data, ckpt_path=resume, weights_only=True)
+        except SystemExit:  # how Lightning ends after Ctrl-C
+            if trainer.interrupted:
+                say(f"interrupted; 'make train RESUME={folder}' goes on")
+                raise KeyboardInterrupt from None
+            raise
+        trainer.save_checkpoint(last, weights_only=False)
+    chosen = _choose(cfg, parts, folder) if learns else last
 
     tester = trainer if trainer.world_size > 1 else build_trainer(cfg, callbacks=[])
     tester.test(method, datamodule=data, verbose=False)
+    if not learns:
+        last.parent.mkdir(exist_ok=True)
+        tester.save_checkpoint(last, weights_only=False)  # the memory, for `predict`
     results = method.results
     for logger in trainer.loggers:
         logger.log_metrics({f"test/{k.removeprefix('mean/')}": v for k, v in results.items() if k.startswith("mean/")})
@@ -84,10 +90,11 @@ def fit(cfg: DictConfig, folder: Path) -> float:
 
 
 def try_one_step(parts: Parts) -> None:
-    """The losses of one training image, before any long work: what does not fit together says so now."""
+    """The losses of a first image (or of one category's references), before any long work: what does not fit together says
+    so now."""
     parts.method.configure_optimizers()  # where there is nothing to learn
     with torch.no_grad():
-        parts.method.losses(collate([parts.data.dataset("train")[0]]))
+        parts.method.losses(parts.data.first_batch())
 
 
 def _untrained(cfg: DictConfig, folder: Path, parts: Parts, *, resuming: bool) -> dict[str, float]:

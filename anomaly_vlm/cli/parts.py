@@ -22,11 +22,12 @@ from anomaly_vlm.checkpoints import load_official, read_tensors
 from anomaly_vlm.cli.checks import check_targets, shipped_targets
 from anomaly_vlm.cli.compose import conf_dir
 from anomaly_vlm.data import AnomalyDataModule, Preprocess
+from anomaly_vlm.data.references import write_list
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.base import AnomalyMethod
 from anomaly_vlm.metrics import AnomalyMetrics
-from anomaly_vlm.reporting.console import say
+from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.progress import progress_bar
 
 OFFICIAL = "official:"
@@ -79,6 +80,8 @@ def build(cfg: DictConfig, *, sides: tuple[str, ...], data: AnomalyDataModule | 
         scheduler=make(cfg.scheduler) if cfg.scheduler else None,
         metrics=metrics,
     )
+    if cfg.shots and method.shots == "none":
+        raise UserError(f"{cfg.name} uses no reference images: set shots=0, or choose a few-shot method")
     facts = {
         "method": cfg.name,
         "backbone": backbone.describe(),
@@ -92,10 +95,19 @@ def build(cfg: DictConfig, *, sides: tuple[str, ...], data: AnomalyDataModule | 
         "version": __version__,
         "config": OmegaConf.to_container(cfg, resolve=False),
         "fingerprint": facts["fingerprint"],
-        "trained_on": data.describe("train") if "train" in sides else "nothing",
+        "trained_on": data.describe("train") if "train" in sides or cfg.train_on != "dataset" else "nothing",
     }
     attach_cache(cfg, data, method)
     return Parts(cfg, data, method, facts)
+
+
+def remember(parts: Parts, folder: Path) -> None:
+    """Gives a few-shot method its reference images, and writes which they are."""
+    if not parts.cfg.shots:
+        return
+    if is_first_process():
+        write_list(folder / "references.json", parts.data.picks(), shots=parts.cfg.shots, seed=parts.cfg.seed)
+    parts.method.remember(parts.data.references())
 
 
 def attach_cache(cfg: DictConfig, data: AnomalyDataModule, method: AnomalyMethod) -> None:
@@ -144,6 +156,9 @@ def build_data(cfg: DictConfig, sides: tuple[str, ...]) -> AnomalyDataModule:
         augment=[make(operation) for operation in cfg.augment.operations],
         train_limit=cfg.train_limit,
         eval_limit=cfg.eval_limit,
+        shots=cfg.shots,
+        shots_list=cfg.shots_list,
+        train_on=cfg.train_on,
     )
 
 

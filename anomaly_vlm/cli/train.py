@@ -91,8 +91,37 @@ def resumed(folder: Path, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
 
 
 def execute(cfg: DictConfig, folder: Path) -> float:
-    """One training run; returns the selection metric's mean on the test set."""
+    """One training run, or one for each of `seeds`; returns the selection metric's mean on the test set."""
+    if cfg.seeds is not None:
+        return over_seeds(cfg, folder)
     from anomaly_vlm.cli.fit import fit  # torch and Lightning are read only now
 
     with shared_with_children(folder):
         return fit(cfg, folder)
+
+
+def over_seeds(cfg: DictConfig, folder: Path) -> float:
+    """A run for each seed in a folder of its own; those that are finished stay. Then one table over all of them."""
+    from omegaconf import OmegaConf
+
+    from anomaly_vlm.reporting.collect import collect_runs
+    from anomaly_vlm.reporting.console import is_first_process, say, show
+    from anomaly_vlm.reporting.seeds import seeds_table
+
+    if is_first_process():
+        OmegaConf.save(cfg, folder / "config.yaml")
+    for seed in cfg.seeds:
+        own = folder / f"seed_{seed}"
+        if (own / "metrics.json").is_file():
+            say(f"seed {seed}: finished before, kept")
+            continue
+        one = cfg.copy()
+        one.seed, one.seeds, one.output_dir = seed, None, str(writable_folder(own))
+        execute(one, own)
+    rows = collect_runs(folder)
+    if is_first_process():
+        show(seeds_table(rows, csv_path=folder / "seeds.csv", json_path=folder / "seeds.json"))
+        say(f"over seeds: {folder / 'seeds.csv'}")
+    means = [row["means"].get(cfg.selection_metric) for row in rows]
+    known = [value for value in means if value is not None]
+    return sum(known) / len(known) if known else float("nan")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from anomaly_vlm.backbone.cache import TokenCache
@@ -14,9 +17,10 @@ from anomaly_vlm.data.augment import Augment
 from anomaly_vlm.data.checks import check_files
 from anomaly_vlm.data.dataset import AnomalyDataset, PixelCache, collate
 from anomaly_vlm.data.limits import balanced
-from anomaly_vlm.data.sampler import EpochSampler, ShardSampler
+from anomaly_vlm.data.references import listed, pick, read_list
+from anomaly_vlm.data.sampler import BatchesSampler, EpochSampler, ShardSampler
 from anomaly_vlm.data.source import Source
-from anomaly_vlm.data.types import Preprocess, Sample
+from anomaly_vlm.data.types import Batch, Preprocess, References, Sample
 from anomaly_vlm.errors import UserError
 
 VERBS = {"train": "trained on", "val": "validated on", "test": "tested on"}
@@ -53,6 +57,9 @@ class AnomalyDataModule(L.LightningDataModule):
         mosaic: probability of a 2 x 2 mosaic in training. mosaic_on: the data sets whose samples get one; None: all.
         augment: `kornia.augmentation` modules on training images and masks.
         train_limit, eval_limit: use at most so many samples, balanced over category and label.
+        shots: reference images of each test category for few-shot methods; none of them stays in the test set.
+        shots_list: file that names them (see `references.listed`); None: picked by `seed`.
+        train_on: `dataset` (side `train`), or `references` (each step all shots of one category), or `nothing`.
         cache_mb: preprocessed pixels kept in memory, all sides together, in MB (only with `num_workers` 0); 0: none.
 
     Attributes:
@@ -76,6 +83,9 @@ class AnomalyDataModule(L.LightningDataModule):
         augment: Sequence[Any] = (),
         train_limit: int | None = None,
         eval_limit: int | None = None,
+        shots: int = 0,
+        shots_list: str | None = None,
+        train_on: Literal["dataset", "references", "nothing"] = "dataset",
         cache_mb: int = 1000,
     ) -> None:
         super().__init__()
@@ -85,10 +95,12 @@ class AnomalyDataModule(L.LightningDataModule):
         self.mosaic_on = None if mosaic_on is None else tuple(mosaic_on)
         self.augment = Augment(augment) if len(augment) else None
         self.limits = {"train": train_limit, "val": eval_limit, "test": eval_limit}
+        self.shots, self.shots_list, self.train_on = shots, shots_list, train_on
         self.preprocess: Preprocess | None = None
         self.selection_side: Literal["val", "test"] | None = None
         self._cache = PixelCache(cache_mb * 10**6) if num_workers == 0 and cache_mb else None
         self._samples: dict[str, list[Sample]] = {}
+        self._picks: list[Sample] | None = None
         self._totals: dict[str, int] = {}
         self.tokens: TokenCache | None = None
         self._datasets: dict[tuple[str, Preprocess], AnomalyDataset] = {}
@@ -102,6 +114,9 @@ class AnomalyDataModule(L.LightningDataModule):
             UserError: no source for the side, an empty one, or training images without labels.
         """
         if side not in self._samples:
+            if side == "train" and self.train_on == "references":
+                self._samples[side] = self.picks()
+                return self._samples[side]
             source = self.sources[side]
             if source is None:
                 raise UserError(f"no {side} set: choose one with source@dataset.{side}=NAME")
@@ -112,14 +127,53 @@ class AnomalyDataModule(L.LightningDataModule):
                 )
             if side != "test":
                 _need_labels(found, f"the {side} set {source.name}")
+            if side == "test" and self.shots:
+                taken = {sample.path for sample in self.picks()}
+                found = [sample for sample in found if sample.path not in taken]
             self._totals[side] = len(found)
             self._samples[side] = balanced(found, self.limits[side])
         return self._samples[side]
 
+    def picks(self) -> list[Sample]:
+        """The reference images, category by category; none where `shots` is 0.
+
+        Raises:
+            UserError: the test set has too few normal images, or the list does not fit it.
+        """
+        if self._picks is None:
+            source = self.sources["test"]
+            if source is None or not self.shots:
+                self._picks = []
+            elif self.shots_list is not None:
+                self._picks = listed(source.references(), read_list(self.shots_list), self.shots, self.shots_list)
+            else:
+                self._picks = pick(source.references(), self.shots, self.seed)
+        return self._picks
+
+    def references(self) -> list[References]:
+        """The reference images as batches, one a category."""
+        preprocess = self._preprocess()
+        found = []
+        for rows in _same_category(self.picks()):
+            dataset = AnomalyDataset(rows, preprocess, cache=self._cache, name=f"references {rows[0].category}")
+            dataset.tokens = self.tokens
+            batch = collate([dataset[i] for i in range(len(rows))])
+            found.append(References(batch, partial(_resized, rows, preprocess)))
+        return found
+
     def describe(self, side: str | None = None) -> str:
         """`trained on procedural (800 images), tested on magnetic_tile (1,344 images)`, or one side of it."""
         sides = [side] if side else [name for name, source in self.sources.items() if source is not None]
-        return ", ".join(f"{VERBS[name]} {self._describe_one(name)}" for name in sides)
+        if side is None and self.sources["train"] is None and self.train_on != "dataset":
+            sides = ["train", *sides]
+        return ", ".join(self._describe_side(name) for name in sides)
+
+    def _describe_side(self, side: str) -> str:
+        if side == "train" and self.shots:
+            return f"{self.shots} normal image{'s' * (self.shots > 1)} of each category known"
+        if side == "train" and self.train_on == "nothing":
+            return "not trained"
+        return f"{VERBS[side]} {self._describe_one(side)}"
 
     def _describe_one(self, side: str) -> str:
         count, source = len(self.samples(side)), self.sources[side]
@@ -139,22 +193,20 @@ class AnomalyDataModule(L.LightningDataModule):
 
     def check(self) -> None:
         """Looks at every file of all sides, in threads; see `check_files`."""
-        check_files(
-            sample for side, source in self.sources.items() if source is not None for sample in self.samples(side)
-        )
+        sides = [self.samples(side) for side, source in self.sources.items() if source is not None]
+        check_files(sample for samples in (*sides, self.picks()) for sample in samples)
 
     # ---- loaders -----------------------------------------------------------------------------------------------------
 
     def dataset(self, side: str) -> AnomalyDataset:
         """The map-style data set of a side; mosaics and augmentations on side `train` only."""
-        if self.preprocess is None:
-            raise RuntimeError("preprocess is not set: the backbone decides about the pixels")
-        key = (side, self.preprocess)
+        preprocess = self._preprocess()
+        key = (side, preprocess)
         if key not in self._datasets:
             training = side == "train"
             self._datasets[key] = AnomalyDataset(
                 self.samples(side),
-                self.preprocess,
+                preprocess,
                 seed=self.seed,
                 mosaic=self.mosaic if training else 0.0,
                 mosaic_on=self.mosaic_on,
@@ -165,9 +217,26 @@ class AnomalyDataModule(L.LightningDataModule):
         self._datasets[key].tokens = self.tokens
         return self._datasets[key]
 
-    def train_dataloader(self) -> DataLoader:
-        """Shuffled. After a resume, the first epoch goes on where the checkpoint stopped."""
+    def _preprocess(self) -> Preprocess:
+        if self.preprocess is None:
+            raise RuntimeError("preprocess is not set: the backbone decides about the pixels")
+        return self.preprocess
+
+    def first_batch(self) -> Batch:
+        """What training meets first: one image, or all references of one category."""
         dataset = self.dataset("train")
+        rows = _positions_by_category(self.samples("train"))[0] if self.train_on == "references" else [0]
+        return collate([dataset[i] for i in rows])
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled; references: one batch a category, on every process the same. After a resume, the first epoch goes on
+        where the checkpoint stopped."""
+        dataset = self.dataset("train")
+        if self.train_on == "references":
+            batches = _positions_by_category(self.samples("train"))
+            order = {"categories": len(batches), "shots": self.shots, "seed": self.seed}
+            sampler: Any = BatchesSampler(batches, skip=self._progress(len(batches))[1])
+            return TrainLoader(dataset, batch_sampler=sampler, order=order, **self._options())
         rank, world_size = self._rank()
         epoch, skip = self._progress(-(-len(dataset) // (world_size * self.batch_size)))
         sampler = EpochSampler(
@@ -222,6 +291,24 @@ class AnomalyDataModule(L.LightningDataModule):
         if done < batches:
             return self.trainer.current_epoch, done
         return loop.epoch_progress.current.ready, 0  # that epoch was complete, whether or not it was counted as such
+
+
+def _same_category(samples: Sequence[Sample]) -> list[list[Sample]]:
+    return [[samples[i] for i in rows] for rows in _positions_by_category(samples)]
+
+
+def _positions_by_category(samples: Sequence[Sample]) -> list[list[int]]:
+    """Positions of the samples of each category, in the order of their first ones."""
+    groups: dict[str, list[int]] = {}
+    for i, sample in enumerate(samples):
+        groups.setdefault(sample.category, []).append(i)
+    return list(groups.values())
+
+
+def _resized(samples: Sequence[Sample], preprocess: Preprocess, side: int) -> Tensor:
+    """Samples at another side in pixels, [k, 3, side, side]."""
+    dataset = AnomalyDataset(samples, replace(preprocess, size=side))
+    return torch.stack([dataset[i].image for i in range(len(samples))])
 
 
 def _need_labels(samples: Sequence[Sample], what: str) -> None:

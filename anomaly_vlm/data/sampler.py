@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -43,6 +43,20 @@ class EpochSampler(Sampler[tuple[int, int]]):
         share = np.resize(order, len(self) * self.world_size)[self.rank :: self.world_size]
         for i in share[self.skip if epoch == self.first_epoch else 0 :]:
             yield epoch, int(i)
+
+
+class BatchesSampler(Sampler[list[int]]):
+    """Fixed batches of positions in a fixed order; the first pass leaves out `skip` batches, used before a resume."""
+
+    def __init__(self, batches: Sequence[list[int]], *, skip: int = 0) -> None:
+        self.batches, self.skip = batches, skip
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        skip, self.skip = self.skip, 0
+        yield from self.batches[skip:]
 
 
 class ShardSampler(Sampler[int]):

@@ -22,11 +22,16 @@ MAKE_VARIABLES = {"test": "DATA", "train": "TRAIN_DATA"}
 
 
 class Source(Protocol):
-    """A data set. `samples(side)` is sorted and independent of the file system; `side` is `train`, `val` or `test`."""
+    """A data set. `samples(side)` is sorted and independent of the file system; `side` is `train`, `val` or `test`.
+
+    `references()` are the normal images of its test categories that few-shot methods may pick from.
+    """
 
     name: str
 
     def samples(self, side: str) -> list[Sample]: ...
+
+    def references(self) -> list[Sample]: ...
 
 
 class FileSource:
@@ -87,15 +92,37 @@ class FileSource:
         return ", ".join(part for part in (self.protocol, split, *(self.categories or ())) if part)
 
     def samples(self, side: str) -> list[Sample]:
-        root = self._root(side)
-        found = self.reader(root)
-        if not found:
-            raise self._absent(side, f"no images of {self.name} in '{root}'")
+        found = self._read(side)
         if self.split != "all":
             splits = sorted({sample.split for sample in found})
             found = [sample for sample in found if sample.split == self.split]
             if not found:
-                raise unknown_choice(f"split of {self.name} in '{root}'", self.split, splits)
+                raise unknown_choice(f"split of {self.name} in '{self._root(side)}'", self.split, splits)
+        return self._finished(found)
+
+    def references(self) -> list[Sample]:
+        """Normal images of the training split; of the used split where a category has none there (the picks then leave the
+        test set)."""
+        found = [sample for sample in self._read("test") if sample.label == 0]
+        trained = {sample.category for sample in found if sample.split == "train"}
+        split = None if self.split == "all" else self.split
+        return self._finished(
+            [
+                sample
+                for sample in found
+                if sample.split == "train" or (sample.category not in trained and split in (None, sample.split))
+            ]
+        )
+
+    def _read(self, side: str) -> list[Sample]:
+        root = self._root(side)
+        found = self.reader(root)
+        if not found:
+            raise self._absent(side, f"no images of {self.name} in '{root}'")
+        return found
+
+    def _finished(self, found: list[Sample]) -> list[Sample]:
+        """The chosen categories under their words, sorted."""
         found = self._chosen(found)
         self._check_words({sample.category for sample in found})
         renamed = [
@@ -179,6 +206,9 @@ class JointSource:
         if side != "train":
             self._check_rows({key: {sample.category for sample in samples} for key, samples in found.items()})
         return [sample for samples in found.values() for sample in samples]
+
+    def references(self) -> list[Sample]:
+        return [sample for source in self.sources.values() for sample in source.references()]
 
     def _check_rows(self, categories: dict[str, set[str]]) -> None:
         owner: dict[str, str] = {}

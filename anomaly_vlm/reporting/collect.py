@@ -34,7 +34,7 @@ def collect_runs(root: Path) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"run": path.parent.relative_to(root).as_posix()}
         row.update({key: content.get(key) for key in (*FACTS, "seed")})
         row["overrides"] = dict(word.lstrip("+~").partition("=")[::2] for word in content.get("overrides") or [])
-        row["means"] = means
+        row["means"], row["results"] = means, content["results"]
         rows.append(row)
     return rows
 
@@ -69,11 +69,12 @@ def sweep_table(rows: Sequence[dict[str, Any]], *, csv_path: Path) -> Table:
         table.add_column(title, justify="right")
     for shown, members in groups.items():
         count = [str(len(members))] if several else []
-        table.add_row(*shown, *count, *(_spread([m["means"].get(key) for m in members]) for key in COLUMNS))
+        table.add_row(*shown, *count, *(spread([m["means"].get(key) for m in members]) for key in COLUMNS))
     return table
 
 
-def _spread(values: Sequence[float | None]) -> str:
+def spread(values: Sequence[float | None]) -> str:
+    """`51.2 ± 0.4` in percent: mean and standard deviation of the defined values."""
     known = [value for value in values if value is not None]
     if len(known) < 2:
         return percent(known[0] if known else None)

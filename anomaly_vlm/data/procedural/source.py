@@ -18,7 +18,8 @@ from .dice import Dice
 from .families import FAMILIES, Family
 from .nuisances import Nuisances
 
-SIDES = {"train": 0, "val": 1, "test": 2}
+SIDES = {"train": 0, "val": 1, "test": 2, "reference": 3}
+REFERENCES = 32  # normal pictures of each held-out family to pick from
 _SCENE, _CAMERA, _DEFECT, _WORDS = range(4)  # streams of random numbers of one picture
 
 
@@ -124,7 +125,7 @@ class ProceduralSource:
         """The families of a side, by name."""
         if side not in SIDES:
             raise unknown_choice("side of a data set", side, SIDES)
-        wanted = "test" if side == "test" else "train"
+        wanted = "test" if side in ("test", "reference") else "train"
         every = sorted((family for family in FAMILIES.values() if family.side == wanted), key=lambda f: f.name)
         kept = [family for family in every if self.categories is None or family.name in self.categories]
         if not kept:
@@ -142,6 +143,11 @@ class ProceduralSource:
         for place, family in enumerate(families):
             rows += [self._sample(side, family, number) for number in range(share + (place < extra))]
         return rows
+
+    def references(self) -> list[Sample]:
+        """Normal pictures of the held-out families that are not in the test set."""
+        families = self.families("reference")
+        return [self._sample("reference", family, 2 * number) for family in families for number in range(REFERENCES)]
 
     def _sample(self, side: str, family: Family, number: int) -> Sample:
         defect = family.defects[number // 2 % len(family.defects)] if number % 2 else "good"

@@ -1,0 +1,111 @@
+"""Few-shot references: normal images of each category, picked the same way for every method."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anomaly_vlm.data.types import Sample
+from anomaly_vlm.errors import UserError
+
+
+def pick(candidates: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
+    """`shots` of the candidates of each category, categories in alphabetical order.
+
+    A category's candidates are put into one order by (seed, data set, category) and the first ones taken: the picks for one
+    shot are among those for two.
+
+    Raises:
+        UserError: a category has fewer.
+    """
+    chosen: list[Sample] = []
+    for category, rows in _by_category(candidates).items():
+        if len(rows) < shots:
+            raise UserError(
+                f"category {category} has {len(rows)} normal images to pick from: set shots={len(rows)} or fewer, or add"
+                " normal images"
+            )
+        key = [seed, zlib.crc32(f"{rows[0].dataset}/{category}".encode())]
+        chosen += [rows[i] for i in np.random.default_rng(key).permutation(len(rows))[:shots]]
+    return chosen
+
+
+def listed(candidates: Sequence[Sample], table: Mapping[str, Any], shots: int, source: str) -> list[Sample]:
+    """The picks that a list names.
+
+    Args:
+        table: category -> list of file names (the end of the path is enough) or of positions in the category's sorted
+            candidates; or category -> number of shots -> such a list. The first `shots` are taken.
+        source: of the list, for messages.
+
+    Raises:
+        UserError: a category is not in the list, or names too few or unknown images.
+    """
+    chosen = []
+    for category, rows in _by_category(candidates).items():
+        entry = table.get(category, table.get(category.replace(" ", "_")))
+        if isinstance(entry, Mapping):
+            entry = entry.get(str(shots))
+        if not isinstance(entry, list) or len(entry) < shots:
+            count = len(entry) if isinstance(entry, list) else 0
+            raise UserError(
+                f"shots_list '{source}' names {count} images of category {category} for shots={shots}: give at least {shots}"
+            )
+        chosen += [_named(rows, name, category, source) for name in entry[:shots]]
+    return chosen
+
+
+def _named(rows: Sequence[Sample], name: Any, category: str, source: str) -> Sample:
+    if isinstance(name, int) and 0 <= name < len(rows):
+        return rows[name]
+    wanted = Path(str(name)).parts
+    found = [row for row in rows if not isinstance(name, int) and Path(row.path).parts[-len(wanted) :] == wanted]
+    if len(found) != 1:
+        raise UserError(
+            f"shots_list '{source}': {name!r} is {'no' if not found else 'not the only'} normal image of category"
+            f" {category} ({len(rows)} to pick from): give the end of one path, or a position below {len(rows)}"
+        )
+    return found[0]
+
+
+def read_list(path: str) -> dict[str, Any]:
+    """A list of picks: `{category: [names]}`, also as a run writes it (`references.json`).
+
+    Raises:
+        UserError: the file is missing or no such table.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"shots_list '{path}' does not exist: give a JSON file, category to file names")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"shots_list '{path}' is no JSON ({error}): mend it at that place") from error
+    table = content.get("references", content) if isinstance(content, dict) else content
+    if not isinstance(table, dict):
+        raise UserError(
+            f"shots_list '{path}' holds a {type(table).__name__}: expected an object, category to file names"
+        )
+    return table
+
+
+def write_list(path: Path, chosen: Sequence[Sample], *, shots: int, seed: int) -> None:
+    """Writes the picks in the form that `read_list` reads."""
+    table: dict[str, list[str]] = {}
+    for sample in chosen:
+        table.setdefault(sample.category, []).append(sample.path)
+    facts = {"dataset": chosen[0].dataset if chosen else "", "shots": shots, "seed": seed, "references": table}
+    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _by_category(candidates: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """Candidates by category, both in an order that does not depend on the file system."""
+    rows: dict[str, list[Sample]] = {}
+    for sample in sorted(candidates, key=lambda s: (s.category, Path(s.path).parts)):
+        rows.setdefault(sample.category, []).append(sample)
+    return rows

@@ -1,0 +1,53 @@
+"""One study over several seeds: mean and standard deviation of every category and of the mean."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from anomaly_vlm.reporting.collect import FACTS, spread
+from anomaly_vlm.reporting.tables import COLUMNS, categories
+
+
+def seeds_table(rows: Sequence[dict[str, Any]], *, csv_path: Path, json_path: Path) -> Table:
+    """A row a category and the mean, cells `mean ± deviation` in percent; the same as numbers in `seeds.csv` (one row a seed
+    and category) and `seeds.json` (`mean`, `deviation` of every `CATEGORY/NAME`; undefined values left out).
+
+    Args:
+        rows: of `collect_runs`, one a seed.
+    """
+    keys = list(dict.fromkeys(key for row in rows for key in row["results"]))
+    values = {key: [row["results"].get(key) for row in rows] for key in keys}
+    known = {key: [v for v in column if v is not None] for key, column in values.items()}
+    summary = {
+        "seeds": [row["seed"] for row in rows],
+        "mean": {key: statistics.mean(column) for key, column in known.items() if column},
+        "deviation": {key: statistics.stdev(column) for key, column in known.items() if len(column) > 1},
+    }
+    json_path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    names = list(dict.fromkeys(key.rpartition("/")[2] for key in keys))
+    groups = [*(categories(rows[0]["results"]) if rows else []), "mean"]
+    with csv_path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["seed", "category", *names])
+        for row in rows:
+            for group in groups:
+                cells = [row["results"].get(f"{group}/{name}") for name in names]
+                writer.writerow([row["seed"], group, *("" if cell is None else cell for cell in cells)])
+
+    head = [str(rows[0][key]) for key in FACTS] if rows else []
+    head.append(f"{len(rows)} seeds: mean ± standard deviation")
+    table = Table(title="\n".join(head), title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("category", no_wrap=True)
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for group in groups:
+        cells = [spread(values.get(f"{group}/{key}", [])) for key in COLUMNS]
+        table.add_row(group, *cells, style="bold" if group == "mean" else None, end_section=group == groups[-2])
+    return table
