@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from anomaly_vlm.backbone import ClipBackbone
+from anomaly_vlm.backbone import ClipBackbone, FrozenClip
 from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.data.types import Batch, References
 from anomaly_vlm.errors import UserError, unknown_choice
@@ -51,10 +51,13 @@ class AnomalyMethod(L.LightningModule):
         seed: of everything random in the method; always combined with epoch and sample index, never global.
 
     Raises:
-        UserError: `losses` names a term that the method does not offer, or gives it a kind that does not fit.
+        UserError: `losses` names a term that the method does not offer, or gives it a kind that does not fit; or the
+            backbone is of another kind.
     """
 
     loss_terms: ClassVar[Mapping[str, frozenset[str]]] = {}  # term -> the kinds of loss that it may be
+    towers: ClassVar[type[FrozenClip]] = ClipBackbone  # the kind of backbone that the method runs on
+    map_range: ClassVar[tuple[float, float] | None] = None  # for the colours of a single map; None: 0 to 1, or its own
     shots: ClassVar[str] = "none"  # reference images of the test categories: `none`, `optional` or `needed`
 
     def __init__(
@@ -68,6 +71,11 @@ class AnomalyMethod(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not isinstance(backbone, self.towers):
+            raise UserError(
+                f"{type(self).__name__} runs on a {self.towers.__name__}, not on backbone {backbone.name}"
+                f" ({type(backbone).__name__}): choose another backbone=NAME"
+            )
         self.backbone = backbone
         self.terms = dict(losses or {})
         for name, term in self.terms.items():
@@ -77,7 +85,7 @@ class AnomalyMethod(L.LightningModule):
                 raise unknown_choice(f"kind of loss.{name}", term.kind, self.loss_terms[name])
         self.seed = seed
         self._optimizer, self._scheduler, self._make_metrics = optimizer, scheduler, metrics
-        self._metrics: list[AnomalyMetrics] = []  # in a list, so that Lightning neither moves nor stores it
+        self._metrics: list[Any] = []  # in a list, so that Lightning neither moves nor stores it
         self._rows: list[ImageRow] = []
         self.results: dict[str, float] = {}
         self.image_rows: list[ImageRow] = []
@@ -225,7 +233,11 @@ class AnomalyMethod(L.LightningModule):
 
     def checked_predict(self, batch: Batch) -> Prediction:
         """`predict` as float32, after checking that it is finite."""
-        prediction = Prediction(*(part.detach().float() for part in self.predict(batch)))
+        return self.checked(self.predict(batch), batch)
+
+    def checked(self, made: Prediction, batch: Batch) -> Prediction:
+        """A prediction of `batch` as float32, after checking that it is finite."""
+        prediction = Prediction(*(part.detach().float() for part in made))
         for part, name in zip(prediction, Prediction._fields, strict=True):
             bad = ~torch.isfinite(part.flatten(1) if part.ndim > 1 else part[:, None]).all(dim=1)
             if bad.any():
@@ -235,15 +247,24 @@ class AnomalyMethod(L.LightningModule):
                 )
         return prediction
 
-    def _evaluate_start(self) -> None:
-        self.forget_learned()
-        self._metrics, self._rows = [self._make_metrics()], []
+    def new_metrics(self) -> Any:
+        """The metrics of one evaluation: `compute` gives values by `ROW/NAME` and `mean/NAME`."""
+        return self._make_metrics()
 
-    def _evaluate_batch(self, batch: Batch) -> Prediction:
+    def measure(self, metrics: Any, batch: Batch) -> Prediction:
+        """Predicts a batch and adds it to what `new_metrics` gave."""
         prediction = self.checked_predict(batch)
-        self._metrics[0].update(
+        metrics.update(
             prediction.score, prediction.map, batch.label, batch.mask, category=batch.category, index=batch.index
         )
+        return prediction
+
+    def _evaluate_start(self) -> None:
+        self.forget_learned()
+        self._metrics, self._rows = [self.new_metrics()], []
+
+    def _evaluate_batch(self, batch: Batch) -> Prediction:
+        prediction = self.measure(self._metrics[0], batch)
         columns = (batch.index, batch.label, prediction.score)
         for path, category, index, label, score in zip(
             batch.path, batch.category, *(column.tolist() for column in columns), strict=True
@@ -298,9 +319,10 @@ class AnomalyMethod(L.LightningModule):
         return False
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Without the frozen towers."""
+        """Without the frozen towers; what a method trains of them is there."""
         state = super().state_dict(*args, **kwargs)
-        return {key: value for key, value in state.items() if not key.startswith("backbone.")}
+        trained = self.learnable()
+        return {key: value for key, value in state.items() if not key.startswith("backbone.") or key in trained}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["anomaly_vlm"] = self.run_facts
