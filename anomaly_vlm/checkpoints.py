@@ -32,6 +32,18 @@ def read_tensors(path: Path) -> dict:
         ) from error
 
 
+def _read_all(path: Path) -> dict[str, dict]:
+    """A file, or the files of a folder, by name."""
+    if not path.is_dir():
+        return {path.name: read_tensors(path)}
+    paths = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".pth", ".safetensors"))
+    if not paths:
+        raise UserError(
+            f"folder '{path}' has no .pt, .pth or .safetensors file: give the folder of the published files"
+        )
+    return {file.name: read_tensors(file) for file in paths}
+
+
 def load_official(method: AnomalyMethod, path: str | Path) -> AnomalyMethod:
     """Loads a checkpoint of the published code into `method`.
 
@@ -39,7 +51,8 @@ def load_official(method: AnomalyMethod, path: str | Path) -> AnomalyMethod:
 
     Args:
         method: built with the options that the checkpoint was trained with.
-        path: `.pth`/`.pt` or `.safetensors` in the published key layout.
+        path: `.pth`/`.pt` or `.safetensors` in the published key layout; a folder of them for methods that publish one a
+            category.
 
     Returns:
         The same method.
@@ -48,7 +61,14 @@ def load_official(method: AnomalyMethod, path: str | Path) -> AnomalyMethod:
         UserError: see above, or the method has no published checkpoints.
     """
     path = Path(path)
-    state = method.official_state(read_tensors(path))
+    files = _read_all(path)
+    if (whole := method.official_files(files)) is not None:
+        method.check_learned(whole, f"official checkpoint '{path}'")
+        method.load_state_dict(whole, strict=False)
+        return method
+    if path.is_dir():
+        raise UserError(f"official checkpoint '{path}' is a folder, {type(method).__name__} has one file: give that")
+    state = method.official_state(files[path.name])
     own: dict[str, Tensor] = {}
     used = set()
     for name in method.learnable():

@@ -128,6 +128,11 @@ class AnomalyMethod(L.LightningModule):
         """The tensors of a published file, unwrapped; default: a plain state dict."""
         return state
 
+    def official_files(self, files: Mapping[str, dict[str, Any]]) -> dict[str, Tensor] | None:
+        """This method's own state from published files (name -> content), where they hold more than learned parameters, or
+        come as several; None: one file of parameters, by `official_state` and `official_name`."""
+        return None
+
     # ---- frozen tokens -----------------------------------------------------------------------------------------------
 
     def frozen(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,117 @@
+"""PromptAD: prompts learned from a few normal images, which normal words turn into anomaly prompts.
+
+Li, Zhang, Tan, Chen, Qu, Xie, Ma, "PromptAD: Learning Prompts with only Normal Samples for Few-Shot Anomaly Detection",
+CVPR 2024, arXiv 2404.05231. The defaults are the published code's. Where the paper reads otherwise: `memory_tap`,
+`temperature`, and in the loss config `eam.dim`; the published code keeps the epoch with the best AUROC on the *test* set
+(`selection=best_test`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anomaly_vlm.backbone import ClipBackbone
+from anomaly_vlm.methods.contexts import PromptLearner, TextFamily, encode_filled
+from anomaly_vlm.methods.official_shots import take_contexts
+from anomaly_vlm.methods.vv_memory import VVMemoryMethod
+from anomaly_vlm.texts import table_key
+
+
+class RawTexts(NamedTuple):
+    """Raw text features of a category: `normal` [P, C], `manual` [S P, C] (handcrafted), `learned` [M P, C]."""
+
+    normal: Tensor
+    manual: Tensor
+    learned: Tensor
+
+    @property
+    def abnormal(self) -> Tensor:
+        return torch.cat([self.manual, self.learned])
+
+    def pair(self) -> Tensor:
+        """Prototypes [2, C] of the normal and of all abnormal sentences, unit norm."""
+        return F.normalize(torch.stack([self.normal.mean(dim=0), self.abnormal.mean(dim=0)]), dim=-1)
+
+
+class PromptAD(VVMemoryMethod):
+    """Semantic concatenation: `V word`, `V abnormal phrase` and `V A word` share the normal context V.
+
+    Learned: V and A of each category and task (5,120 numbers for `seg`, 10,240 for `cls` on ViT-B/16+). Frozen: both towers.
+
+    Args:
+        backbone: frozen towers.
+        texts: table of states and class words (`promptad_prompts`). A category that it lacks gets the generic states.
+        options: see `VVMemoryMethod`.
+
+    Reference: sections 3.2-3.4; published code, state of 2024-07.
+    """
+
+    loss_terms: ClassVar[dict[str, frozenset[str]]] = {
+        "contrastive": frozenset({"contrastive"}),
+        "eam": frozenset({"margin"}),
+        "alignment": frozenset({"alignment"}),
+    }
+
+    def __init__(self, backbone: ClipBackbone, *, texts: Mapping[str, Any], **options: Any) -> None:
+        super().__init__(backbone, **options)
+        self.table = texts
+
+    # ---- sentences ---------------------------------------------------------------------------------------------------
+
+    def words(self, category: str) -> tuple[str, list[str]]:
+        """The word of a category in the prompts, and its abnormal phrases: the generic ones, then its own."""
+        key = table_key(category)
+        word = self.table["class_names"].get(key, category)
+        states = [*self.table["generic_states"], *self.table["class_states"].get(key, [])]
+        return word, [state.format(word) for state in states]
+
+    def new_learner(self, category: str, task: str) -> PromptLearner:
+        return PromptLearner(
+            {"image": TextFamily(self.backbone, *self.words(category), self.sizes[task])},
+            self.sizes[task],
+            self.generator(category, task),
+            width=self.backbone.text_width,
+            features=1,
+            embed_dim=self.backbone.embed_dim,
+        )
+
+    def raw_texts(self, learner: PromptLearner) -> RawTexts:
+        """Features of all sentences, encoded in one call."""
+        ids: Any = learner.families["image"]
+        embedded = [
+            learner.fill(self.backbone, ids.normal),
+            learner.fill(self.backbone, ids.manual),
+            learner.fill(self.backbone, ids.learned, abnormal=True),
+        ]
+        raw = encode_filled(self.backbone, torch.cat([ids.normal, ids.manual, ids.learned]), torch.cat(embedded))
+        return RawTexts(*raw.split([len(rows) for rows in embedded]))
+
+    def encode_learned(self, learner: PromptLearner) -> Tensor:
+        return self.raw_texts(learner).pair()[None]
+
+    # ---- scores and losses -------------------------------------------------------------------------------------------
+
+    def abnormal_prob(self, features: Tensor, texts: Tensor) -> Tensor:
+        return (self.factor * features @ texts[0].T).softmax(dim=-1)[..., 1]
+
+    def task_losses(self, task: str, learner: PromptLearner, features: Tensor, rows: list[int]) -> dict[str, Tensor]:
+        raw, terms, values = self.raw_texts(learner), self.terms, {}
+        normal, abnormal = raw.pair()
+        if "contrastive" in terms:
+            candidates = torch.cat([normal[None], F.normalize(raw.abnormal, dim=-1)])  # [1 + R, C]
+            values["contrastive"] = terms["contrastive"](self.factor * features @ candidates.T)
+        if "eam" in terms:
+            values["eam"] = terms["eam"](features, normal, abnormal)
+        if "alignment" in terms:
+            values["alignment"] = terms["alignment"](raw.manual, raw.learned)
+        return values
+
+    # ---- published files ---------------------------------------------------------------------------------------------
+
+    def official_learner(self, content: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"features": content.pop("text_features")[None], **take_contexts(content)}

@@ -1,0 +1,109 @@
+"""What tests of few-shot methods share: reference images as the data module gives them, published files, golden towers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anomaly_vlm.backbone import ClipBackbone, load_backbone
+from anomaly_vlm.checkpoints import load_official
+from anomaly_vlm.data.types import Batch, References
+from anomaly_vlm.methods.vv_memory import Comparison, VVMemoryMethod
+from tests.support.golden import Fixture, golden_backbone
+
+ARCHITECTURE = {
+    "embed_dim": 16,
+    "quick_gelu": False,
+    "vision_cfg": {"image_size": 32, "layers": 4, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+def tiny_backbone() -> ClipBackbone:
+    """32 px, 4 x 4 patches, random weights."""
+    return load_backbone("tiny", architecture=ARCHITECTURE, random_seed=0)
+
+
+def make_batch(images: Tensor, category: str | Sequence[str], *, label: int = 0, name: str = "image") -> Batch:
+    """Images [B, 3, H, W] as a batch without masks."""
+    count = len(images)
+    names = [f"{name} {i}" for i in range(count)]
+    categories = [category] * count if isinstance(category, str) else list(category)
+    return Batch(images, torch.full((count,), label), None, categories, names, torch.arange(count), [None] * count)
+
+
+def make_references(images: Tensor, category: str, larger: Tensor | None = None) -> References:
+    """The shots of a category; `larger` is what they are at the only other side that is asked for."""
+
+    def at(side: int) -> Tensor:
+        assert larger is not None and larger.shape[-1] == side
+        return larger
+
+    return References(make_batch(images, category, name=f"{category} reference"), at)
+
+
+def towers(fixture: Fixture) -> ClipBackbone:
+    return golden_backbone(fixture.settings["backbone"], image_size=fixture.settings["image_size"])
+
+
+def options(fixture: Fixture, group: str) -> dict[str, Any]:
+    """The settings that both methods share, under this suite's names."""
+    o = fixture.options(group)
+    names = ("task", "n_ctx", "n_ctx_abnormal", "n_pro", "n_pro_abnormal", "memory_layers", "memory_tap", "temperature")
+    return {name: o[name] for name in (*names, "eval_size", "sigma")}
+
+
+def load_group(fixture: Fixture, group: str, method: VVMemoryMethod, folder: Path) -> None:
+    """A group's published file, all keys of it, through the importer."""
+    o = fixture.options(group)
+    path = folder / f"{o['task'].upper()}-Seed_{o.get('seed', 111)}-{o['category']}-check_point.safetensors"
+    save_file(fixture.inputs(f"{group}/ckpt/"), path)
+    load_official(method, path).eval()
+
+
+def check_towers(fixture: Fixture, group: str, method: VVMemoryMethod, batch: Batch) -> None:
+    tokens = method.frozen(batch)
+    fixture.check(f"{group}/out/feat_cls", tokens["cls"])
+    fixture.check(f"{group}/out/feat_patch", tokens["patches"])
+    for i in range(tokens["memory"].shape[1]):
+        if fixture.has(key := f"{group}/out/feat_mid{i + 1}"):
+            fixture.check(key, tokens["memory"][:, i])
+
+
+def check_maps(fixture: Fixture, group: str, method: VVMemoryMethod, batch: Batch, prefix: str = "out/") -> Comparison:
+    """Everything between the texts and the prediction that the group holds."""
+    found, prediction = method.compare(batch), method.predict(batch)
+    size = (prediction.map.shape[-2], prediction.map.shape[-1])
+    values = {
+        "textual_map": found.textual.unflatten(1, found.grid)[:, None],
+        "visual_map": found.visual.unflatten(1, found.grid)[:, None],
+        "fused_map": found.fused()[:, None],
+        "textual_score": found.score,
+        "visual_map_upsampled": found.visual_map(size),
+        "anomaly_map": prediction.map,
+        "image_score": prediction.score,
+    }
+    for name, value in values.items():
+        if fixture.has(key := f"{group}/{prefix}{name}"):
+            fixture.check(key, value)
+    return found
+
+
+def check_memory(fixture: Fixture, group: str, method: VVMemoryMethod) -> None:
+    """The memory that `remember` made against the published file's."""
+    category = method.category(fixture.options(group)["category"])
+    for i, bank in enumerate(category.memory):
+        fixture.check(f"{group}/ckpt/feature_gallery{i + 1}", bank.bank)
+
+
+def check_ids(fixture: Fixture, key: str, ids: Tensor) -> None:
+    """Token ids against the fixture's, which may be cut behind the longest sentence."""
+    expected = fixture.tensors[key]
+    length = expected.shape[-1]
+    assert not ids[..., length:].any()
+    fixture.check(key, ids[..., :length])
