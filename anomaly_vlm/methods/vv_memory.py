@@ -199,12 +199,15 @@ class VVMemoryMethod(AnomalyMethod):
                 for i in range(len(self.memory_layers))
             ]
             category = self._new_category(shots.category, banks, list(shots.batch.path))
-            self.categories[category_key(shots.category)] = category
             self.prepare(category, shots)
 
     def _new_category(self, name: str, banks: Sequence[PatchMemory], paths: Sequence[str] = ()) -> Category:
-        learners: Learners = {task: self.new_learner(name, task) for task in self.tasks}
-        return Category(name, banks, learners, paths).to(self.device)
+        """A category with this memory; prompts that it has already (loaded from a checkpoint) stay."""
+        key = category_key(name)
+        learners: Learners = self.category(name).by_task if key in self.categories else {}
+        learners = learners or {task: self.new_learner(name, task) for task in self.tasks}
+        self.categories[key] = category = Category(name, banks, learners, paths).to(self.device)
+        return category
 
     def generator(self, category: str, task: str) -> Any:
         """Random numbers of a category's prompts: they depend on seed, category and task alone."""
@@ -321,9 +324,9 @@ class VVMemoryMethod(AnomalyMethod):
         """Makes the categories that a state names, and gives the memories their lengths in it."""
         width = self.backbone.width
         for name, tensors in of_categories(state).items():
-            if (key := category_key(name)) not in self.categories:
+            if category_key(name) not in self.categories:
                 empty = [PatchMemory(torch.zeros(0, width), memory_mb=self.memory_mb) for _ in self.memory_layers]
-                self.categories[key] = self._new_category(name, empty)
+                self._new_category(name, empty)
             self.category(name).fit(tensors)
 
     def official_files(self, files: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:

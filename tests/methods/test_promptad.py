@@ -136,6 +136,17 @@ def test_a_checkpoint_needs_no_references(tiny: ClipBackbone) -> None:
         other.check_learned(checkpoint["state_dict"], "checkpoint")
 
 
+def test_references_after_a_checkpoint_bring_memory_and_leave_prompts(tiny: ClipBackbone) -> None:
+    learned = remembering(tiny, "bottle")
+    step(learned, "bottle", draw(2, 0), learned.configure_optimizers())
+    method = build(tiny)
+    method.load_state_dict(learned.state_dict(), strict=False)
+    method.remember([make_references(draw(3, 8), "bottle")])
+    name = "categories.@bottle.learners.cls.abnormal_ctx"
+    assert torch.equal(method.learnable()[name], learned.learnable()[name])
+    assert len(method.category("bottle").banks[0].bank) == 3 * 16
+
+
 def test_features_follow_what_is_learned(tiny: ClipBackbone) -> None:
     method, batch = remembering(tiny, "bottle"), make_batch(draw(1, 7), "bottle")
     before = method.predict(batch)
