@@ -1,8 +1,10 @@
-"""Anomaly metrics: exact, mergeable, fast. Pixel and image AUROC, AP, F1-max, FPR at a recall, and AUPRO."""
+"""Anomaly metrics: exact, mergeable, fast. Pixel and image AUROC, AP, F1-max, FPR at a recall, AUPRO; road components."""
 
 from anomaly_vlm.metrics.anomaly import AnomalyMetrics
+from anomaly_vlm.metrics.components import ComponentMetrics
 from anomaly_vlm.metrics.image import ImageMetrics
 from anomaly_vlm.metrics.pixel import PixelMetrics
+from anomaly_vlm.metrics.road import RoadMetrics
 from anomaly_vlm.metrics.single import AUPRO, AUROC, AveragePrecision, F1Max, FPRAtRecall
 
 __all__ = [
@@ -10,8 +12,10 @@ __all__ = [
     "AUROC",
     "AnomalyMetrics",
     "AveragePrecision",
+    "ComponentMetrics",
     "F1Max",
     "FPRAtRecall",
     "ImageMetrics",
     "PixelMetrics",
+    "RoadMetrics",
 ]
