@@ -61,7 +61,8 @@ def make(node: Any, **kwargs: Any) -> Any:
 
 
 def build(cfg: DictConfig, *, sides: tuple[str, ...], data: AnomalyDataModule | None = None) -> Parts:
-    """Data first (its files are checked before any weights are read), then backbone and method."""
+    """Detector and data first (what they need is checked before any weights are read), then backbone and method."""
+    ready = {"detector": make(cfg.detector)} if "detector" in cfg else {}
     data = data or build_data(cfg, sides)
     data.check()
     backbone: ClipBackbone = make(cfg.backbone)
@@ -79,11 +80,12 @@ def build(cfg: DictConfig, *, sides: tuple[str, ...], data: AnomalyDataModule | 
         optimizer=make(cfg.optimizer) if cfg.optimizer else None,
         scheduler=make(cfg.scheduler) if cfg.scheduler else None,
         metrics=metrics,
+        **ready,
     )
     if cfg.shots and method.shots == "none":
         raise UserError(f"{cfg.name} uses no reference images: set shots=0, or choose a few-shot method")
     facts = {
-        "method": cfg.name,
+        "method": method.labelled(cfg.name),
         "backbone": backbone.describe(),
         "random_weights": backbone.is_random,
         "fingerprint": backbone.fingerprint(),

@@ -14,16 +14,21 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import ClipBackbone, FrozenClip
 from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.data.types import Batch, References
+from anomaly_vlm.detectors import Detector, MapDetector, Queries
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.losses import LossTerm
 from anomaly_vlm.metrics import AnomalyMetrics
 
 
 class Prediction(NamedTuple):
-    """What a method says of a batch: `score` [B] and `map` [B, H, W], higher = more anomalous, float32 and finite."""
+    """What a method says of a batch: `score` [B] and `map` [B, H, W], higher = more anomalous, float32 and finite.
+
+    `boxes`: B tensors [n, 4] (x0, y0, x1, y1) in pixels of the map, where boxes had a part in it.
+    """
 
     score: Tensor
     map: Tensor
+    boxes: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -91,6 +96,8 @@ class AnomalyMethod(L.LightningModule):
         self.image_rows: list[ImageRow] = []
         self.run_facts: dict[str, Any] = {}
         self.token_cache: TokenCache | None = None
+        self.detector: Detector | MapDetector | None = None
+        self.detected: dict[tuple[str, str], Queries] = {}
 
     # ---- what a method defines ---------------------------------------------------------------------------------------
 
@@ -115,6 +122,14 @@ class AnomalyMethod(L.LightningModule):
     def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
         """Frozen tokens of images [M, 3, H, W] by name, each with the batch axis first."""
         raise NotImplementedError(f"{type(self).__name__} has no frozen image tower")
+
+    def captions(self, category: str) -> tuple[str, ...]:
+        """What `detector` is asked about every image of a category, before an evaluation; () where it is not asked."""
+        return ()
+
+    def labelled(self, name: str) -> str:
+        """The method's name for tables, with what its results must say of themselves."""
+        return name
 
     def official_name(self, name: str) -> str:
         """The key of learnable parameter `name` in the published code's checkpoints."""
@@ -151,6 +166,20 @@ class AnomalyMethod(L.LightningModule):
         entries = [entry for entry in known if entry is not None]
         return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
 
+    # ---- detections --------------------------------------------------------------------------------------------------
+
+    def found(self, path: str, caption: str) -> Queries:
+        """What the detector said of an image, looked up in `detected`.
+
+        Raises:
+            UserError: it was not asked.
+        """
+        if (path, caption) not in self.detected:
+            raise UserError(
+                f"no detections of image '{path}': the detector looks at all images before an evaluation (`look_ahead`)"
+            )
+        return self.detected[path, caption]
+
     # ---- learning ----------------------------------------------------------------------------------------------------
 
     def learnable(self) -> dict[str, nn.Parameter]:
@@ -173,7 +202,7 @@ class AnomalyMethod(L.LightningModule):
         return total
 
     def configure_optimizers(self) -> Any:
-        parameters = list(self.learnable().values())
+        parameters = self.parameter_groups()
         if not parameters or self._optimizer is None:
             raise UserError(
                 f"{type(self).__name__} as configured has nothing to learn: use 'evaluate' instead of 'train'"
@@ -184,6 +213,10 @@ class AnomalyMethod(L.LightningModule):
             if self._scheduler is None
             else {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
         )
+
+    def parameter_groups(self) -> list[Any]:
+        """What the optimiser gets: all learnable parameters, or groups of them with options of their own."""
+        return list(self.learnable().values())
 
     def training_mask(self, batch: Batch) -> Tensor:
         """The batch's mask [B, H, W] as 0.0 / 1.0, or a `UserError` where the training set has no pixel labels."""
@@ -200,20 +233,29 @@ class AnomalyMethod(L.LightningModule):
             )
         return (batch.mask == 1).to(batch.image.dtype)
 
-    def map_losses(self, maps: Tensor, mask: Tensor, *, suffix: str = "") -> dict[str, Tensor]:
+    def map_losses(
+        self, maps: Tensor, mask: Tensor, *, normal: Tensor | None = None, suffix: str = ""
+    ) -> dict[str, Tensor]:
         """The terms `focal` and `dice` (of the abnormal and of the normal map) with this suffix, where they are configured.
 
         Args:
-            maps: [layers, B, H, W] abnormal probabilities; the normal ones are 1 minus these. mask: [B, H, W] 0.0 / 1.0.
+            maps: [layers, B, H, W] abnormal probabilities. mask: [B, H, W] 0.0 / 1.0.
+            normal: the normal ones, where they are known to more digits than 1 minus `maps` has; None: 1 minus these.
 
         Returns:
             Scalars by term: mean over the batch, sum over the layers.
         """
         values = {}
         if (focal := self.terms.get(f"focal{suffix}")) is not None:
-            values[f"focal{suffix}"] = torch.stack([focal(m, mask).mean() for m in maps]).sum()
+            if normal is None:
+                each = [focal(m, mask).mean() for m in maps]
+            else:  # of the probability of what each pixel is
+                true, ones = torch.where(mask > 0, maps, normal), torch.ones_like(mask)
+                each = [focal(m, ones).mean() for m in true]
+            values[f"focal{suffix}"] = torch.stack(each).sum()
         if (dice := self.terms.get(f"dice{suffix}")) is not None:
-            both = [(dice(m, mask) + dice(1 - m, 1 - mask)).mean() for m in maps]
+            other = 1 - maps if normal is None else normal
+            both = [(dice(m, mask) + dice(n, 1 - mask)).mean() for m, n in zip(maps, other, strict=True)]
             values[f"dice{suffix}"] = torch.stack(both).sum()
         return values
 
@@ -242,8 +284,8 @@ class AnomalyMethod(L.LightningModule):
 
     def checked(self, made: Prediction, batch: Batch) -> Prediction:
         """A prediction of `batch` as float32, after checking that it is finite."""
-        prediction = Prediction(*(part.detach().float() for part in made))
-        for part, name in zip(prediction, Prediction._fields, strict=True):
+        prediction = Prediction(made.score.detach().float(), made.map.detach().float(), made.boxes)
+        for part, name in ((prediction.score, "score"), (prediction.map, "map")):
             bad = ~torch.isfinite(part.flatten(1) if part.ndim > 1 else part[:, None]).all(dim=1)
             if bad.any():
                 path = batch.path[int(bad.nonzero()[0])]

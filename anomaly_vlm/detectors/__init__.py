@@ -1,0 +1,33 @@
+"""Detectors behind one interface: open-vocabulary models, boxes from a file, or from a method's own map.
+
+Backends import their packages when they are built, so that this package loads without them.
+"""
+
+from __future__ import annotations
+
+from anomaly_vlm.detectors.base import Detector, MapDetector, Picture
+from anomaly_vlm.detectors.boxes import Detections, Queries, caption_of, clip, corners, detections, phrase_of, select
+from anomaly_vlm.detectors.components import ComponentsDetector
+from anomaly_vlm.detectors.store import DetectionStore
+
+__all__ = [
+    "ComponentsDetector",
+    "DetectionStore",
+    "Detections",
+    "Detector",
+    "MapDetector",
+    "Picture",
+    "Queries",
+    "caption_of",
+    "clip",
+    "corners",
+    "detections",
+    "no_detector",
+    "phrase_of",
+    "select",
+]
+
+
+def no_detector() -> None:
+    """`detector=none`: a method that can do without looks at no boxes."""
+    return

@@ -1,0 +1,72 @@
+"""MMCI: convolutions of several shapes side by side on the patch tokens of a tower (FiLo, section 3.3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_vlm.errors import UserError
+
+KERNELS = ((1, 1), (3, 3), (5, 5), (7, 7), (1, 5), (5, 1))  # height, width
+
+
+class MMCI(nn.Module):
+    """One head: the sum of parallel convolutions, each with bias, stride 1 and zero padding that keeps the size.
+
+    The sum of convolutions is one convolution with the sum of their kernels, padded with zeros to the largest: exact, half
+    the work, and as true for gradients.
+
+    Args:
+        width: Dv of the tokens. dim: C of the output. kernels: (height, width) of each branch, odd.
+
+    Raises:
+        UserError: no kernel, an even one, or the same twice.
+    """
+
+    def __init__(self, width: int, dim: int, kernels: Sequence[Sequence[int]] = KERNELS) -> None:
+        super().__init__()
+        sizes = [(int(height), int(across)) for height, across in kernels]
+        if (
+            not sizes
+            or any(side < 1 or side % 2 == 0 for size in sizes for side in size)
+            or len(set(sizes)) < len(sizes)
+        ):
+            raise UserError(f"method.kernels {sizes}: give pairs (height, width) of odd numbers, each pair once")
+        self.convs = nn.ModuleDict(
+            {f"{size[0]}{size[1]}": nn.Conv2d(width, dim, size, padding=(size[0] // 2, size[1] // 2)) for size in sizes}
+        )
+        self.kernel = (max(height for height, _ in sizes), max(across for _, across in sizes))
+
+    def branches(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, N, Dv] -> the branches' outputs [branches, B, N, C] one by one."""
+        images = to_image(tokens, grid)
+        return torch.stack([to_tokens(conv(images)) for conv in self.convs.values()])
+
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """Weight [C, Dv, height, width] and bias [C] of the one convolution that all branches together are."""
+        weights, biases = [], []
+        for conv in self.convs.values():
+            assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+            above, left = ((full - own) // 2 for full, own in zip(self.kernel, conv.kernel_size, strict=True))
+            weights.append(F.pad(conv.weight, (left, left, above, above)))
+            biases.append(conv.bias)
+        return torch.stack(weights).sum(dim=0), torch.stack(biases).sum(dim=0)
+
+
+def convolve(tokens: Tensor, grid: tuple[int, int], weight: Tensor, bias: Tensor) -> Tensor:
+    """[B, N, Dv] -> [B, N, C]: a convolution of the tokens laid out on their grid, row by row."""
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+    return to_tokens(F.conv2d(to_image(tokens, grid), weight, bias, padding=padding))
+
+
+def to_image(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[B, N, D] -> [B, D, rows, columns]."""
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def to_tokens(images: Tensor) -> Tensor:
+    """[B, D, rows, columns] -> [B, N, D]."""
+    return images.flatten(2).transpose(1, 2)
