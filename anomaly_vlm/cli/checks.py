@@ -26,7 +26,7 @@ WHOLE = {  # key -> smallest value
 }
 # Classes that lie directly in these modules. A prefix would not do: Hydra follows attributes (`torch.optim.adam.os.system`).
 LIBRARY_CLASS = re.compile(r"(torch\.optim|torch\.optim\.lr_scheduler|kornia\.augmentation)\.[A-Z]\w*")
-WHOLE_OR_NULL = {"eval_limit": 1, "train_limit": 1}
+WHOLE_OR_NULL = {"eval_limit": 1, "train_limit": 1, "pixels.mask_size": 1}
 CHOICES = {
     "cache.tokens": ("disk", "memory", "off"),
     "selection": ("last", "best_val", "best_test"),
@@ -61,6 +61,8 @@ def check_values(cfg: DictConfig) -> None:
         words = list(seeds) if isinstance(seeds, ListConfig) else [seeds]
         if not words or len(set(words)) < len(words) or any(type(word) is not int or word < 0 for word in words):
             raise UserError(f"seeds is {seeds}: give different whole numbers, such as seeds=[0,1,2]")
+    if cfg.pixels.mask_size is not None and "eval_size" not in cfg.method:
+        raise UserError(f"pixels.mask_size is {cfg.pixels.mask_size}: {cfg.name} maps at image_size; set it to null")
     if cfg.train_on == "references" and not cfg.shots:
         raise UserError(f"{cfg.name} learns from reference images: set shots=1 or more (make: SHOTS=1)")
     rate = OmegaConf.select(cfg, "optimizer.lr", default=1.0)

@@ -78,7 +78,7 @@ def fit(cfg: DictConfig, folder: Path) -> float:
         facts = {
             **parts.facts,
             "checkpoint": str(chosen.relative_to(folder)),
-            "selection": cfg.selection,
+            "selection": cfg.selection if learns else None,
             "choices": dict(cfg.choices),
             "overrides": list(cfg.get("sweep_overrides") or []),
             "seconds": round(time.monotonic() - started, 1),

@@ -201,6 +201,8 @@ class AnomalyDataModule(L.LightningDataModule):
     def dataset(self, side: str) -> AnomalyDataset:
         """The map-style data set of a side; mosaics and augmentations on side `train` only."""
         preprocess = self._preprocess()
+        if side == "train":
+            preprocess = replace(preprocess, mask_size=None)  # losses compare at the input's size
         key = (side, preprocess)
         if key not in self._datasets:
             training = side == "train"

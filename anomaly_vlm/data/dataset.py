@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -144,7 +144,7 @@ class AnomalyDataset(Dataset):
     def _named(self, content: bytes | memoryview) -> str:
         """Names the pixels that this preprocessing makes of `content`."""
         digest = hashlib.blake2b(content, digest_size=16)
-        digest.update(repr(self.preprocess).encode())
+        digest.update(repr(replace(self.preprocess, mask_resize="bilinear", mask_size=None)).encode())
         return digest.hexdigest()
 
     def _key(self, i: int) -> str | None:
@@ -199,7 +199,7 @@ class AnomalyDataset(Dataset):
             return mask
         # In a set with pixel masks, regions of an anomalous image that has an image label only are unknown.
         unknown = sample.kind != "mask" and sample.label != 0
-        return torch.full((self.preprocess.size,) * 2, VOID if unknown else 0, dtype=torch.uint8)
+        return torch.full((self.preprocess.mask_side,) * 2, VOID if unknown else 0, dtype=torch.uint8)
 
 
 def collate(items: Sequence[Item]) -> Batch:

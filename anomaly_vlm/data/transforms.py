@@ -62,7 +62,7 @@ def resize_mask(mask: Image.Image, preprocess: Preprocess) -> Tensor:
     """Mode L of 0 / 255 -> uint8 [S, S] of 0 / 1: resized with the protocol's filter, then above one half."""
     nearest = preprocess.mask_resize == "nearest"
     filtered = mask.resize(
-        (preprocess.size, preprocess.size), Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+        (preprocess.mask_side, preprocess.mask_side), Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
     )
     return torch.from_numpy((np.asarray(filtered) > 127).astype(np.uint8))
 

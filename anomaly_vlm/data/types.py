@@ -65,6 +65,8 @@ class Preprocess:
         mean, std: per RGB channel, of values in [0, 1].
         rgb: convert to RGB `before` the resize (AdaCLIP) or `after` it (AnomalyCLIP); differs for palette images.
         mask_resize: `bilinear` on the 0/255 mask then `> 0.5` (the zero-shot protocol), or `nearest`.
+        mask_size: side of the masks that maps are compared with in an evaluation, where it is not `size` (several few-shot
+            codes: 400).
     """
 
     size: int
@@ -72,6 +74,11 @@ class Preprocess:
     std: tuple[float, float, float]
     rgb: Literal["before", "after"] = "before"
     mask_resize: Literal["bilinear", "nearest"] = "bilinear"
+    mask_size: int | None = None
+
+    @property
+    def mask_side(self) -> int:
+        return self.size if self.mask_size is None else self.mask_size
 
 
 @dataclass
@@ -87,6 +94,7 @@ class Batch:
         key: B strings that name the exact pixels of `image`, for caches of what a frozen tower makes of them; None where
             the pixels were augmented at random.
         tokens: B entries of the token cache, None where an image is given instead; None: no cache.
+        semantic: [B, H, W] uint8 train ids of the known classes, 255 elsewhere; None where the set has no such labels.
     """
 
     image: Tensor
@@ -97,6 +105,7 @@ class Batch:
     index: Tensor
     key: list[str | None]
     tokens: list[dict[str, Tensor] | None] | None = None
+    semantic: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:

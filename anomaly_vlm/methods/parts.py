@@ -44,6 +44,12 @@ def gaussian_smooth(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Ten
     return filter2d_separable(maps[:, None], kernel, kernel, padding="valid")[:, 0]
 
 
+def swap_red_blue(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalised RGB images [M, 3, H, W] as if their files had been read as BGR and normalised as RGB."""
+    centre, spread = (torch.tensor(v, device=images.device, dtype=images.dtype).view(3, 1, 1) for v in (mean, std))
+    return ((images * spread + centre).flip(1) - centre) / spread
+
+
 def derived_generator(*numbers: int) -> np.random.Generator:
     """A NumPy generator that depends on `numbers` alone, such as (seed, epoch, sample index)."""
     return np.random.default_rng([number & 0xFFFFFFFF for number in numbers])

@@ -89,6 +89,10 @@ def save_panel(
     low, high = scale
     unit = np.clip((heat - low) / (high - low if high > low else 1.0), 0, 1)
     colours = colour_map(unit)
+    if colours.shape != image.shape:  # maps of another size than the input
+        size = (image.shape[1], image.shape[0])
+        colours = np.asarray(Image.fromarray(colours).resize(size, Image.Resampling.BILINEAR))
+        mask = None if mask is None else np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
     overlay = (0.5 * image + 0.5 * colours).astype(np.uint8)
     tiles = [("input", _tile(image))]
     if mask is not None:
