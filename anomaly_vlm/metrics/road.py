@@ -20,9 +20,9 @@ PIXEL = ("pixel_ap", "pixel_fpr95", "pixel_auroc")
 class RoadMetrics(Metric):
     """AP, FPR95 and AUROC over all valid pixels, sIoU, PPV and F1* of components, for each score.
 
-    `compute` gives `pixel_ap`, `pixel_fpr95`, `pixel_auroc`, `siou`, `ppv`, `component_f1`, `threshold` as `SCORE/NAME`, those
-    of the first score as `mean/NAME`, and `known_accuracy` for all of them: the share of pixels of known classes whose class is
-    right (NaN where no labels of classes were given).
+    `compute` gives `pixel_ap`, `pixel_fpr95`, `pixel_auroc`, `siou`, `ppv`, `component_f1` and `threshold` as `SCORE/NAME`,
+    those of the first score as `mean/NAME`, and `known_accuracy` for all of them: the share of pixels of known classes whose
+    class is right (NaN where no labels of classes were given).
 
     Args:
         scores: names; the first one is the method's own.
