@@ -5,15 +5,18 @@ A sentence is `[SOS] V text . [EOT]`, or `[SOS] V A text . [EOT]` with a learned
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.texts import table_key
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,35 @@ class ContextSizes:
         for name, value in vars(self).items():
             if value < 1:
                 raise UserError(f"method.{name} is {value}: give at least 1")
+
+
+def class_phrases(table: Mapping[str, Any], category: str) -> tuple[str, list[str]]:
+    """Word of a category in PromptAD's table, and its abnormal phrases: the generic ones, then its own. A category that the
+    table lacks is its own word and has the generic ones."""
+    key = table_key(category)
+    word = table["class_names"].get(key, category)
+    states = [*table["generic_states"], *table["class_states"].get(key, [])]
+    return word, [state.format(word) for state in states]
+
+
+class RawTexts(NamedTuple):
+    """Raw text features of one text family: `normal` [P, C], `manual` [S P, C] (handcrafted), `learned` [M P, C]."""
+
+    normal: Tensor
+    manual: Tensor
+    learned: Tensor
+
+    @property
+    def abnormal(self) -> Tensor:
+        return torch.cat([self.manual, self.learned])
+
+    def pair(self) -> Tensor:
+        """Prototypes [2, C] of the normal and of all abnormal sentences, unit norm."""
+        return F.normalize(torch.stack([self.normal.mean(dim=0), self.abnormal.mean(dim=0)]), dim=-1)
+
+    def candidates(self) -> Tensor:
+        """What a normal feature must be told from: [1 + R, C], the normal prototype, then every abnormal sentence."""
+        return torch.cat([self.pair()[:1], F.normalize(self.abnormal, dim=-1)])
 
 
 class TextFamily(nn.Module):
@@ -108,10 +140,17 @@ class PromptLearner(nn.Module):
             setattr(self, name, None)
         self.stale = False
 
-    def fill(self, backbone: ClipBackbone, ids: Tensor, *, abnormal: bool = False) -> Tensor:
-        """Token embeddings [R, T, Dt] of sentences [R, T] with the contexts in their places."""
+    def fill(
+        self, backbone: ClipBackbone, ids: Tensor, *, abnormal: bool = False, rows: Tensor | None = None
+    ) -> Tensor:
+        """Token embeddings [R, T, Dt] of sentences [R, T] with the contexts in their places.
+
+        Args:
+            ids: of a family. abnormal: V and A instead of V alone. rows: [R] the sentences' places in their family, which
+                say which contexts they hold; None: in order.
+        """
         assert self.normal_ctx is not None and self.abnormal_ctx is not None
-        rows = torch.arange(len(ids), device=ids.device)
+        rows = torch.arange(len(ids), device=ids.device) if rows is None else rows
         context = self.normal_ctx[rows % len(self.normal_ctx)]
         if abnormal:
             context = torch.cat([context, self.abnormal_ctx[rows % len(self.abnormal_ctx)]], dim=1)
@@ -128,8 +167,17 @@ def sentence_length(ids: Tensor) -> int:
     return int(ids.argmax(dim=-1).max()) + 1
 
 
-def encode_filled(backbone: ClipBackbone, ids: Tensor, embedded: Tensor) -> Tensor:
-    """Text features [R, C], not normalised, of sentences [R, T] with embeddings [R, T, Dt]."""
-    length = sentence_length(ids)
-    states = embedded[:, :length] + backbone.text.positional_embedding[:length]
-    return backbone.encode_text(ids[:, :length], states=states).float()
+def encode_filled(backbone: ClipBackbone, ids: Sequence[Tensor], embedded: Sequence[Tensor]) -> list[Tensor]:
+    """Text features [R, C], not normalised, of groups of sentences [R, T] with embeddings [R, T, Dt], in one call."""
+    all_ids = torch.cat(list(ids))
+    length = sentence_length(all_ids)
+    states = torch.cat([group[:, :length] for group in embedded]) + backbone.text.positional_embedding[:length]
+    encoded = backbone.encode_text(all_ids[:, :length], states=states).float()
+    return list(encoded.split([len(group) for group in ids]))
+
+
+def fill_family(backbone: ClipBackbone, learner: PromptLearner, name: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Ids and embeddings of a family's normal, handcrafted abnormal and learned abnormal sentences."""
+    family: Any = learner.families[name]
+    ids = [family.normal, family.manual, family.learned]
+    return ids, [learner.fill(backbone, rows, abnormal=rows is family.learned) for rows in ids]

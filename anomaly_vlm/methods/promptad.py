@@ -9,33 +9,21 @@ CVPR 2024, arXiv 2404.05231. The defaults are the published code's. Where the pa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.methods.contexts import PromptLearner, TextFamily, encode_filled
+from anomaly_vlm.methods.contexts import (
+    PromptLearner,
+    RawTexts,
+    TextFamily,
+    class_phrases,
+    encode_filled,
+    fill_family,
+)
 from anomaly_vlm.methods.official_shots import take_contexts
 from anomaly_vlm.methods.vv_memory import VVMemoryMethod
-from anomaly_vlm.texts import table_key
-
-
-class RawTexts(NamedTuple):
-    """Raw text features of a category: `normal` [P, C], `manual` [S P, C] (handcrafted), `learned` [M P, C]."""
-
-    normal: Tensor
-    manual: Tensor
-    learned: Tensor
-
-    @property
-    def abnormal(self) -> Tensor:
-        return torch.cat([self.manual, self.learned])
-
-    def pair(self) -> Tensor:
-        """Prototypes [2, C] of the normal and of all abnormal sentences, unit norm."""
-        return F.normalize(torch.stack([self.normal.mean(dim=0), self.abnormal.mean(dim=0)]), dim=-1)
 
 
 class PromptAD(VVMemoryMethod):
@@ -63,16 +51,9 @@ class PromptAD(VVMemoryMethod):
 
     # ---- sentences ---------------------------------------------------------------------------------------------------
 
-    def words(self, category: str) -> tuple[str, list[str]]:
-        """The word of a category in the prompts, and its abnormal phrases: the generic ones, then its own."""
-        key = table_key(category)
-        word = self.table["class_names"].get(key, category)
-        states = [*self.table["generic_states"], *self.table["class_states"].get(key, [])]
-        return word, [state.format(word) for state in states]
-
     def new_learner(self, category: str, task: str) -> PromptLearner:
         return PromptLearner(
-            {"image": TextFamily(self.backbone, *self.words(category), self.sizes[task])},
+            {"image": TextFamily(self.backbone, *class_phrases(self.table, category), self.sizes[task])},
             self.sizes[task],
             self.generator(category, task),
             width=self.backbone.text_width,
@@ -82,14 +63,7 @@ class PromptAD(VVMemoryMethod):
 
     def raw_texts(self, learner: PromptLearner) -> RawTexts:
         """Features of all sentences, encoded in one call."""
-        ids: Any = learner.families["image"]
-        embedded = [
-            learner.fill(self.backbone, ids.normal),
-            learner.fill(self.backbone, ids.manual),
-            learner.fill(self.backbone, ids.learned, abnormal=True),
-        ]
-        raw = encode_filled(self.backbone, torch.cat([ids.normal, ids.manual, ids.learned]), torch.cat(embedded))
-        return RawTexts(*raw.split([len(rows) for rows in embedded]))
+        return RawTexts(*encode_filled(self.backbone, *fill_family(self.backbone, learner, "image")))
 
     def encode_learned(self, learner: PromptLearner) -> Tensor:
         return self.raw_texts(learner).pair()[None]
@@ -103,8 +77,7 @@ class PromptAD(VVMemoryMethod):
         raw, terms, values = self.raw_texts(learner), self.terms, {}
         normal, abnormal = raw.pair()
         if "contrastive" in terms:
-            candidates = torch.cat([normal[None], F.normalize(raw.abnormal, dim=-1)])  # [1 + R, C]
-            values["contrastive"] = terms["contrastive"](self.factor * features @ candidates.T)
+            values["contrastive"] = terms["contrastive"](self.factor * features @ raw.candidates().T)
         if "eam" in terms:
             values["eam"] = terms["eam"](features, normal, abnormal)
         if "alignment" in terms:

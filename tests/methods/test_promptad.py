@@ -13,7 +13,7 @@ from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.checkpoints import load_official
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.contexts import TextFamily
+from anomaly_vlm.methods.contexts import TextFamily, class_phrases
 from anomaly_vlm.methods.promptad import PromptAD
 from anomaly_vlm.texts import load_texts
 from tests.support.conf import loss_conf, method_conf
@@ -233,11 +233,11 @@ def test_published_files_that_do_not_fit(
 def test_words_of_categories(tiny: ClipBackbone) -> None:
     method = build(tiny)
     table = load_texts("promptad_prompts")
-    assert method.words("pcb1")[0] == method.words("PCB1")[0] == "printed circuit board"
-    assert method.words("Metal nut") == method.words("metal_nut")
-    word, states = method.words("my_gear")  # in no table
+    assert class_phrases(table, "pcb1")[0] == class_phrases(table, "PCB1")[0] == "printed circuit board"
+    assert class_phrases(table, "Metal nut") == class_phrases(table, "metal_nut")
+    word, states = class_phrases(table, "my_gear")  # in no table
     assert (word, states) == ("my_gear", [state.format("my_gear") for state in table["generic_states"]])
-    family = TextFamily(tiny, *method.words("bottle"), method.sizes["cls"])
+    family = TextFamily(tiny, *class_phrases(table, "bottle"), method.sizes["cls"])
     assert family.manual.shape == (3 * (8 + 3), tiny.context_length)
     assert torch.equal(family.manual[3], family.manual[5])  # a state's rows stand together
     assert not torch.equal(family.manual[2], family.manual[3])

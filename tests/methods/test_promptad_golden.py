@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from anomaly_vlm.losses import build_terms
+from anomaly_vlm.methods.contexts import class_phrases
 from anomaly_vlm.methods.promptad import PromptAD
 from anomaly_vlm.texts import load_texts
 from tests.support.conf import loss_conf
@@ -54,7 +55,7 @@ class Run:
         self.fixture.check(f"{self.group}/{key}", value)
 
     def sentences(self) -> None:
-        word, states = self.method.words(self.category)
+        word, states = class_phrases(self.method.table, self.category)
         assert (word, len(states)) == (self.options["class_word"], self.options["n_states"])
         ids: Any = self.learner.families["image"]
         clip = self.method.backbone
