@@ -86,13 +86,17 @@ class Detector(ABC):
             box_threshold, text_threshold, max_area, keep_best: see `boxes.select` and `boxes.phrase_of`.
         """
         pictures = [as_picture(image, i) for i, image in enumerate(images)]
-        options = {
-            "box_threshold": box_threshold,
-            "text_threshold": text_threshold,
-            "max_area": max_area,
-            "keep_best": keep_best,
-        }
-        return [detections(found, size, **options) for found in self.queries(pictures, captions)]
+        return [
+            detections(
+                found,
+                size,
+                box_threshold=box_threshold,
+                text_threshold=text_threshold,
+                max_area=max_area,
+                keep_best=keep_best,
+            )
+            for found in self.queries(pictures, captions)
+        ]
 
 
 class MapDetector(ABC):

@@ -10,29 +10,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from anomaly_vlm.backbone import ClipBackbone, plus_next_attention
+from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import Batch
-from anomaly_vlm.detectors import Detections, Detector, MapDetector, caption_of, detections
+from anomaly_vlm.detectors import Detector, MapDetector, caption_of
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.losses import PROBABILITY
 from anomaly_vlm.methods.base import AnomalyMethod, Prediction
-from anomaly_vlm.methods.filo_boxes import best_box, damped, position_of, with_valid_phrases
+from anomaly_vlm.methods.filo_boxes import Located, Locator
+from anomaly_vlm.methods.filo_heads import Adapter, Heads, TokenList
 from anomaly_vlm.methods.filo_texts import DefectTexts, PromptLearner, RawTexts, Sentences, embed
-from anomaly_vlm.methods.mmci import KERNELS, MMCI, convolve
+from anomaly_vlm.methods.mmci import KERNELS
 from anomaly_vlm.methods.parts import to_grid, upsample
 
 log = logging.getLogger("anomaly_vlm")
 CHOICES = {
     "token_capture": ("reference", "per_layer"),
-    "phrase_match": ("reference", "casefold"),
-    "cells": ("reference", "thirds"),
     "score": ("raw", "softmax"),
     "map_norm": ("none", "minmax"),
     "training": ("staged", "joint"),
@@ -40,25 +39,13 @@ CHOICES = {
 }
 
 
-class Adapter(nn.Module):
-    """Bottleneck on the global feature: `x + SiLU(W2 relu(W1 x))`, [B, C] -> [B, C]."""
-
-    def __init__(self, dim: int, reduction: int) -> None:
-        super().__init__()
-        hidden = max(1, dim // reduction)
-        self.fc = nn.Sequential(
-            nn.Linear(dim, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, dim, bias=False), nn.SiLU()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.fc(x)
-
-
-class Located(NamedTuple):
-    """Where an image's sentences and map should look: valid boxes, and the position that they name (None: all nine)."""
-
-    found: Detections
-    position: int | None
+def first_stage(epochs: int | None, first: int, second: int) -> int:
+    """Epochs of stage 1; a run shorter than both stages keeps their proportion, with at least one epoch of each."""
+    if first < 0 or second < 0 or first + second == 0:
+        raise UserError(f"method.stage1_epochs {first}, stage2_epochs {second}: give numbers of epochs, not both 0")
+    if second == 0 or first == 0 or epochs is None or epochs >= first + second:
+        return first
+    return min(max(1, round(epochs * first / (first + second))), max(1, epochs - 1))
 
 
 def probabilities(logits: Sequence[Tensor]) -> Tensor:
@@ -134,7 +121,7 @@ class FiLo(AnomalyMethod):
         text_threshold: float = 0.25,
         area_threshold: float = 0.7,
         phrase_match: Literal["reference", "casefold"] = "reference",
-        score_cut: int | None = 2,
+        score_cut: int | Literal["none"] = 2,
         cells: Literal["reference", "thirds"] = "reference",
         clip_boxes: bool = False,
         training: Literal["staged", "joint"] = "staged",
@@ -149,21 +136,16 @@ class FiLo(AnomalyMethod):
         super().__init__(backbone, **base)
         parts = {"enabled": True, "fuse": "features", **(mmci or {})}
         blur = {"kernel": 3, "sigma": 4.0, **(gaussian or {})}
-        given = {"token_capture": token_capture, "phrase_match": phrase_match, "cells": cells, "score": score}
-        given |= {"map_norm": map_norm, "training": training, "mmci.fuse": parts["fuse"]}
-        for name, value in given.items():
-            if value not in CHOICES[name]:
-                raise unknown_choice(f"method.{name}", str(value), CHOICES[name])
+        given = (token_capture, score, map_norm, training, parts["fuse"])
+        for (name, known), value in zip(CHOICES.items(), given, strict=True):
+            if value not in known:
+                raise unknown_choice(f"method.{name}", str(value), known)
         if wrong := [f"mmci.{key}" for key in parts if key not in ("enabled", "fuse")]:
             raise unknown_choice("key of method", wrong[0], ["mmci.enabled", "mmci.fuse"])
         if int(blur["kernel"]) % 2 == 0 or blur["sigma"] <= 0:
             raise UserError(f"method.gaussian {blur}: give an odd kernel and a sigma above 0")
-        if min(n_ctx, adapter_reduction) < 1 or min(adapter_temperature, logit_scale) <= 0:
-            raise UserError(
-                "method: n_ctx and adapter_reduction of at least 1, adapter_temperature and logit_scale above 0"
-            )
-        if score_cut not in (None, "none") and (not isinstance(score_cut, int) or score_cut < 0):
-            raise UserError(f"method.score_cut is {score_cut!r}: give a number of decimals, or none")
+        if n_ctx < 1 or min(adapter_temperature, logit_scale) <= 0:
+            raise UserError("method: give n_ctx of at least 1, adapter_temperature and logit_scale above 0")
 
         self.texts = DefectTexts(
             descriptions,
@@ -178,98 +160,50 @@ class FiLo(AnomalyMethod):
         self.n_plain = round(backbone.num_layers / 4) if n_plain is None else n_plain
         if not 0 <= self.n_plain < backbone.num_layers:
             raise UserError(f"method.n_plain is {n_plain}: {backbone.name} has {backbone.num_layers} vision blocks")
-        self.token_capture, self.fuse, self.pair_norm = token_capture, parts["fuse"], pair_norm
-        self.logit_scale, self.adapter_temperature = logit_scale, adapter_temperature
+        self.pair_norm, self.logit_scale, self.adapter_temperature = pair_norm, logit_scale, adapter_temperature
         self.blur, self.sigma = int(blur["kernel"]), float(blur["sigma"])
-        self.outside_factor, self.map_norm, self.score_kind = outside_factor, map_norm, score
-        self.box_options = {
-            "box_threshold": box_threshold,
-            "text_threshold": text_threshold,
-            "max_area": area_threshold,
-            "keep_best": True,
-        }
-        self.phrase_match, self.cells, self.clip_boxes = phrase_match, cells, clip_boxes
-        self.score_cut = None if score_cut == "none" else score_cut
-        self.joint = training == "joint"
+        self.map_norm, self.score_kind, self.joint = map_norm, score, training == "joint"
+        self.locator = Locator(
+            box_threshold=box_threshold,
+            text_threshold=text_threshold,
+            area_threshold=area_threshold,
+            phrase_match=phrase_match,
+            score_cut=score_cut,
+            cells=cells,
+            outside_factor=outside_factor,
+            clip_boxes=clip_boxes,
+        )
         self.rates = {"heads": lr_heads, "prompts": lr_prompts, "adapter": lr_adapter}
-        self.stage1_epochs = self._first_stage(epochs, stage1_epochs, stage2_epochs if adapter else 0)
+        self.stage1_epochs = first_stage(epochs, stage1_epochs, stage2_epochs)
+        if epochs == 1 and adapter and stage1_epochs and stage2_epochs and not self.joint:
+            log.warning("epochs=1 trains the heads alone: the adapter keeps its random start; give 2 or more")
 
-        self.entries = self._entries()
-        dim, text_width = backbone.embed_dim, backbone.text_width
+        self.token_list = TokenList(self.layers, self.n_plain, as_held=token_capture == "reference")
+        dim, fused = backbone.embed_dim, parts["fuse"] == "similarities"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.normal = PromptLearner(n_ctx, dim, text_width)
-            self.abnormal = PromptLearner(n_ctx, dim, text_width)
-            self.linear = nn.ModuleList([nn.Linear(backbone.width, dim) for _ in self.entries[::2]])
-            count = len(self.entries[1::2]) if parts["enabled"] else 0
-            self.mmci = nn.ModuleList([MMCI(backbone.width, dim, kernels) for _ in range(count)])
+            self.normal = PromptLearner(n_ctx, dim, backbone.text_width)
+            self.abnormal = PromptLearner(n_ctx, dim, backbone.text_width)
+            names = self.token_list.names
+            self.heads = Heads(names, backbone.width, dim, kernels, mmci=parts["enabled"], similarities=fused)
             self.adapter = Adapter(dim, adapter_reduction) if adapter else None
-        self._merged: list[tuple[Tensor, Tensor]] | None = None  # while the learned values stand still
 
     # ---- image tower: frozen -----------------------------------------------------------------------------------------
 
-    def _entries(self) -> list[str]:
-        """The published code's list of tokens, by name: one entry a plain layer, two (V-V, ordinary) a dual one.
-
-        Entries at even places feed the linear heads, those at odd places MMCI. `v` is the final V-V state.
-        """
-        reference, names = self.token_capture == "reference", []
-        for layer in self.layers:
-            if layer <= self.n_plain:
-                names.append("v" if reference and layer == self.n_plain else f"o{layer}")
-            else:
-                names += ["v" if reference else f"v{layer}", f"o{layer}"]
-        return names
-
     def frozen_facts(self) -> dict[str, Any]:
-        return {"entries": self.entries, "n_plain": self.n_plain, "cls": "projected", "capture": self.token_capture}
+        listed = self.token_list
+        return {"entries": listed.names, "n_plain": listed.n_plain, "as_held": listed.as_held, "cls": "projected"}
 
     def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
-        """`cls` [M, C] (`ln_post`, projected) and the distinct entries [M, N, Dv], class token dropped."""
-        clip, last = self.backbone, self.backbone.num_layers
-        taps = list(dict.fromkeys([*self.layers, last]))
-        out = clip.encode_image(images, layers=taps, vv_from=self.n_plain)
-        dual, ordinary = dict(zip(taps, out.tokens, strict=True)), dict(zip(taps, out.ordinary, strict=True))
-        kept = {"cls": out.cls}
-        for name in dict.fromkeys(self.entries):
-            layer = int(name[1:] or last)
-            tokens = dual[layer] if name[0] == "v" else ordinary[layer]
-            if name[0] == "o" and self.token_capture == "reference" and layer > self.n_plain:
-                tokens = plus_next_attention(clip.visual.transformer.resblocks, tokens, layer)
-            kept[name] = tokens[:, 1:]
-        return kept
+        """`cls` [M, C] (`ln_post`, projected) and the distinct tokens of the list [M, N, Dv]."""
+        return self.token_list.encode(self.backbone, images)
 
     def feature(self, cls: Tensor, *, adapted: bool) -> Tensor:
         """Global feature [B, C], unit norm."""
         return F.normalize(self.adapter(cls) if adapted and self.adapter is not None else cls, dim=-1)
 
-    def heads(self, tokens: Mapping[str, Tensor], grid: tuple[int, int]) -> list[Tensor]:
-        """Outputs of the heads, the linear ones first, each [branches, B, N, C], unit norm; one branch but where MMCI's
-        similarities are fused."""
-        outputs = [head(tokens[name].float())[None] for head, name in zip(self.linear, self.entries[::2], strict=True)]
-        names = self.entries[1::2][: len(self.mmci)]
-        if self.fuse == "similarities":
-            outputs += [head.branches(tokens[n].float(), grid) for head, n in zip(self.mmci, names, strict=True)]
-        else:
-            kernels = self.merged_kernels()
-            for name in dict.fromkeys(names):  # heads that see the same tokens are one convolution
-                own = [kernels[i] for i, other in enumerate(names) if other == name]
-                weight, bias = (torch.cat(part) for part in zip(*own, strict=True))
-                outputs += [
-                    out[None] for out in convolve(tokens[name].float(), grid, weight, bias).chunk(len(own), dim=-1)
-                ]
-        return [F.normalize(out.float(), dim=-1) for out in outputs]
-
-    def merged_kernels(self) -> list[tuple[Tensor, Tensor]]:
-        """Each MMCI head's kernels as one; without gradient merged once."""
-        if torch.is_grad_enabled():
-            return [head.merged() for head in self.mmci]
-        if self._merged is None:
-            self._merged = [head.merged() for head in self.mmci]
-        return self._merged
-
     def forget_learned(self) -> None:
-        self._merged = None
+        self.heads.forget()
 
     # ---- sentences: FG-Des -------------------------------------------------------------------------------------------
 
@@ -344,20 +278,8 @@ class FiLo(AnomalyMethod):
         """Boxes and positions by what the detector found in these images beforehand."""
         places = []
         for path, category in zip(batch.path, batch.category, strict=True):
-            found = detections(self.found(path, self.captions(category)[0]), batch.size, **self.box_options)
-            found = with_valid_phrases(found, self.texts.detector_words(category), self.phrase_match)
-            best = best_box(found, self.score_cut)
-            box = None if best is None else found.boxes[best]
-            places.append(Located(found, position_of(box, batch.size, self.cells)))
-        return places
-
-    def located_by_map(self, heat: Tensor, detector: MapDetector) -> list[Located]:
-        """Boxes of the coarse maps [B, H, W]; the best names the position."""
-        places = []
-        for one in heat:
-            found = detector.boxes(one)
-            box = found.boxes[0] if len(found) else None
-            places.append(Located(found, position_of(box, (heat.shape[1], heat.shape[2]), self.cells)))
+            (caption,), words = self.captions(category), self.texts.detector_words(category)
+            places.append(self.locator.by_queries(self.found(path, caption), words, batch.size))
         return places
 
     # ---- prediction --------------------------------------------------------------------------------------------------
@@ -372,18 +294,15 @@ class FiLo(AnomalyMethod):
         pairs = self.pairs(texts)
         heat = self.joined(probabilities(self.map_logits(heads, pairs, grid, size)))
         if isinstance(self.detector, MapDetector):
-            places = self.located_by_map(heat, self.detector)
+            places = [self.locator.by_boxes(self.detector.boxes(m), batch.size) for m in heat]
             if self.sentences.positioned:
                 pairs = self.pairs(texts, [p.position for p in places])  # the rows of all nine positions are there
                 heat = self.joined(probabilities(self.map_logits(heads, pairs, grid, size)))
         score = self.image_score(self.similarity(feature, pairs), heat)
         if places is None:
             return Prediction(score, heat)
-        damp = [
-            damped(m, p.found, self.outside_factor, clip_boxes=self.clip_boxes)
-            for m, p in zip(heat, places, strict=True)
-        ]
-        return Prediction(score, torch.stack(damp), tuple(p.found.boxes[p.found.valid] for p in places))
+        damped = torch.stack([self.locator.damped(m, place.found) for m, place in zip(heat, places, strict=True)])
+        return Prediction(score, damped, tuple(place.found.boxes[place.found.valid] for place in places))
 
     def image_score(self, similarity: Tensor, heat: Tensor) -> Tensor:
         """[B] of similarities [B, 2] and maps [B, H, W] before any box."""
@@ -403,19 +322,6 @@ class FiLo(AnomalyMethod):
         return f"{name} ({self.detector.name})" if self.detector.replaces else name
 
     # ---- training ----------------------------------------------------------------------------------------------------
-
-    def _first_stage(self, epochs: int | None, first: int, second: int) -> int:
-        """Epochs of stage 1; a run shorter than both stages keeps their proportion, with at least one epoch each."""
-        if first < 0 or second < 0 or first + second == 0:
-            raise UserError(f"method.stage1_epochs {first}, stage2_epochs {second}: give numbers of epochs, not both 0")
-        if epochs is None or epochs >= first + second or second == 0 or self.joint:
-            return first if second else max(first, epochs or 0)
-        if first == 0:
-            return 0
-        if epochs == 1:
-            log.warning("epochs=1 trains the heads alone: the adapter keeps its random start; give 2 or more")
-            return 1
-        return min(max(1, round(epochs * first / (first + second))), epochs - 1)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Heads, prompts and adapter, each with its rate."""
@@ -438,6 +344,11 @@ class FiLo(AnomalyMethod):
         if self.current_epoch < self.stage1_epochs or self.adapter is None:
             return self.map_terms(batch, adapted=False)
         return self.image_term(batch, through_text=False)
+
+    def on_train_epoch_end(self) -> None:
+        """Without an adapter stage 2 has nothing to train: the run ends with stage 1."""
+        if self.adapter is None and not self.joint and self.current_epoch + 1 >= self.stage1_epochs:
+            self.trainer.should_stop = True
 
     def map_terms(self, batch: Batch, *, adapted: bool) -> dict[str, Tensor]:
         """Stage 1: focal and dice of each head's map, over all nine positions."""
@@ -463,15 +374,13 @@ class FiLo(AnomalyMethod):
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
     def official_name(self, name: str) -> str:
-        part, _, rest = name.partition(".")
-        if part in ("normal", "abnormal"):
-            return f"{part}_prompt_learner.{rest}"
-        if part == "linear":
-            return f"decoder_linear.fc.{rest}"
-        if part == "mmci":
-            head, _, kernel, kind = rest.split(".")
-            return f"decoder_cov.fc_{kernel}.{head}.{kind}"
-        return name
+        part, *rest = name.split(".")
+        if part != "heads":
+            return name.replace("normal.", "normal_prompt_learner.", 1) if part.endswith("normal") else name
+        if rest[0] == "linear":
+            return f"decoder_linear.fc.{'.'.join(rest[1:])}"
+        _, head, _, kernel, kind = rest
+        return f"decoder_cov.fc_{kernel}.{head}.{kind}"
 
     def official_state(self, state: dict[str, Any]) -> dict[str, Tensor]:
         """The published files hold one entry, `filo`: the whole model."""
@@ -479,6 +388,6 @@ class FiLo(AnomalyMethod):
 
     def official_ignored(self, key: str) -> bool:
         """The frozen towers, twice over, and parts that an ablation leaves out."""
-        unused = () if self.mmci else ("decoder_cov.",)
-        unused += () if self.adapter is not None else ("adapter.",)
-        return key.startswith(("clip_model.", "text_encoder.", *unused))
+        if key.startswith("decoder_cov."):
+            return not self.heads.mmci_names
+        return key.startswith(("clip_model.", "text_encoder.")) or (key.startswith("adapter.") and self.adapter is None)

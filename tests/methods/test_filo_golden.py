@@ -122,18 +122,18 @@ class Run:
         """Image 0: position grid, the list of tokens, the ordinary path's end."""
         method, image = self.method, self.batch.image[:1]
         clip = method.backbone
-        out = clip.encode_image(image, layers=[clip.num_layers], vv_from=method.n_plain)
+        out = clip.encode_image(image, layers=[clip.num_layers], vv_from=method.token_list.n_plain)
         self.check("mid/pos_embed_resized", clip.positions(out.grid))
         self.check("mid/tokens_projected", clip.project(out.ordinary[0]))
         kept = method.encode_frozen(image)
-        for j, name in enumerate(method.entries):
+        for j, name in enumerate(method.token_list.names):
             if self.fixture.has(f"mid/tokens.{j}"):  # stored with the class token, which no head reads
                 expected = self.fixture.tensors[f"mid/tokens.{j}"][:, 1:]
                 torch.testing.assert_close(
                     kept[name], expected, rtol=1e-4, atol=1e-5, msg=lambda m, j=j: f"entry {j}: {m}"
                 )
                 self.fixture.mark(f"mid/tokens.{j}")
-            elif method.token_capture == "reference":
+            elif method.token_list.as_held:
                 assert name == "v"
 
     def sentences(self) -> None:
