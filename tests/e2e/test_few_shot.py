@@ -1,0 +1,104 @@
+"""Few-shot runs through the command line: picks, seeds, training-free methods, prediction from a memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from anomaly_vlm.cli import main
+from tests.e2e.conftest import results
+
+QUICK = [
+    "method=winclip",
+    "backbone=tiny_random",
+    "backbone.architecture.vision_cfg.layers=2",
+    "backbone.layers=[1,2]",
+    "image_size=48",
+    "dataset.test.size=48",
+    "dataset.test.categories=[gear,tile]",
+    "eval_limit=16",
+    "pictures.per_category=1",
+    "callbacks.progress=none",
+    "trainer=cpu",
+]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.filterwarnings("ignore:.*the (pixel|image) values.*undefined.*"),
+]
+
+
+def test_zero_shot_train_does_no_steps(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["train", *QUICK, "output_dir=run"]) == 0
+    said = capsys.readouterr().out
+    assert "not trained, tested on procedural" in said and "epoch" not in said
+    assert results(Path("run"))["mean/image_auroc"] >= 0
+    assert not Path("run/references.json").exists()
+
+
+def test_evaluate_needs_no_checkpoint_and_agrees_with_train():
+    assert main(["train", *QUICK, "shots=2", "output_dir=run"]) == 0
+    assert main(["evaluate", *QUICK, "shots=2", "output_dir=again"]) == 0
+    assert results(Path("run")) == results(Path("again"))
+    picks = json.loads(Path("run/references.json").read_text())
+    assert {name: len(rows) for name, rows in picks["references"].items()} == {"gear": 2, "tile": 2}
+    assert picks == json.loads(Path("again/references.json").read_text())
+
+
+def test_a_run_over_seeds_ends_in_one_table_and_goes_on_where_it_stopped(capsys: pytest.CaptureFixture):
+    words = ["train", *QUICK, "shots=1", "seeds=[0,1]", "output_dir=run"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "2 seeds: mean ± standard deviation" in said
+    summary = json.loads(Path("run/seeds.json").read_text())
+    each = [results(Path(f"run/seed_{seed}"))["mean/pixel_auroc"] for seed in (0, 1)]
+    assert summary["mean"]["mean/pixel_auroc"] == pytest.approx(sum(each) / 2)
+    picks = [json.loads(Path(f"run/seed_{seed}/references.json").read_text())["references"] for seed in (0, 1)]
+    assert picks[0] != picks[1]
+    Path("run/seed_1/metrics.json").unlink()
+    assert main(["train", "resume=run"]) == 0
+    assert "seed 0: finished before, kept" in capsys.readouterr().out
+    assert json.loads(Path("run/seeds.json").read_text()) == summary
+
+
+def test_a_list_of_picks_is_used_as_it_is():
+    assert main(["train", *QUICK, "shots=1", "output_dir=first"]) == 0
+    assert main(["train", *QUICK, "shots=1", "seed=5", "shots_list=first/references.json", "output_dir=second"]) == 0
+    first, second = (json.loads(Path(f"{name}/references.json").read_text()) for name in ("first", "second"))
+    assert first["references"] == second["references"] and second["seed"] == 5
+    assert results(Path("first")) == results(Path("second"))
+
+
+def test_predict_compares_with_the_memory_of_a_run():
+    assert main(["train", *QUICK, "shots=1", "output_dir=run"]) == 0
+    Path("parts").mkdir()
+    Image.new("RGB", (60, 50), (90, 60, 30)).save("parts/one.png")
+    words = ["predict", "ckpt=run/checkpoints/last.ckpt", "images=parts", "callbacks.progress=none", "output_dir=out"]
+    assert main([*words, "category=gear"]) == 0
+    assert len(Path("out/scores.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["method=anomalyclip", "shots=1"], "anomalyclip uses no reference images: set shots=0"),
+        (["shots=40"], "category gear has 32 normal images to pick from"),
+        (["shots=-1"], "shots is -1"),
+        (["seeds=[0,0]"], "seeds is [0, 0]: give different whole numbers"),
+        (["seeds=[]"], "seeds is []"),
+        (["shots=1", "shots_list=none.json"], "shots_list 'none.json' does not exist"),
+        (["method=adaclip", "pixels.mask_size=64"], "adaclip maps at image_size"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(words, told, refused):
+    assert told in refused(["train", *QUICK, "train_limit=4", *words])
+
+
+def test_an_unknown_category_at_prediction_is_told(refused):
+    assert main(["train", *QUICK, "shots=1", "output_dir=run"]) == 0
+    Path("parts").mkdir()
+    Image.new("RGB", (60, 50)).save("parts/one.png")
+    words = ["predict", "ckpt=run/checkpoints/last.ckpt", "images=parts", "callbacks.progress=none", "output_dir=out"]
+    assert "it has: gear, tile" in refused(words)

@@ -1,0 +1,39 @@
+"""The table over seeds, and the numbers beside it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from anomaly_vlm.reporting.seeds import seeds_table
+
+
+def row(seed: int, value: float, other: float | None) -> dict:
+    results = {
+        "gear/image_auroc": value,
+        "gear/pixel_auroc": other,
+        "mean/image_auroc": value,
+        "mean/pixel_auroc": other,
+    }
+    return {"run": f"seed_{seed}", "method": "m", "backbone": "b", "data": "d", "seed": seed, "results": results}
+
+
+def test_mean_and_deviation_of_every_category(tmp_path):
+    table = seeds_table(
+        [row(0, 0.5, 0.9), row(1, 0.7, None)], csv_path=tmp_path / "s.csv", json_path=tmp_path / "s.json"
+    )
+    console = Console(file=io.StringIO(), width=160)
+    console.print(table)
+    text = console.file.getvalue()
+    assert "60.0 ± 14.1" in text and "2 seeds" in text
+    assert "90.0" in text, "one defined value stands alone"
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["mean"]["gear/image_auroc"] == pytest.approx(0.6)
+    assert summary["deviation"]["gear/image_auroc"] == pytest.approx(0.02**0.5)
+    assert "gear/pixel_auroc" not in summary["deviation"]
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    assert len(rows) == 4 and rows[0]["image_auroc"] == "0.5" and rows[2]["pixel_auroc"] == ""
