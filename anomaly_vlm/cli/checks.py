@@ -32,6 +32,7 @@ CHOICES = {
     "selection": ("last", "best_val", "best_test"),
     "pixels.rgb": ("before", "after"),
     "pixels.mask_resize": ("bilinear", "nearest"),
+    "pixels.fit": ("square", "native"),
     "train_on": ("dataset", "references", "nothing"),
     "callbacks.progress": ("auto", "rich", "log", "none"),
 }

@@ -22,6 +22,7 @@ from anomaly_vlm.checkpoints import load_official, read_tensors
 from anomaly_vlm.cli.checks import check_targets, shipped_targets
 from anomaly_vlm.cli.compose import conf_dir
 from anomaly_vlm.data import AnomalyDataModule, Preprocess
+from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.data.references import write_list
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
@@ -67,7 +68,7 @@ def build(cfg: DictConfig, *, sides: tuple[str, ...], data: AnomalyDataModule | 
     data.check()
     backbone: ClipBackbone = make(cfg.backbone)
     size = backbone.checked_size(cfg.image_size)
-    data.preprocess = Preprocess(size=size, mean=backbone.mean, std=backbone.std, **cfg.pixels)
+    data.preprocess = Preprocess(size=size, mean=backbone.mean, std=backbone.std, **_pixels(cfg))
     options = _plain(cfg.metrics)
 
     def metrics() -> AnomalyMetrics:
@@ -139,6 +140,15 @@ def attach_cache(cfg: DictConfig, data: AnomalyDataModule, method: AnomalyMethod
         say("token cache: off for training images, as augmentation changes their pixels")
 
 
+def _pixels(cfg: DictConfig) -> dict[str, Any]:
+    """The options of `Preprocess` that the configuration has."""
+    options = _plain(cfg.pixels)
+    frame = options.get("frame")
+    if frame is not None and (not isinstance(frame, list) or len(frame) != 2):
+        raise UserError(f"pixels.frame is {frame}: give [height, width] in pixels, or null")
+    return {**options, "frame": None if frame is None else tuple(frame)}
+
+
 def _plain(node: DictConfig) -> dict[str, Any]:
     """A node as plain containers, interpolations resolved."""
     return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
@@ -156,6 +166,7 @@ def build_data(cfg: DictConfig, sides: tuple[str, ...]) -> AnomalyDataModule:
         mosaic=cfg.augment.mosaic,
         mosaic_on=None if cfg.augment.mosaic_on is None else list(cfg.augment.mosaic_on),
         augment=[make(operation) for operation in cfg.augment.operations],
+        crop=None if cfg.augment.crop is None else RandomCrop(**_plain(cfg.augment.crop)),
         train_limit=cfg.train_limit,
         eval_limit=cfg.eval_limit,
         shots=cfg.shots,

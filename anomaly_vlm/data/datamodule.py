@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.data.augment import Augment
 from anomaly_vlm.data.checks import check_files
+from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.data.dataset import AnomalyDataset, PixelCache, collate
 from anomaly_vlm.data.limits import balanced
 from anomaly_vlm.data.references import listed, pick, read_list
@@ -55,7 +56,7 @@ class AnomalyDataModule(L.LightningDataModule):
         num_workers: processes that load images; 0: the main process.
         seed: of order, mosaics and augmentations.
         mosaic: probability of a 2 x 2 mosaic in training. mosaic_on: the data sets whose samples get one; None: all.
-        augment: `kornia.augmentation` modules on training images and masks.
+        augment: `kornia.augmentation` modules on training images and masks. crop: a random crop before them.
         train_limit, eval_limit: use at most so many samples, balanced over category and label.
         shots: reference images of each test category for few-shot methods; none of them stays in the test set.
         shots_list: file that names them (see `references.listed`); None: picked by `seed`.
@@ -81,6 +82,7 @@ class AnomalyDataModule(L.LightningDataModule):
         mosaic: float = 0.0,
         mosaic_on: Sequence[str] | None = None,
         augment: Sequence[Any] = (),
+        crop: RandomCrop | None = None,
         train_limit: int | None = None,
         eval_limit: int | None = None,
         shots: int = 0,
@@ -93,7 +95,7 @@ class AnomalyDataModule(L.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.mosaic = seed, mosaic
         self.mosaic_on = None if mosaic_on is None else tuple(mosaic_on)
-        self.augment = Augment(augment) if len(augment) else None
+        self.augment, self.crop = Augment(augment) if len(augment) else None, crop
         self.limits = {"train": train_limit, "val": eval_limit, "test": eval_limit}
         self.shots, self.shots_list, self.train_on = shots, shots_list, train_on
         self.preprocess: Preprocess | None = None
@@ -189,7 +191,7 @@ class AnomalyDataModule(L.LightningDataModule):
         if train is None:
             return False
         named = self.mosaic_on is None or any(sample.dataset in self.mosaic_on for sample in self.samples("train"))
-        return self.augment is not None or (self.mosaic > 0 and named)
+        return self.augment is not None or self.crop is not None or (self.mosaic > 0 and named)
 
     def check(self) -> None:
         """Looks at every file of all sides, in threads; see `check_files`."""
@@ -213,6 +215,7 @@ class AnomalyDataModule(L.LightningDataModule):
                 mosaic=self.mosaic if training else 0.0,
                 mosaic_on=self.mosaic_on,
                 augment=self.augment if training else None,
+                crop=self.crop if training else None,
                 cache=self._cache,
                 name=side,
             )

@@ -9,17 +9,27 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.data.augment import Augment
+from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.data.images import read_bytes
-from anomaly_vlm.data.transforms import mosaic, normalise, read_region, read_sample, resize_image, resize_mask
-from anomaly_vlm.data.types import Batch, Preprocess, Sample
+from anomaly_vlm.data.transforms import (
+    mosaic,
+    normalise,
+    read_region,
+    read_sample,
+    resize_image,
+    resize_labels,
+    resize_mask,
+)
+from anomaly_vlm.data.types import UNKNOWN, VOID, Batch, Preprocess, Sample
+from anomaly_vlm.errors import UserError
 
-MOSAIC, AUGMENT = 1, 2  # streams of random numbers
-VOID = 255
+MOSAIC, AUGMENT, CROP = 1, 2, 3  # streams of random numbers
 
 
 @dataclass
@@ -37,10 +47,12 @@ class Item:
     index: int
     key: str | None
     tokens: dict[str, Tensor] | None = None
+    semantic: Tensor | None = None
 
 
 class Pixels(NamedTuple):
-    """A preprocessed sample: `image` uint8 [3, S, S], `mask` uint8 [S, S] or None, `key` of the exact pixels."""
+    """A preprocessed sample: `image` uint8 [3, S, S], `mask` uint8 [S, S] (semantic labels where the sample has those) or None,
+    `key` of the exact pixels."""
 
     image: Tensor
     mask: Tensor | None
@@ -78,7 +90,7 @@ class AnomalyDataset(Dataset):
         seed: of mosaics and augmentations.
         mosaic: probability of a 2 x 2 mosaic of four draws of the same category; label and index stay the sample's.
         mosaic_on: names of the data sets whose samples get one; None: all.
-        augment: operations on image and mask, or None.
+        augment: operations on image and mask, or None. crop: a random crop before them, or None.
         cache: of preprocessed pixels, or None.
         name: of this data set within the cache.
     """
@@ -92,15 +104,16 @@ class AnomalyDataset(Dataset):
         mosaic: float = 0.0,
         mosaic_on: Sequence[str] | None = None,
         augment: Augment | None = None,
+        crop: RandomCrop | None = None,
         cache: PixelCache | None = None,
         name: str = "",
     ) -> None:
         self.samples, self.preprocess = samples, preprocess
         self.seed, self.mosaic, self.mosaic_on, self.augment = seed, mosaic, mosaic_on, augment
-        self.cache, self.name = cache, name
+        self.crop, self.cache, self.name = crop, cache, name
         self.tokens: TokenCache | None = None  # set where the method's image tower is frozen
         self._keys: dict[int, str] = {}
-        self.has_masks = any(sample.kind == "mask" for sample in samples)
+        self.has_masks = any(sample.kind in ("mask", "semantic") for sample in samples)
         self._category: dict[tuple[str, str], list[int]] = {}
         for i, sample in enumerate(samples):
             self._category.setdefault((sample.dataset, sample.category), []).append(i)
@@ -112,15 +125,22 @@ class AnomalyDataset(Dataset):
         epoch, i = position if isinstance(position, tuple) else (0, position)
         sample = self.samples[i]
         tiles = self._tiles(epoch, i)
-        if tiles is None and self.augment is None and (served := self._served(i)) is not None:
+        if tiles is None and self.augment is None and self.crop is None and (served := self._served(i)) is not None:
             return served
         pixels = tiles or self._pixels(i)
-        image, mask, key = pixels.image.float().div(255), self._mask(sample, pixels.mask), pixels.key
+        image, mask, key = pixels.image.float().div(255), self._mask(sample, pixels), pixels.key
+        if self.crop is not None:
+            image, mask = self.crop(image, mask, self._random(epoch, i, CROP), self.preprocess.mean)
+            key = None
         if self.augment is not None:
             image, mask = self.augment(image, mask, int(self._random(epoch, i, AUGMENT).integers(2**63)))
             key = None
         label = -1 if sample.label is None else sample.label
-        return Item(normalise(image, self.preprocess), label, mask, sample.category, sample.path, i, key)
+        item = Item(normalise(image, self.preprocess), label, mask, sample.category, sample.path, i, key)
+        if sample.kind == "semantic" and mask is not None:
+            item.mask = torch.where(mask == UNKNOWN, 1, torch.where(mask == VOID, VOID, 0)).to(torch.uint8)
+            item.semantic = mask.masked_fill(mask == UNKNOWN, VOID)
+        return item
 
     def picture(self, i: int) -> np.ndarray:
         """The pixels of sample i as the method sees them, uint8 [S, S, 3], whether or not its tokens are kept."""
@@ -136,10 +156,13 @@ class AnomalyDataset(Dataset):
         image, mask = read_sample(self.samples[i])
         pixels = resize_image(image, self.preprocess)
         key = self._key(i) or self._named(pixels.numpy().data)
-        made = Pixels(pixels, None if mask is None else resize_mask(mask, self.preprocess), key)
+        made = Pixels(pixels, None if mask is None else self._fitted(self.samples[i], mask), key)
         if self.cache is not None:
             self.cache.put(place, made)
         return made
+
+    def _fitted(self, sample: Sample, mask: Image.Image) -> Tensor:
+        return (resize_labels if sample.labels else resize_mask)(mask, self.preprocess)
 
     def _named(self, content: bytes | memoryview) -> str:
         """Names the pixels that this preprocessing makes of `content`."""
@@ -167,7 +190,8 @@ class AnomalyDataset(Dataset):
         mask = self._region(i) if mask is None else mask
         label = -1 if sample.label is None else sample.label
         empty = torch.empty(0, 3, self.preprocess.size, self.preprocess.size)
-        return Item(empty, label, self._mask(sample, mask), sample.category, sample.path, i, key, entry)
+        mask = self._mask(sample, Pixels(empty, mask, key))
+        return Item(empty, label, mask, sample.category, sample.path, i, key, entry)
 
     def _region(self, i: int) -> Tensor | None:
         """The mask of a file sample, uint8 [S, S], without its image."""
@@ -177,7 +201,7 @@ class AnomalyDataset(Dataset):
         place = (self.name, self.preprocess, i, "mask")
         if self.cache is not None and (found := self.cache.get(place)) is not None:
             return found.mask
-        mask = resize_mask(read_region(sample), self.preprocess)
+        mask = self._fitted(sample, read_region(sample))
         if self.cache is not None:
             self.cache.put(place, Pixels(torch.empty(0, dtype=torch.uint8), mask, None))
         return mask
@@ -190,21 +214,33 @@ class AnomalyDataset(Dataset):
         pool = self._category[sample.dataset, sample.category]
         tiles = [read_sample(self.samples[pool[j]]) for j in random.integers(len(pool), size=4)]
         image, mask = mosaic(tiles)
-        return Pixels(resize_image(image, self.preprocess), resize_mask(mask, self.preprocess), None)
+        return Pixels(resize_image(image, self.preprocess), self._fitted(sample, mask), None)
 
-    def _mask(self, sample: Sample, mask: Tensor | None) -> Tensor | None:
+    def _mask(self, sample: Sample, pixels: Pixels) -> Tensor | None:
         if not self.has_masks:
             return None
-        if mask is not None:
-            return mask
+        if pixels.mask is not None:
+            return pixels.mask
         # In a set with pixel masks, regions of an anomalous image that has an image label only are unknown.
         unknown = sample.kind != "mask" and sample.label != 0
-        return torch.full((self.preprocess.mask_side,) * 2, VOID if unknown else 0, dtype=torch.uint8)
+        own = self.preprocess.fit == "native"
+        size = tuple(pixels.image.shape[-2:]) if own else (self.preprocess.mask_side,) * 2
+        return torch.full(size, VOID if unknown else 0, dtype=torch.uint8)
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """Items of one data set as a batch."""
-    masks = [item.mask for item in items]
+    """Items of one data set as a batch.
+
+    Raises:
+        UserError: images that keep their own sizes, and differ.
+    """
+    sizes = {tuple(item.image.shape[-2:]) for item in items}
+    if len(sizes) > 1:
+        shown = " and ".join("x".join(map(str, size)) for size in sorted(sizes)[:2])
+        raise UserError(
+            f"images of {shown} pixels in one batch: set eval_batch_size=1 (in training: augment.crop, or batch_size=1)"
+        )
+    masks, semantic = [item.mask for item in items], [item.semantic for item in items]
     return Batch(
         image=torch.cat([item.image if item.image.ndim == 4 else item.image[None] for item in items]),
         label=torch.tensor([item.label for item in items]),
@@ -214,4 +250,5 @@ def collate(items: Sequence[Item]) -> Batch:
         index=torch.tensor([item.index for item in items]),
         key=[item.key for item in items],
         tokens=[item.tokens for item in items] if any(item.tokens is not None for item in items) else None,
+        semantic=None if semantic[0] is None else torch.stack([part for part in semantic if part is not None]),
     )

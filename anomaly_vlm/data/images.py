@@ -40,6 +40,21 @@ def open_mask(path: str, threshold: int) -> np.ndarray:
     return np.asarray(_eight_bit(image, path).convert("L")) > threshold
 
 
+def open_labels(path: str) -> np.ndarray:
+    """uint8 [H, W]: the values of a label file as they are stored (indices of a palette image).
+
+    Raises:
+        ReadError: no grey or palette image, or a value above 255.
+    """
+    image = _decoded(path)
+    if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
+        raise ReadError(f"label file '{path}' has colours (mode {image.mode}): give the file of class numbers")
+    values = np.asarray(image)
+    if values.max(initial=0) > 255 or values.min(initial=0) < 0:
+        raise ReadError(f"label file '{path}' has values from {values.min()} to {values.max()}: expected 0 to 255")
+    return values.astype(np.uint8)
+
+
 def _decoded(path: str) -> Image.Image:
     try:
         with Image.open(path) as file:

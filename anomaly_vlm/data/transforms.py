@@ -9,25 +9,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anomaly_vlm.data.images import mask_size_error, open_image, open_mask
+from anomaly_vlm.data.images import mask_size_error, open_image, open_labels, open_mask
 from anomaly_vlm.data.types import Preprocess, Sample
 
 
 def read_sample(sample: Sample) -> tuple[Image.Image, Image.Image | None]:
-    """Image and mask (mode L, 0 / 255) of a sample at their own size; no mask where the sample has no region.
+    """Image and mask (mode L, 0 / 255, or labels) of a sample at their own size; no mask where the sample has no region.
 
     Raises:
         ReadError: a file cannot be read, or a mask has another size than its image.
     """
     if sample.drawing is not None:
         drawn = sample.drawing.draw()
+        if sample.labels:
+            return Image.fromarray(drawn.image), Image.fromarray(drawn.mask)
         return Image.fromarray(drawn.image), _grey(drawn.mask) if sample.kind == "mask" and drawn.mask.any() else None
     image = open_image(sample.path)
     return image, read_region(sample, image.size) if sample.masks else None
 
 
 def read_region(sample: Sample, size: tuple[int, int] | None = None) -> Image.Image:
-    """The union of a file sample's masks (mode L, 0 / 255).
+    """The union of a file sample's masks (mode L, 0 / 255), or its labels.
 
     Args:
         size: (width, height) of the image; None: that of the first mask.
@@ -35,6 +37,8 @@ def read_region(sample: Sample, size: tuple[int, int] | None = None) -> Image.Im
     Raises:
         ReadError: a mask cannot be read or has another size.
     """
+    if sample.labels:
+        return _labels(sample, size)
     union: np.ndarray | None = None if size is None else np.zeros(size[::-1], bool)
     for path in sample.masks:
         mask = open_mask(path, sample.mask_threshold)
@@ -45,12 +49,25 @@ def read_region(sample: Sample, size: tuple[int, int] | None = None) -> Image.Im
     return _grey(union)
 
 
+def _labels(sample: Sample, size: tuple[int, int] | None) -> Image.Image:
+    (path,) = sample.masks
+    values = open_labels(path)
+    if size is not None and values.shape != size[::-1]:
+        raise mask_size_error(path, values.shape[::-1], size)
+    return Image.fromarray(values if sample.lookup is None else np.array(sample.lookup, np.uint8)[values])
+
+
 def _grey(mask: np.ndarray) -> Image.Image:
     return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
 def resize_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """uint8 [3, S, S]: squash-resized, bicubic, antialiased (PIL)."""
+    """uint8 [3, S, S]: squash-resized, bicubic, antialiased (PIL); or [3, H, W] as it is or bilinear to the frame."""
+    if preprocess.fit == "native":
+        image = image.convert("RGB")
+        if preprocess.frame is not None:
+            image = image.resize(preprocess.frame[::-1], Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     size = (preprocess.size, preprocess.size)
     if preprocess.rgb == "before":
         image = image.convert("RGB")
@@ -62,9 +79,23 @@ def resize_mask(mask: Image.Image, preprocess: Preprocess) -> Tensor:
     """Mode L of 0 / 255 -> uint8 [S, S] of 0 / 1: resized with the protocol's filter, then above one half."""
     nearest = preprocess.mask_resize == "nearest"
     filtered = mask.resize(
-        (preprocess.mask_side, preprocess.mask_side), Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+        _mask_size(mask, preprocess), Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
     )
     return torch.from_numpy((np.asarray(filtered) > 127).astype(np.uint8))
+
+
+def resize_labels(labels: Image.Image, preprocess: Preprocess) -> Tensor:
+    """Mode L -> uint8 [S, S] (or its own size) of the same values: each pixel the nearest one's."""
+    size = _mask_size(labels, preprocess)
+    if labels.size != size:
+        labels = labels.resize(size, Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(labels))
+
+
+def _mask_size(mask: Image.Image, preprocess: Preprocess) -> tuple[int, int]:
+    if preprocess.fit == "native":
+        return mask.size if preprocess.frame is None else (preprocess.frame[1], preprocess.frame[0])
+    return preprocess.mask_side, preprocess.mask_side
 
 
 def normalise(image: Tensor, preprocess: Preprocess) -> Tensor:

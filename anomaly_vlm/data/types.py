@@ -10,10 +10,12 @@ import numpy as np
 from torch import Tensor
 
 LabelKind = Literal["mask", "image", "semantic", "none"]
+VOID, UNKNOWN = 255, 254  # labels: pixels that do not count; unknown objects in semantic labels
 
 
 class Drawn(NamedTuple):
-    """A drawn image: `image` uint8 [H, W, 3], `mask` bool [H, W] (True where anomalous), `caption` one sentence."""
+    """A drawn image: `image` uint8 [H, W, 3], `mask` bool [H, W] (True where anomalous) or, of a sample with `labels`, uint8
+    [H, W] of its labels, `caption` one sentence."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -39,9 +41,12 @@ class Sample:
         defect: defect type, `good` for normal samples.
         split: `train`, `val` or `test` as the data set's authors define it.
         dataset: name of the data set.
-        kind: what the labels are: `mask` (pixel masks), `image` (image labels only), `semantic` (train ids), `none`.
+        kind: what the labels are: `mask` (pixel masks), `image` (image labels only), `semantic` (train ids, 254 unknown
+            objects, 255 void), `none`.
         mask_threshold: a mask value above it (0-255) is anomalous.
         drawing: draws the image and its mask, for the procedural sets.
+        lookup: 256 entries, value in the one mask file -> label (0 / 1 / 255, or train ids where `kind` is `semantic`), in
+            place of the threshold.
     """
 
     path: str
@@ -54,6 +59,12 @@ class Sample:
     kind: LabelKind = "mask"
     mask_threshold: int = 0
     drawing: Drawing | None = None
+    lookup: tuple[int, ...] | None = None
+
+    @property
+    def labels(self) -> bool:
+        """Whether the mask holds labels with void pixels, which are resized to the nearest, not thresholded."""
+        return self.kind == "semantic" or self.lookup is not None
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,8 @@ class Preprocess:
         mask_resize: `bilinear` on the 0/255 mask then `> 0.5` (the zero-shot protocol), or `nearest`.
         mask_size: side of the masks that maps are compared with in an evaluation, where it is not `size` (several few-shot
             codes: 400).
+        fit: `square`: to `size`; `native`: every image and mask keeps its own size (road scenes).
+        frame: with `native`, (height, width) to which all images are resized first, nearest for masks; None: as they are.
     """
 
     size: int
@@ -75,6 +88,8 @@ class Preprocess:
     rgb: Literal["before", "after"] = "before"
     mask_resize: Literal["bilinear", "nearest"] = "bilinear"
     mask_size: int | None = None
+    fit: Literal["square", "native"] = "square"
+    frame: tuple[int, int] | None = None
 
     @property
     def mask_side(self) -> int:
