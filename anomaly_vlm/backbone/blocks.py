@@ -105,7 +105,7 @@ def run_blocks(
         x: [B, T, D] input of block `first_block`.
         prompts: tokens that enter on the way.
         causal: each token sees itself and those before it (text towers).
-        mask: [T, T] bool in place of `causal`: row i sees the tokens that are True (sentences that share their beginnings).
+        mask: [B, 1, T, T] bool in place of `causal`: row i sees the tokens that are True (see `SentenceTree`).
         taps: 1-based layers whose output is kept.
         vv_from: 0-based block from which a second path `v` runs beside the ordinary one: at each block the V-V attention
             `softmax(v v^T / sqrt(d)) v` of the *ordinary* path's input, through the block's own output projection, is

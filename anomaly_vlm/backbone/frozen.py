@@ -111,11 +111,11 @@ class FrozenClip(nn.Module):
         """Text features [B, R, C], not normalised, of the tree's R sentences.
 
         Args:
-            tree: of the sentences' token ids. embedded: [B, N, Dt] token embeddings of its nodes, without positions.
+            tree: of the sentences' token ids. embedded: [B, S, N, Dt] token embeddings of its nodes, without positions.
         """
-        x = embedded + self.text.positional_embedding[tree.depth]
-        x = run_blocks(self.text.transformer.resblocks, x, mask=tree.sees).last
-        return self._project_text(x[:, tree.ends])
+        x = (embedded + self.text.positional_embedding[tree.depth]).flatten(0, 1)  # [B S, N, Dt]
+        x = run_blocks(self.text.transformer.resblocks, x, mask=tree.sees.repeat(len(embedded), 1, 1, 1)).last
+        return self._project_text(x.unflatten(0, embedded.shape[:2]).flatten(1, 2)[:, tree.ends])
 
     def _project_text(self, x: Tensor) -> Tensor:
         x = self.text.ln_final(x)

@@ -200,11 +200,14 @@ class Sentences:
         if key not in self._trees:
             front = " ".join(["X"] * self.length)
             lines = self.lines(category, position)[kind == "abnormal"]
-            self._trees[key] = SentenceTree(backbone.tokenize([f"{front} {line}" for line in lines]))
+            ids = backbone.tokenize([f"{front} {line}" for line in lines])
+            nine = kind == "abnormal" and self.positioned and position is None
+            self._trees[key] = SentenceTree(ids, together=len(self.texts.words["positions"]) if nine else None)
         return self._trees[key]
 
 
 def embed(backbone: ClipBackbone, tree: SentenceTree, context: Tensor) -> Tensor:
-    """Embeddings [B, N, Dt] of the tree's nodes, without positions, its placeholders filled with the context [B, n, Dt]."""
-    nodes = backbone.text.token_embedding(tree.ids).detach().expand(len(context), -1, -1)
-    return torch.cat([nodes[:, :1], context, nodes[:, 1 + context.shape[1] :]], dim=1)
+    """Embeddings [B, S, N, Dt] of the tree's nodes, without positions, placeholders filled with the context [B, n, Dt]."""
+    nodes = backbone.text.token_embedding(tree.ids).detach().expand(len(context), -1, -1, -1)
+    filled = context[:, None].expand(-1, nodes.shape[1], -1, -1)
+    return torch.cat([nodes[:, :, :1], filled, nodes[:, :, 1 + context.shape[1] :]], dim=2)

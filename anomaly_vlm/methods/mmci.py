@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,13 +48,31 @@ class MMCI(nn.Module):
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """Weight [C, Dv, height, width] and bias [C] of the one convolution that all branches together are."""
-        weights, biases = [], []
-        for conv in self.convs.values():
-            assert isinstance(conv, nn.Conv2d) and conv.bias is not None
-            above, left = ((full - own) // 2 for full, own in zip(self.kernel, conv.kernel_size, strict=True))
-            weights.append(F.pad(conv.weight, (left, left, above, above)))
-            biases.append(conv.bias)
-        return torch.stack(weights).sum(dim=0), torch.stack(biases).sum(dim=0)
+        convs = [conv for conv in self.convs.values() if isinstance(conv, nn.Conv2d) and conv.bias is not None]
+        weight = _CentredSum.apply(self.kernel, *(conv.weight for conv in convs))
+        return weight, torch.stack([conv.bias for conv in convs if conv.bias is not None]).sum(dim=0)
+
+
+class _CentredSum(torch.autograd.Function):
+    """Sum of kernels [C, Dv, h, w] of several sizes, each in the middle of the largest, without padded copies."""
+
+    @staticmethod
+    def forward(ctx: Any, size: tuple[int, int], *kernels: Tensor) -> Tensor:
+        ctx.places = [middle(size, (kernel.shape[2], kernel.shape[3])) for kernel in kernels]
+        total = kernels[0].new_zeros(*kernels[0].shape[:2], *size)
+        for kernel, place in zip(kernels, ctx.places, strict=True):
+            total[place] += kernel
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return None, *(gradient[place].contiguous() for place in ctx.places)
+
+
+def middle(size: tuple[int, int], inner: tuple[int, int]) -> tuple[Any, ...]:
+    """Index of the middle `inner` rows and columns of kernels [..., *size]; both odd."""
+    starts = [(full - own) // 2 for full, own in zip(size, inner, strict=True)]
+    return (..., *(slice(start, start + own) for start, own in zip(starts, inner, strict=True)))
 
 
 def convolve(tokens: Tensor, grid: tuple[int, int], weight: Tensor, bias: Tensor) -> Tensor:

@@ -21,25 +21,33 @@ def tiny() -> ClipBackbone:
     return load_backbone("tiny", architecture=architecture, random_seed=0)
 
 
-def test_every_beginning_stands_once(tiny: ClipBackbone) -> None:
+@pytest.mark.parametrize(("together", "groups"), [(None, 1), (2, 3), (1, 5)])
+def test_every_beginning_stands_once_in_a_group(tiny: ClipBackbone, together: int | None, groups: int) -> None:
     ids = tiny.tokenize(SENTENCES)
-    tree = SentenceTree(ids)
-    beginnings = {tuple(row[:end]) for row in ids.tolist() for end in range(1, row.index(max(row)) + 2)}
-    assert len(tree) == len(beginnings) < ids.numel()
+    tree = SentenceTree(ids, together=together)
+    assert len(tree.ids) == groups
+    if together is None:
+        beginnings = {tuple(row[:end]) for row in ids.tolist() for end in range(1, row.index(max(row)) + 2)}
+        assert tree.ids.numel() == len(beginnings) < ids.numel()
+    size = tree.ids.shape[1]
     for row, path in zip(ids.tolist(), tree.paths.tolist(), strict=True):
         length = row.index(max(row)) + 1
-        assert tree.ids[path[:length]].tolist() == row[:length]
-        assert tree.depth[path[:length]].tolist() == list(range(length))
-        assert set(tree.sees[path[length - 1]].nonzero().flatten().tolist()) == set(path[:length])
+        assert tree.ids.flatten()[path[:length]].tolist() == row[:length]
+        assert tree.depth.flatten()[path[:length]].tolist() == list(range(length))
+        group, end = divmod(path[length - 1], size)
+        assert {group * size + node for node in tree.sees[group, 0, end].nonzero().flatten().tolist()} == set(
+            path[:length]
+        )
 
 
-def test_the_same_features_and_gradients_as_sentence_by_sentence(tiny: ClipBackbone) -> None:
+@pytest.mark.parametrize("together", [None, 2])
+def test_the_same_features_and_gradients_as_sentence_by_sentence(tiny: ClipBackbone, together: int | None) -> None:
     ids = tiny.tokenize(SENTENCES)
-    tree = SentenceTree(ids)
+    tree = SentenceTree(ids, together=together)
     shift = torch.randn(
         2, 32, generator=torch.Generator().manual_seed(0)
     ).requires_grad_()  # one for each of two images
-    nodes = tiny.text.token_embedding(tree.ids) + shift[:, None]
+    nodes = tiny.text.token_embedding(tree.ids) + shift[:, None, None]
     features = tiny.encode_tree(tree, nodes)
     plain = torch.stack([tiny.encode_text(ids, states=tiny.embed_text(ids) + row) for row in shift])
     torch.testing.assert_close(features, plain, rtol=1e-5, atol=1e-6)
