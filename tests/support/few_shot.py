@@ -68,11 +68,11 @@ def load_group(fixture: Fixture, group: str, method: VVMemoryMethod, folder: Pat
 
 def check_towers(fixture: Fixture, group: str, method: VVMemoryMethod, batch: Batch) -> None:
     tokens = method.frozen(batch)
-    fixture.check(f"{group}/out/feat_cls", tokens["cls"])
-    fixture.check(f"{group}/out/feat_patch", tokens["patches"])
-    for i in range(tokens["memory"].shape[1]):
-        if fixture.has(key := f"{group}/out/feat_mid{i + 1}"):
-            fixture.check(key, tokens["memory"][:, i])
+    values = {"feat_cls": tokens["cls"], "feat_patch": tokens["patches"]}
+    values |= {f"feat_mid{i + 1}": layer for i, layer in enumerate(tokens["memory"].unbind(dim=1))}
+    for name, value in values.items():
+        if fixture.has(key := f"{group}/out/{name}"):
+            fixture.check(key, value)
 
 
 def check_maps(fixture: Fixture, group: str, method: VVMemoryMethod, batch: Batch, prefix: str = "out/") -> Comparison:
