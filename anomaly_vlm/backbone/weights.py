@@ -89,6 +89,10 @@ def load_backbone(
         "is_random": random_seed is not None,
     }
     if is_convnext(model):
+        if layers is not None:
+            raise UserError(
+                f"backbone.layers is {list(layers)}: {name} is a ConvNeXt, which has no layers to tap; set null"
+            )
         return ConvNextBackbone(model, **shared)
     return ClipBackbone(model, **shared, pos_resize=pos_resize, layers=layers)
 

@@ -57,8 +57,12 @@ def write_outcome(
 
 
 def compare_lines(results: Mapping[str, float], untrained: Mapping[str, float]) -> Iterable[str]:
-    """`pixel AUROC: untrained head 51.2 -> trained 74.9 (+23.7)`."""
-    for name, title in (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC")):
+    """`pixel AUROC: untrained head 51.2 -> trained 74.9 (+23.7)`; for road scenes how far AP lies above chance."""
+    share, ap = results.get("mean/prevalence", math.nan), results.get("mean/pixel_ap", math.nan)
+    if share > 0 and math.isfinite(ap):
+        yield f"{100 * share:.1f} % of the pixels are anomalous: AP is {ap / share:.1f} times that of chance"
+    shown = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"))
+    for name, title in (*shown, ("pixel_ap", "pixel AP")) if share > 0 else shown:
         before, after = untrained.get(name, math.nan), results.get(f"mean/{name}", math.nan)
         if math.isfinite(before) and math.isfinite(after):
             yield f"{title}: untrained head {100 * before:.1f} -> trained {100 * after:.1f} ({100 * (after - before):+.1f})"

@@ -51,8 +51,8 @@ class Item:
 
 
 class Pixels(NamedTuple):
-    """A preprocessed sample: `image` uint8 [3, S, S], `mask` uint8 [S, S] (semantic labels where the sample has those) or None,
-    `key` of the exact pixels."""
+    """A preprocessed sample: `image` uint8 [3, S, S], `mask` uint8 [S, S] (the semantic labels of a sample that has some) or
+    None, `key` of the exact pixels."""
 
     image: Tensor
     mask: Tensor | None

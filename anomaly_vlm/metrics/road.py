@@ -20,9 +20,9 @@ PIXEL = ("pixel_ap", "pixel_fpr95", "pixel_auroc")
 class RoadMetrics(Metric):
     """AP, FPR95 and AUROC over all valid pixels, sIoU, PPV and F1* of components, for each score.
 
-    `compute` gives `pixel_ap`, `pixel_fpr95`, `pixel_auroc`, `siou`, `ppv`, `component_f1` and `threshold` as `SCORE/NAME`,
-    those of the first score as `mean/NAME`, and `known_accuracy` for all of them: the share of pixels of known classes whose
-    class is right (NaN where no labels of classes were given).
+    `compute` gives `pixel_ap`, `pixel_fpr95`, `pixel_auroc`, `siou`, `ppv`, `component_f1`, `threshold` and `prevalence`
+    (share of anomalous pixels) as `SCORE/NAME`, those of the first score as `mean/NAME`; and with each `known_accuracy`, the
+    share of pixels of known classes whose class is right (NaN where no labels of classes were given).
 
     Args:
         scores: names; the first one is the method's own.
@@ -72,6 +72,7 @@ class RoadMetrics(Metric):
             row = {key: pixel[key] for key in PIXEL if key in pixel}
             row.update({key: component[key] for key in ("siou", "ppv", "threshold")})
             row.update({"component_f1": component["f1"], "known_accuracy": torch.tensor(share, dtype=torch.float64)})
+            row["prevalence"] = pixel["num_anomalous_pixels"] / pixel["num_pixels"]
             out.update({f"{name}/{key}": value for key, value in row.items()})
         first = self.scores[0]
         out.update(

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from anomaly_vlm.reporting.tables import COLUMNS, percent
+from anomaly_vlm.reporting.tables import percent, shown_columns
 
 log = logging.getLogger("anomaly_vlm")
 FACTS = ("method", "backbone", "data")
@@ -62,14 +62,15 @@ def sweep_table(rows: Sequence[dict[str, Any]], *, csv_path: Path) -> Table:
         groups["all",] = list(rows)
     several = any(len(members) > 1 for members in groups.values())
 
+    columns = shown_columns({f"mean/{name}": 0.0 for row in rows for name in row["means"]})
     table = Table(title="\n".join(common) or None, title_justify="left", title_style="bold", pad_edge=False)
     for key in varying + facts or ["run"]:
         table.add_column(key)
-    for title in (["runs"] if several else []) + list(COLUMNS.values()):
+    for title in (["runs"] if several else []) + list(columns.values()):
         table.add_column(title, justify="right")
     for shown, members in groups.items():
         count = [str(len(members))] if several else []
-        table.add_row(*shown, *count, *(spread([m["means"].get(key) for m in members]) for key in COLUMNS))
+        table.add_row(*shown, *count, *(spread([m["means"].get(key) for m in members]) for key in columns))
     return table
 
 

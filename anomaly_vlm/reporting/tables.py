@@ -19,6 +19,15 @@ COLUMNS = {
     "pixel_ap": "pixel AP",
     "pixel_f1_max": "pixel max-F1",
 }
+ROAD = {  # of methods that score road scenes: rows are scores of the same masks
+    "pixel_ap": "AP",
+    "pixel_fpr95": "FPR95",
+    "pixel_auroc": "AUROC",
+    "siou": "sIoU",
+    "ppv": "PPV",
+    "component_f1": "F1*",
+    "known_accuracy": "known-class accuracy",
+}
 LEGACY = {"pixel_aupro_legacy": "AUPRO, 200 steps"}
 
 
@@ -33,30 +42,38 @@ def categories(results: Mapping[str, float]) -> list[str]:
     return [name for name in names if name not in ("mean", "mean_count", "pooled", "")]
 
 
+def is_road(results: Mapping[str, float]) -> bool:
+    """Whether these are results of road scenes."""
+    return "mean/component_f1" in results
+
+
 def shown_columns(results: Mapping[str, float]) -> dict[str, str]:
-    """The table's columns; the 200-threshold AUPRO only where it was computed."""
+    """The table's columns: those of road scenes where there are components; the 200-threshold AUPRO only where computed."""
+    if is_road(results):
+        return ROAD
     extra = {key: title for key, title in LEGACY.items() if f"mean/{key}" in results}
     return {**COLUMNS, **extra}
 
 
 def results_table(results: Mapping[str, float], *, head: Sequence[str]) -> Table:
-    """One row a category and the mean, in percent.
+    """One row a category and the mean, in percent; of road scenes one row a score, the method's own first.
 
     Args:
         results: `CATEGORY/NAME` and `mean/NAME` -> value in [0, 1] or NaN.
         head: lines above the table: method and backbone, data, how the weights were chosen.
     """
     table = Table(title="\n".join(head), title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column("category", no_wrap=True)
+    road = is_road(results)
+    table.add_column("score" if road else "category", no_wrap=True)
     columns = shown_columns(results)
     for title in columns.values():
         table.add_column(title, justify="right")
     names = categories(results)
     for i, name in enumerate(names):
-        table.add_row(
-            name, *(percent(results.get(f"{name}/{key}")) for key in columns), end_section=i == len(names) - 1
-        )
-    table.add_row("mean", *(percent(results.get(f"mean/{key}")) for key in columns), style="bold")
+        cells = (percent(results.get(f"{name}/{key}")) for key in columns)
+        table.add_row(name, *cells, end_section=i == len(names) - 1, style="bold" if road and i == 0 else None)
+    if not road:
+        table.add_row("mean", *(percent(results.get(f"mean/{key}")) for key in columns), style="bold")
     return table
 
 

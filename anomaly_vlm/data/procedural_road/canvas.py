@@ -40,7 +40,7 @@ class RoadCanvas:
     # ---- whole pictures ----------------------------------------------------------------------------------------------
 
     def fill(self, coverage: np.ndarray, colour: np.ndarray | Colour, label: int | None) -> None:
-        """Paints where `coverage` [H, W] is, from 0 to 1, in one colour or in colours [H, W, 3]; `label` None keeps labels."""
+        """Paints one colour, or colours [H, W, 3], by `coverage` [H, W] from 0 to 1; `label` None keeps the labels."""
         paint = np.asarray(colour, np.float32)
         self.image += coverage[..., None].astype(np.float32) * (paint - self.image)
         if label is not None:

@@ -100,8 +100,8 @@ class ProceduralRoadSource:
 
     @property
     def note(self) -> str:
-        """Size and seed of the scenes, in words."""
-        return f"drawn, {self.height} x {self.width}, seed {self.seed}"
+        """What the scenes are, in words."""
+        return f"drawn, {self.height} x {self.width}"
 
     def samples(self, side: str) -> list[Sample]:
         """The index of `train`, `val` or `test`."""
