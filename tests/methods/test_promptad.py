@@ -20,6 +20,7 @@ from tests.support.conf import loss_conf, method_conf
 from tests.support.few_shot import make_batch, make_references, tiny_backbone
 
 SIDE = 32
+SKIPPED = ("_target_", "texts", "seed", "eval_size")  # what the run gives
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def draw(count: int, seed: int) -> Tensor:
 
 
 def build(backbone: ClipBackbone, **options: Any) -> PromptAD:
-    conf = {k: v for k, v in method_conf("promptad").items() if k not in ("_target_", "texts", "seed")}
+    conf = {k: v for k, v in method_conf("promptad").items() if k not in SKIPPED}
     conf["n_ctx"] = 2
     return PromptAD(
         backbone,
@@ -57,7 +58,7 @@ def step(method: PromptAD, category: str, images: Tensor, optimizer: torch.optim
 
 def test_defaults_are_the_published_codes(tiny: ClipBackbone) -> None:
     method = PromptAD(tiny, texts=load_texts("promptad_prompts"))
-    shipped = {k: v for k, v in method_conf("promptad").items() if k not in ("_target_", "texts", "seed")}
+    shipped = {k: v for k, v in method_conf("promptad").items() if k not in SKIPPED}
     same = PromptAD(tiny, texts=load_texts("promptad_prompts"), **shipped)
     assert method.sizes == same.sizes
     assert method.sizes["cls"].n_pro == 3
