@@ -14,11 +14,13 @@ from omegaconf import DictConfig
 from anomaly_vlm.data import AnomalyDataModule, FileSource, JointSource
 from anomaly_vlm.errors import UserError
 from tests.data.made import PIXELS
-from tests.data.trees import mask, mvtec_category, picture, visa_download, write_json
+from tests.data.trees import mask, mvtec_category, picture, road_tree, visa_download, write_json
 from tests.support.conf import CONF
 
 SOURCES = sorted(path.stem for path in (CONF / "source").glob("*.yaml"))
-FILE_SOURCES = sorted(set(SOURCES) - {"procedural", "mvtec_colondb", "visa_clinicdb"})
+FILE_SOURCES = sorted(set(SOURCES) - {"procedural", "procedural_road", "mvtec_colondb", "visa_clinicdb"})
+ROADS = {"cityscapes", "cityscapes_val", "fishyscapes_laf", "fishyscapes_static", "lost_and_found", "procedural_road"}
+ROADS |= {"road_anomaly", "road_anomaly21", "road_obstacle21"}
 DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
 
 
@@ -49,12 +51,13 @@ def test_file_source(name: str) -> None:
 @pytest.mark.parametrize("name", DATASETS)
 def test_dataset(name: str) -> None:
     node = alone("dataset", name)
-    assert set(node) == {"name", "train", "test", "val"}
+    assert set(node) == {"name", "train", "test", "val"} | ({"components"} if name in ROADS else set())
     assert node.val is None
     train, test = instantiate(node.train), instantiate(node.test)
     assert node.name == f"{train.name}_to_{test.name}"
     if name in SOURCES:
-        assert (train.name, test.name) == ("procedural", name)
+        trained = {"cityscapes": "cityscapes"}.get(name, "procedural_road" if name in ROADS else "procedural")
+        assert (train.name, test.name) == (trained, "cityscapes_val" if name == "cityscapes" else name)
 
 
 def test_sides_can_be_overridden() -> None:
@@ -157,6 +160,8 @@ def grow(name: str, root: Path) -> None:
     elif name == "textile":
         for kind in ("nominal", "local"):
             picture(root / f"{kind}/textile_0001.jpg")
+    elif name in ROADS:
+        road_tree(name.removesuffix("_val"), root)
     elif name == "folder":
         picture(root / "good/1.png")
         picture(root / "dent/1.png")
@@ -170,7 +175,20 @@ def grow(name: str, root: Path) -> None:
         write_json(root / "meta.json", {"train": {}, "test": {"x": entries}})
 
 
-ONE_CLASS = ("cvc_colondb", "cvc_clinicdb", "kvasir", "endo", "isic", "tn3k")
+ONE_CLASS = (
+    "fishyscapes_laf",
+    "fishyscapes_static",
+    "lost_and_found",
+    "road_anomaly",
+    "road_anomaly21",
+    "road_obstacle21",
+    "cvc_colondb",
+    "cvc_clinicdb",
+    "kvasir",
+    "endo",
+    "isic",
+    "tn3k",
+)
 
 
 @pytest.mark.filterwarnings("error")
@@ -182,12 +200,13 @@ def test_every_set_is_read_checked_and_batched(name: str, tmp_path: Path) -> Non
     data = AnomalyDataModule(test=instantiate(node))
     data.preprocess = PIXELS
     data.check()
-    assert {sample.label for sample in data.samples("test")} == ({1} if name in ONE_CLASS else {0, 1})
+    labels = {1} if name in ONE_CLASS else {0} if name.startswith("cityscapes") else {0, 1}
+    assert {sample.label for sample in data.samples("test")} == labels
     batches = list(data.test_dataloader())
     assert sum(len(batch) for batch in batches) == len(data.samples("test"))
-    with_masks = data.samples("test")[0].kind == "mask"
+    with_masks = data.samples("test")[0].kind in ("mask", "semantic")
     for batch in batches:
         assert (batch.mask is not None) == with_masks
         if batch.mask is not None:
             assert batch.mask[batch.label == 1].flatten(1).any(dim=1).all()
-            assert not batch.mask[batch.label == 0].any()
+            assert not (batch.mask[batch.label == 0] == 1).any()

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 SIDE = 8
+FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".tif": "TIFF", ".webp": "WEBP"}
 
 
 def picture(path: Path, *, size: tuple[int, int] = (SIDE, SIDE), mode: str = "RGB", value: int = 90) -> Path:
@@ -18,9 +19,7 @@ def picture(path: Path, *, size: tuple[int, int] = (SIDE, SIDE), mode: str = "RG
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("L", size, value).convert(mode)
     with path.open("wb") as file:
-        image.save(
-            file, {".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".tif": "TIFF"}.get(path.suffix.lower(), "PNG")
-        )
+        image.save(file, FORMATS.get(path.suffix.lower(), "PNG"))
     return path
 
 
@@ -68,3 +67,45 @@ def write_json(path: Path, content: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     return path
+
+
+def labels(path: Path, rows: list[list[int]]) -> Path:
+    """A label file of these values, each a square of 4 x 4 pixels (2 x 2 of them fill a picture)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.kron(np.array(rows), np.ones((4, 4))).astype(np.uint8)).save(path)
+    return path
+
+
+def road_tree(name: str, root: Path) -> Path:
+    """One or two frames of a road set in its published layout; labels known, anomalous, and (where the set has it) void."""
+    if name == "cityscapes":
+        for split in ("train", "val"):
+            picture(root / f"leftImg8bit/{split}/ulm/ulm_000000_000019_leftImg8bit.png")
+            labels(root / f"gtFine/{split}/ulm/ulm_000000_000019_gtFine_labelIds.png", [[7, 26], [0, 33]])
+    elif name == "fishyscapes_laf":
+        picture(root / "leftImg8bit/test/04_Maurener/04_Maurener_000000_000010_leftImg8bit.png")
+        labels(root / "fishyscapes_lostandfound/0003_04_Maurener_000000_000010_labels.png", [[0, 1], [255, 0]])
+    elif name == "fishyscapes_static":
+        for version, void in ((1, 0), (2, 255)):
+            picture(root / f"fs_static_images_v{version}/0001_dog_rgb.png")
+            labels(root / f"fs_val_v{version}/0001_dog_labels.png", [[0, 1], [void, 0]])
+    elif name == "road_anomaly":
+        for i, stem in enumerate(("animals01", "sheep2")):
+            picture(root / f"frames/{stem}.jpg", size=(SIDE + 8 * i, SIDE))
+            rows = [[0, 2], [0, 1]] if i == 0 else [[0, 2, 0, 0], [0, 0, 0, 0]]
+            labels(root / f"frames/{stem}.labels/labels_semantic.png", rows)
+        write_json(root / "frame_list.json", ["sheep2.jpg", "animals01.jpg"])
+    elif name in ("road_anomaly21", "road_obstacle21"):
+        anomaly = name == "road_anomaly21"
+        base = root / ("dataset_AnomalyTrack" if anomaly else "dataset_ObstacleTrack")
+        stems = ["validation0001"] if anomaly else ["validation_1", "validation_19", "validation_21"]
+        for stem in [*stems, "test0001"]:
+            picture(base / f"images/{stem}.{'jpg' if anomaly else 'webp'}")
+        for stem in stems:
+            labels(base / f"labels_masks/{stem}_labels_semantic.png", [[0, 1], [255, 0]])
+    elif name == "lost_and_found":
+        for scene in ("04_Maurener_Weg_8", "15_Rechbergstr_Deckenpfronn"):
+            picture(root / f"leftImg8bit/test/{scene}/{scene}_000000_000010_leftImg8bit.png")
+            labels(root / f"gtCoarse/test/{scene}/{scene}_000000_000010_gtCoarse_labelIds.png", [[0, 1], [7, 1]])
+            labels(root / f"gtCoarse/test/{scene}/{scene}_000000_000010_gtCoarse_trainIds.png", [[255, 1], [2, 1]])
+    return root
