@@ -62,6 +62,7 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     from lightning.pytorch import seed_everything
     from omegaconf import OmegaConf
 
+    from anomaly_vlm.cli.detect import look_ahead
     from anomaly_vlm.cli.outcome import write_outcome
     from anomaly_vlm.cli.parts import build, build_trainer, load_any, remember
     from anomaly_vlm.reporting.console import is_first_process, say
@@ -76,6 +77,7 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     trained_on = parts.method.run_facts["trained_on"] if spec is None and cfg.shots else trained_on_of(spec)
     parts.facts["data"] = f"{trained_on}, {parts.data.describe('test')}"
     say(f"{parts.facts['method']} on {parts.facts['backbone']}: {parts.facts['data']}")
+    look_ahead(parts, "test")
     trainer = build_trainer(cfg, callbacks=[])
     trainer.test(parts.method, datamodule=parts.data, verbose=False)
     if is_first_process():

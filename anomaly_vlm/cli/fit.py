@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.checkpoints import read_tensors
+from anomaly_vlm.cli.detect import look_ahead
 from anomaly_vlm.cli.outcome import write_outcome
 from anomaly_vlm.cli.parts import Parts, build, build_trainer, load_any, remember
 from anomaly_vlm.errors import UserError
@@ -46,6 +47,7 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     learns = cfg.train_on != "nothing"
     if learns:
         try_one_step(parts)
+    look_ahead(parts, *dict.fromkeys(("test", data.selection_side or "test")))
     untrained = _untrained(cfg, folder, parts, resuming=last.is_file()) if learns else {}
 
     for logger in trainer.loggers:

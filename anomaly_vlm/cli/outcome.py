@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -98,6 +99,7 @@ def pictures(cfg: DictConfig, folder: Path, parts: Parts) -> None:
                 score=float(prediction.score[0]),
                 title=f"{row.category}, {kind} | {row.path} | {parts.facts['method']}, {parts.facts['backbone']}",
                 scale=scale,
+                boxes=boxes_of(prediction, 0),
             )
 
 
@@ -114,7 +116,12 @@ def predict_one(method: AnomalyMethod, batch: Batch) -> tuple[Batch, Prediction]
     method.eval()
     with torch.inference_mode():
         prediction = method.checked_predict(moved)
-    return batch, Prediction(prediction.score.cpu(), prediction.map.cpu())
+    return batch, Prediction(prediction.score.cpu(), prediction.map.cpu(), prediction.boxes)
+
+
+def boxes_of(prediction: Prediction, row: int) -> np.ndarray | None:
+    """The boxes [n, 4] of an image of a prediction; None where boxes had no part in it."""
+    return prediction.boxes[row].cpu().numpy() if prediction.boxes else None
 
 
 def slug(text: str) -> str:

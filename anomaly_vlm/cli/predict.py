@@ -42,6 +42,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def execute(cfg: DictConfig, spec: str | None, images: Path, category: str, folder: Path) -> None:
     """Predicts image by image; a row and a picture are written as soon as they are there."""
+    from anomaly_vlm.cli.detect import look_ahead
     from anomaly_vlm.cli.parts import build, build_trainer, load_any
     from anomaly_vlm.data import folder_source
     from anomaly_vlm.reporting.console import say
@@ -51,6 +52,7 @@ def execute(cfg: DictConfig, spec: str | None, images: Path, category: str, fold
     if spec:
         load_any(parts.method, spec)
     say(f"{parts.facts['method']} on {parts.facts['backbone']}: {parts.data.describe('test')}")
+    look_ahead(parts, "test")
     writer = _writer(parts, folder)
     trainer = build_trainer(cfg, callbacks=[writer])
     trainer.predict(parts.method, datamodule=parts.data, return_predictions=False)

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from anomaly_vlm.cli.outcome import slug
+from anomaly_vlm.cli.outcome import boxes_of, slug
 from anomaly_vlm.cli.parts import Parts
 from anomaly_vlm.data import Batch
 from anomaly_vlm.methods.base import Prediction
@@ -46,4 +46,5 @@ class PredictionWriter(Callback):
                 score=float(outputs.score[i]),
                 title=f"{path} | {self.parts.facts['method']}, {self.parts.facts['backbone']}",
                 scale=(0.0, 1.0) if unit else (float(heat.min()), float(heat.max())),
+                boxes=boxes_of(outputs, i),
             )

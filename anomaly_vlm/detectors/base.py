@@ -48,6 +48,10 @@ class Detector(ABC):
     def identity(self) -> dict[str, Any]:
         """What answers depend on besides pixels and caption (backend, weights, image size), as plain values."""
 
+    def check_captions(self, captions: Sequence[str]) -> None:
+        """Raises a `UserError` where a caption is more than the detector reads. Called before the first image."""
+        return
+
     def cost(self) -> str:
         """What the first pass costs where that is much, in a few words; '' where it is not."""
         return ""

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 TILE = 256  # side of one picture in the panel, pixels
 GAP, BAND = 8, 22
 INK, PAPER, OUTLINE = (30, 30, 30), (255, 255, 255), (255, 60, 60)
+BOX = (255, 255, 255)
 # Dark blue over green and yellow to dark red; equal steps of the map are roughly equal steps to the eye.
 STOPS = np.array(
     [[48, 18, 59], [65, 105, 225], [38, 190, 205], [110, 235, 110], [235, 215, 60], [245, 125, 40], [122, 4, 3]],
@@ -77,14 +78,16 @@ def save_panel(
     score: float,
     title: str,
     scale: tuple[float, float],
+    boxes: np.ndarray | None = None,
 ) -> None:
-    """Writes one PNG: input, truth (where known), overlay with the truth outlined, map.
+    """Writes one PNG: input, truth (where known), overlay with the truth outlined, map; boxes on the input and the map.
 
     Args:
         path: file to write; its folder is made.
         image: uint8 [H, W, 3]. heat: float [H, W], higher = more anomalous. mask: [H, W] of 0 / 1 / 255, or None.
         score: of the image. title: what it is and what made it.
         scale: map values drawn darkest blue and darkest red.
+        boxes: [n, 4] corners (x0, y0, x1, y1) in pixels of the map, which may lie outside; None: of no interest.
     """
     low, high = scale
     unit = np.clip((heat - low) / (high - low if high > low else 1.0), 0, 1)
@@ -94,7 +97,8 @@ def save_panel(
         colours = np.asarray(Image.fromarray(colours).resize(size, Image.Resampling.BILINEAR))
         mask = None if mask is None else np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
     overlay = (0.5 * image + 0.5 * colours).astype(np.uint8)
-    tiles = [("input", _tile(image))]
+    named = "input" if boxes is None else f"input, {len(boxes)} box{'es' * (len(boxes) != 1)}"
+    tiles = [(named, with_boxes(_tile(image), boxes, heat.shape))]
     if mask is not None:
         truth = np.where((mask == 1)[..., None], 255, np.where((mask == 255)[..., None], 90, 0)).astype(np.uint8)
         tiles.append(("truth", _tile(np.broadcast_to(truth, image.shape))))
@@ -104,7 +108,10 @@ def save_panel(
         pixels = np.array(picture)
         pixels[outline(np.asarray(large) > 0)] = OUTLINE
         picture = Image.fromarray(pixels)
-    tiles += [(f"overlay, score {score:.3f}", picture), (f"map, {low:.3g} to {high:.3g}", _tile(colours))]
+    tiles += [
+        (f"overlay, score {score:.3f}", picture),
+        (f"map, {low:.3g} to {high:.3g}", with_boxes(_tile(colours), boxes, heat.shape)),
+    ]
     width = len(tiles) * (TILE + GAP) + GAP
     sheet = Image.new("RGB", (width, TILE + 2 * BAND + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -116,6 +123,18 @@ def save_panel(
         sheet.paste(tile, (left, 2 * BAND))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)
+
+
+def with_boxes(tile: Image.Image, boxes: np.ndarray | None, size: tuple[int, ...]) -> Image.Image:
+    """A tile with boxes drawn on it whose corners are in pixels of a map of `size` (height, width)."""
+    if boxes is None:
+        return tile
+    draw = ImageDraw.Draw(tile)
+    scale = np.array([tile.width / size[1], tile.height / size[0]] * 2)
+    for box in boxes * scale:
+        left, top, right, bottom = (float(edge) for edge in np.rint(box))
+        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=BOX, width=2)
+    return tile
 
 
 def _tile(pixels: np.ndarray) -> Image.Image:

@@ -185,7 +185,7 @@ def test_pickled_code_does_not_run(tmp_path: Path) -> None:
 def test_absent_published_weights_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from anomaly_vlm.backbone import weights
 
-    monkeypatch.setattr(weights, "_hub_answers", lambda: False)
+    monkeypatch.setattr(weights, "hub_answers", lambda: False)
     monkeypatch.setattr(weights, "_cached", lambda name: False)
     with pytest.raises(
         UserError, match=r"weights 'openai' of ViT-L-14-336 are not in the local cache.*backbone\.weights=FILE"
