@@ -14,13 +14,17 @@ from typing import Any, ClassVar
 
 from anomaly_vlm.errors import UserError, unknown_choice
 
-QUESTIONNAIRES = {"filo": "anomaly_vlm.texts.filo:FiloQuestionnaire"}  # method -> its class
+QUESTIONNAIRES = {  # method -> its class
+    "filo": "anomaly_vlm.texts.filo:FiloQuestionnaire",
+    "finegrainedad": "anomaly_vlm.texts.finegrainedad:FineGrainedADQuestionnaire",
+}
 
 
 class Questionnaire(ABC):
-    """One method's questions. `table` is the shipped table that its answers extend."""
+    """One method's questions. `table` is the shipped table that its answers extend, `option` the method's that names it."""
 
     table: ClassVar[str]
+    option: ClassVar[str] = "descriptions"
 
     @abstractmethod
     def prompt(self, categories: Sequence[str]) -> str:
