@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -148,16 +149,20 @@ def package_config(facts: dict[str, Any], tokenizer: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def replaced_parts(text: dict[str, Any]) -> Iterator[None]:
     """Meanwhile the package wraps BERT as `PlainBert`, builds it without fetching weights (the checkpoint holds them), and
-    prints nothing."""
-    from groundingdino.models.GroundingDINO import groundingdino as module
-    from groundingdino.util import get_tokenlizer
+    neither prints nor warns of its own deprecations."""
     from transformers import BertConfig, BertModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from groundingdino.models.GroundingDINO import groundingdino as module
+        from groundingdino.util import get_tokenlizer
 
     before = module.BertModelWarper, get_tokenlizer.get_pretrained_language_model
     module.BertModelWarper = PlainBert
     get_tokenlizer.get_pretrained_language_model = lambda name: BertModel(BertConfig(**text))
     try:
-        with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
+        with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         module.BertModelWarper, get_tokenlizer.get_pretrained_language_model = before

@@ -86,7 +86,7 @@ class DetectionStore:
         entry = {
             "boxes": kept.boxes.contiguous(),
             "scores": kept.scores.contiguous(),
-            "floor": torch.tensor(kept.floor, dtype=torch.float64),
+            "floor": torch.tensor([kept.floor], dtype=torch.float64),
             "text": torch.tensor(list(text), dtype=torch.uint8),
         }
         if kept.probs is not None:

@@ -33,7 +33,13 @@ def write_model(folder: Path) -> Path:
     from transformers import BertConfig, GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
 
     swin: dict[str, Any] = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 4}
-    text = {"vocab_size": SIZE, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
+    text = {
+        "vocab_size": SIZE,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 64,
+    }
     config = GroundingDinoConfig(
         backbone_config=SwinConfig(**swin, out_features=["stage2", "stage3", "stage4"]),
         text_config=BertConfig(**text),
