@@ -91,15 +91,17 @@ def pictures(cfg: DictConfig, folder: Path, parts: Parts) -> None:
         scale = common_scale([prediction.map for _, _, prediction in made])
         for row, batch, prediction in made:
             kind = {0: "normal", 1: "anomalous"}.get(row.label, "unlabelled")
+            note = "".join(f"; {text}" for text in prediction.notes)
             save_panel(
                 folder / slug(category) / f"{slug(kind)}_{slug(Path(row.path).stem)}_{row.index}.png",
                 dataset.picture(row.index),
                 prediction.map[0].cpu().numpy(),
                 None if batch.mask is None else batch.mask[0].numpy(),
                 score=float(prediction.score[0]),
-                title=f"{row.category}, {kind} | {row.path} | {parts.facts['method']}, {parts.facts['backbone']}",
+                title=f"{row.category}, {kind}{note} | {row.path} | {parts.facts['method']}, {parts.facts['backbone']}",
                 scale=scale,
                 boxes=boxes_of(prediction, 0),
+                blend=parts.method.overlay,
             )
 
 
@@ -116,7 +118,7 @@ def predict_one(method: AnomalyMethod, batch: Batch) -> tuple[Batch, Prediction]
     method.eval()
     with torch.inference_mode():
         prediction = method.checked_predict(moved)
-    return batch, Prediction(prediction.score.cpu(), prediction.map.cpu(), prediction.boxes)
+    return batch, prediction._replace(score=prediction.score.cpu(), map=prediction.map.cpu())
 
 
 def boxes_of(prediction: Prediction, row: int) -> np.ndarray | None:

@@ -19,7 +19,7 @@ from anomaly_vlm.reporting.pictures import save_panel
 class PredictionWriter(Callback):
     """Appends to `scores.csv` and writes `pictures/*.png` after every batch, so that an interrupted run keeps its results.
 
-    The colour scale of a heat map runs from 0 to 1 where the method's maps are probabilities, else over the map itself.
+    The colour scale of a heat map is the method's own, from 0 to 1 where its maps are probabilities, else that of the map.
     """
 
     def __init__(self, parts: Parts, folder: Path) -> None:
@@ -38,13 +38,16 @@ class PredictionWriter(Callback):
         for i, path in enumerate(batch.path):
             heat = outputs.map[i].cpu().numpy()
             unit = heat.min() >= 0 and heat.max() <= 1
+            own = (0.0, 1.0) if unit else (float(heat.min()), float(heat.max()))
+            note = f"; {outputs.notes[i]}" if outputs.notes else ""
             save_panel(
                 self.folder / "pictures" / f"{int(batch.index[i]):05d}_{slug(Path(path).stem)}.png",
                 dataset.picture(int(batch.index[i])),
                 heat,
                 None,
                 score=float(outputs.score[i]),
-                title=f"{path} | {self.parts.facts['method']}, {self.parts.facts['backbone']}",
-                scale=(0.0, 1.0) if unit else (float(heat.min()), float(heat.max())),
+                title=f"{path}{note} | {self.parts.facts['method']}, {self.parts.facts['backbone']}",
+                scale=self.parts.method.map_range or own,
                 boxes=boxes_of(outputs, i),
+                blend=self.parts.method.overlay,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -23,12 +23,14 @@ from anomaly_vlm.metrics import AnomalyMetrics
 class Prediction(NamedTuple):
     """What a method says of a batch: `score` [B] and `map` [B, H, W], higher = more anomalous, float32 and finite.
 
-    `boxes`: B tensors [n, 4] (x0, y0, x1, y1) in pixels of the map, where boxes had a part in it.
+    `boxes`: B tensors [n, 4] (x0, y0, x1, y1) in pixels of the map, where boxes had a part in it. `notes`: B texts for the
+    pictures' titles.
     """
 
     score: Tensor
     map: Tensor
     boxes: tuple[Tensor, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -62,7 +64,8 @@ class AnomalyMethod(L.LightningModule):
 
     loss_terms: ClassVar[Mapping[str, frozenset[str]]] = {}  # term -> the kinds of loss that it may be
     towers: ClassVar[type[FrozenClip]] = ClipBackbone  # the kind of backbone that the method runs on
-    map_range: ClassVar[tuple[float, float] | None] = None  # for the colours of a single map; None: 0 to 1, or its own
+    map_range: tuple[float, float] | None = None  # for the colours of a single map; None: 0 to 1, or its own
+    overlay: ClassVar[Literal["even", "heat"]] = "even"  # where pictures lay a map over the image: all over, or where hot
     shots: ClassVar[str] = "none"  # reference images of the test categories: `none`, `optional` or `needed`
 
     def __init__(
@@ -284,7 +287,7 @@ class AnomalyMethod(L.LightningModule):
 
     def checked(self, made: Prediction, batch: Batch) -> Prediction:
         """A prediction of `batch` as float32, after checking that it is finite."""
-        prediction = Prediction(made.score.detach().float(), made.map.detach().float(), made.boxes)
+        prediction = made._replace(score=made.score.detach().float(), map=made.map.detach().float())
         for part, name in ((prediction.score, "score"), (prediction.map, "map")):
             bad = ~torch.isfinite(part.flatten(1) if part.ndim > 1 else part[:, None]).all(dim=1)
             if bad.any():

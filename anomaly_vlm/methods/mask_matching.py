@@ -54,8 +54,11 @@ class MaskMatching:
     """
 
     def __init__(self, *, points: int, weights: dict[str, float]) -> None:
-        costs = {f"{name}_weight": float(weights.get(name, 0.0)) for name in ("class", "mask", "dice")}
-        self.criterion = Mask2FormerLoss(Mask2FormerConfig(train_num_points=points, **costs), {})
+        config = Mask2FormerConfig(train_num_points=points)
+        config.class_weight, config.mask_weight, config.dice_weight = (
+            float(weights.get(name, 0.0)) for name in ("class", "mask", "dice")
+        )
+        self.criterion = Mask2FormerLoss(config, {})
 
     def __call__(self, masks: Tensor, logits: Tensor, targets: Sequence[Segments]) -> Matched:
         """Matches one decoder stage.
@@ -93,7 +96,7 @@ class MaskMatching:
             predicted,
             criterion.calculate_uncertainty,
             criterion.num_points,
-            criterion.oversample_ratio,
+            criterion.oversample_ratio,  # type: ignore[arg-type]  # 3.0, annotated as a whole number
             criterion.importance_sample_ratio,
         )
 

@@ -70,6 +70,7 @@ class VL4AD(AnomalyMethod):
     """
 
     towers: ClassVar[type[FrozenClip]] = ConvNextBackbone
+    overlay: ClassVar[Literal["even", "heat"]] = "heat"
     loss_terms: ClassVar[dict[str, frozenset[str]]] = {
         "class": frozenset({"ce_with_void"}),
         "mask": frozenset({"bce_of_logits"}),
@@ -133,6 +134,7 @@ class VL4AD(AnomalyMethod):
         self.columns = self.vocabulary.columns(merge, ood_prompts)  # what is tested
         self.void, self.ensemble, self.alpha, self.beta = void, ensemble, alpha, beta
         self.score, self.compare = score, tuple(dict.fromkeys([score, *compare]))
+        self.map_range = (-1.0, 0.0) if score in ("max", "margin", "max_softmax") else None
         self.center_text = backbone.is_random if center_text is None else center_text
         self.views = Views(scales=scales, window=window, overlap=overlap, multiple=backbone.stride)
         self.chunk, self.components, self.poly_power = chunk, dict(components or {}), poly_power
@@ -238,7 +240,14 @@ class VL4AD(AnomalyMethod):
         found = anomaly_score(y, self.score)
         valid = found if batch.mask is None else found.masked_fill(batch.mask == 255, -torch.inf)
         score = valid.flatten(1).amax(dim=1)
-        return Prediction(torch.where(score.isfinite(), score, found.flatten(1).amax(dim=1)), found)
+        score = torch.where(score.isfinite(), score, found.flatten(1).amax(dim=1))
+        return Prediction(score, found, notes=tuple(self._find(*pair) for pair in zip(found, y.by_class, strict=True)))
+
+    def _find(self, found: Tensor, by_class: Tensor) -> str:
+        """What the most anomalous hundredth of an image is most like, among all columns: it names the find."""
+        hot = found.flatten().topk(max(1, found.numel() // 100)).indices
+        column = int(by_class.flatten(1)[:, hot].argmax(dim=0).mode().values)
+        return f"most like {self.columns.names[column]}"
 
     def predict(self, batch: Batch) -> Prediction:
         return self._prediction(batch, self.pixel_classes(batch.image))

@@ -181,8 +181,9 @@ class ComponentMetrics(Metric):
         self.update(*args, **kwargs)
         alone = ComponentMetrics(self.min_pred, self.min_gt, self.threshold, sync_on_compute=False)
         alone.update(*args, **kwargs)
-        self._forward_cache = alone.compute()
-        return self._forward_cache
+        values = alone.compute()
+        self._forward_cache = values  # type: ignore[assignment]  # torchmetrics declares None
+        return values
 
     def merge_state(self, incoming_state: Mapping[str, Any] | Metric) -> None:
         """Takes the state of another metric of the same options up, as a higher rank's: its repeats are left out."""

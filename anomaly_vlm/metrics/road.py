@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from anomaly_vlm.metrics._inputs import ArrayLike
@@ -40,8 +40,8 @@ class RoadMetrics(Metric):
         if not scores:
             raise ValueError("scores is empty: give at least one name")
         self.scores = tuple(scores)
-        self.pixels = nn.ModuleDict({name: PixelMetrics(aupro_limits=()) for name in self.scores})
-        self.components = nn.ModuleDict({name: ComponentMetrics(**(components or {})) for name in self.scores})
+        self.pixels = {name: PixelMetrics(aupro_limits=()) for name in self.scores}
+        self.components = {name: ComponentMetrics(**(components or {})) for name in self.scores}
         self.add_state("right", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("labelled", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-TILE = 256  # side of one picture in the panel, pixels
+TILE = 256  # side of one square picture in the panel, pixels
 GAP, BAND = 8, 22
 INK, PAPER, OUTLINE = (30, 30, 30), (255, 255, 255), (255, 60, 60)
 BOX = (255, 255, 255)
@@ -79,6 +79,7 @@ def save_panel(
     title: str,
     scale: tuple[float, float],
     boxes: np.ndarray | None = None,
+    blend: Literal["even", "heat"] = "even",
 ) -> None:
     """Writes one PNG: input, truth (where known), overlay with the truth outlined, map; boxes on the input and the map.
 
@@ -88,21 +89,23 @@ def save_panel(
         score: of the image. title: what it is and what made it.
         scale: map values drawn darkest blue and darkest red.
         boxes: [n, 4] corners (x0, y0, x1, y1) in pixels of the map, which may lie outside; None: of no interest.
+        blend: `even`: half image, half map; `heat`: the map over a grey image, the hotter the more, so that it stands out.
     """
+    size = tile_size(image.shape[1], image.shape[0])
     low, high = scale
     unit = np.clip((heat - low) / (high - low if high > low else 1.0), 0, 1)
     colours = colour_map(unit)
     if colours.shape != image.shape:  # maps of another size than the input
-        size = (image.shape[1], image.shape[0])
-        colours = np.asarray(Image.fromarray(colours).resize(size, Image.Resampling.BILINEAR))
-        mask = None if mask is None else np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-    overlay = (0.5 * image + 0.5 * colours).astype(np.uint8)
+        full = (image.shape[1], image.shape[0])
+        colours = np.asarray(Image.fromarray(colours).resize(full, Image.Resampling.BILINEAR))
+        mask = None if mask is None else np.asarray(Image.fromarray(mask).resize(full, Image.Resampling.NEAREST))
+    overlay = laid_over(image, colours, None if blend == "even" else unit)
     named = "input" if boxes is None else f"input, {len(boxes)} box{'es' * (len(boxes) != 1)}"
-    tiles = [(named, with_boxes(_tile(image), boxes, heat.shape))]
+    tiles = [(named, with_boxes(_tile(image, size), boxes, heat.shape))]
     if mask is not None:
         truth = np.where((mask == 1)[..., None], 255, np.where((mask == 255)[..., None], 90, 0)).astype(np.uint8)
-        tiles.append(("truth", _tile(np.broadcast_to(truth, image.shape))))
-    picture = _tile(overlay)
+        tiles.append(("truth", _tile(np.broadcast_to(truth, image.shape), size)))
+    picture = _tile(overlay, size)
     if mask is not None and (mask == 1).any():
         large = Image.fromarray((mask == 1).astype(np.uint8) * 255).resize(picture.size, Image.Resampling.NEAREST)
         pixels = np.array(picture)
@@ -110,15 +113,15 @@ def save_panel(
         picture = Image.fromarray(pixels)
     tiles += [
         (f"overlay, score {score:.3f}", picture),
-        (f"map, {low:.3g} to {high:.3g}", with_boxes(_tile(colours), boxes, heat.shape)),
+        (f"map, {low:.3g} to {high:.3g}", with_boxes(_tile(colours, size), boxes, heat.shape)),
     ]
-    width = len(tiles) * (TILE + GAP) + GAP
-    sheet = Image.new("RGB", (width, TILE + 2 * BAND + GAP), PAPER)
+    width = len(tiles) * (size[0] + GAP) + GAP
+    sheet = Image.new("RGB", (width, size[1] + 2 * BAND + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(13)
     draw.text((GAP, 4), _shortened(title, draw, font, width - 2 * GAP), fill=INK, font=font)
     for i, (name, tile) in enumerate(tiles):
-        left = GAP + i * (TILE + GAP)
+        left = GAP + i * (size[0] + GAP)
         draw.text((left, BAND + 2), name, fill=INK, font=font)
         sheet.paste(tile, (left, 2 * BAND))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,8 +140,26 @@ def with_boxes(tile: Image.Image, boxes: np.ndarray | None, size: tuple[int, ...
     return tile
 
 
-def _tile(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(pixels)).resize((TILE, TILE), Image.Resampling.BILINEAR)
+def tile_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of a picture in the panel: the image's shape, the area of a square of side `TILE`."""
+    aspect = (width / height) ** 0.5
+    return max(1, round(TILE * aspect)), max(1, round(TILE / aspect))
+
+
+def laid_over(image: np.ndarray, colours: np.ndarray, heat: np.ndarray | None) -> np.ndarray:
+    """uint8 [H, W, 3]: colours over an image, half and half, or over the greyed image by `heat` [h, w] in [0, 1]."""
+    if heat is None:
+        return (0.5 * image + 0.5 * colours).astype(np.uint8)
+    if heat.shape != image.shape[:2]:
+        whole = Image.fromarray(heat.astype(np.float32))
+        heat = np.asarray(whole.resize((image.shape[1], image.shape[0]), Image.Resampling.BILINEAR))
+    grey = 0.3 * image + 0.7 * image.mean(axis=-1, keepdims=True)
+    opacity = 0.85 * np.clip(heat, 0, 1)[..., None]
+    return ((1 - opacity) * grey + opacity * colours).astype(np.uint8)
+
+
+def _tile(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BILINEAR)
 
 
 def _shortened(

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from anomaly_vlm.data.procedural.dice import Dice
 
 FINE = 3  # sub-pixels along each axis, for soft edges
-Colour = Sequence[float]
+Colour = Sequence[float] | np.ndarray
 Point = tuple[float, float]
 
 
