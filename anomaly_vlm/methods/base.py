@@ -65,7 +65,7 @@ class AnomalyMethod(L.LightningModule):
     loss_terms: ClassVar[Mapping[str, frozenset[str]]] = {}  # term -> the kinds of loss that it may be
     towers: ClassVar[type[FrozenClip]] = ClipBackbone  # the kind of backbone that the method runs on
     map_range: tuple[float, float] | None = None  # for the colours of a single map; None: 0 to 1, or its own
-    overlay: ClassVar[Literal["even", "heat"]] = "even"  # where pictures lay a map over the image: all over, or where hot
+    overlay: ClassVar[Literal["even", "heat"]] = "even"  # maps in pictures: all over, or where hot
     shots: ClassVar[str] = "none"  # reference images of the test categories: `none`, `optional` or `needed`
 
     def __init__(
