@@ -14,6 +14,7 @@ BENCHES = {
     "adaclip": "a training step and an inference pass against the published way of computing them",
     "trivial": "trivial baselines on the held-out procedural pictures, which any method must beat",
     "training": "AnomalyCLIP and FAPrompt with frozen tokens kept, against the published way of computing a step",
+    "winclip": "windows against a plain forward and against one at a time; texts, token cache, patch memory",
     "metrics": "exact and binned metrics against the official routine and public libraries",
 }
 HELP = "usage: anomaly-vlm bench NAME [--quick]\n\n" + "\n".join(

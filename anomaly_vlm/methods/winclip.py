@@ -163,9 +163,14 @@ class WinCLIP(AnomalyMethod):
         return self._prompts[category].to(self.device)
 
     def encode_prompts(self, sides: Sequence[Sequence[str]]) -> Tensor:
-        """Mean raw text features [sides, C] of lists of sentences; a sentence that stands there twice is encoded once."""
+        """Mean raw text features [sides, C] of lists of sentences: those of one length together, none twice."""
         sentences = list(dict.fromkeys(sentence for side in sides for sentence in side))
-        features = self.backbone.encode_text(self.backbone.tokenize(sentences)).float()
+        ids = self.backbone.tokenize(sentences)
+        ends = ids.argmax(dim=-1)
+        features = ids.new_empty(len(ids), self.backbone.embed_dim, dtype=torch.float32)
+        for end in ends.unique().tolist():
+            rows = ends == end
+            features[rows] = self.backbone.encode_text(ids[rows, : end + 1]).float()
         place = {sentence: row for row, sentence in enumerate(sentences)}
         return torch.stack([features[[place[sentence] for sentence in side]].mean(dim=0) for side in sides])
 
