@@ -63,6 +63,11 @@ class GroundingDetector(Detector):
         self.tokenizer_place = (
             own if tokenizer is None and own is not None else locate(tokenizer or "bert-base-uncased")
         )
+        if not any((self.tokenizer_place / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+            raise UserError(
+                f"'{self.tokenizer_place}' holds no tokenizer (tokenizer.json or vocab.txt): give BERT's with"
+                " detector.tokenizer=FOLDER"
+            )
         self._tokenizer: Any = None
         self._model: Any = None
 
@@ -72,12 +77,7 @@ class GroundingDetector(Detector):
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_place)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"'{self.tokenizer_place}' holds no readable tokenizer: give BERT's with detector.tokenizer=FOLDER"
-                ) from error
+            self._tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_place)
         return self._tokenizer
 
     @property
