@@ -131,18 +131,18 @@ def find_regions(
     entities: Tensor,
     options: RegionOptions,
     noise: tuple[Tensor, Tensor],
-    centres: Tensor | None = None,
+    centres: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Regions:
     """Regions of the shots' fine patches and the entities' weights on them.
 
     Args:
         features: [k, n, C] unit patch features. entities: [J, C] raw normal text features, the background last.
         noise: two of [k, n] in [0, 1), one a stage.
-        centres: [k, 2] of stage 1, where they are given.
+        centres: [k, 2] of stage 1 and [k, J] of stage 2, where they are given.
     """
     count = len(entities)
     similarity = features @ F.normalize(entities, dim=-1).T
-    first = density_peaks(similarity, 2, options.density_k, noise[0], centres=centres)
+    first = density_peaks(similarity, 2, options.density_k, noise[0], centres=centres[0])
 
     zero = first.assignment == 0  # [k, n] tokens of cluster 0
     shared = zero[:1].expand_as(zero) if options.mask == "image0" else zero
@@ -150,7 +150,9 @@ def find_regions(
     rest_is_background = dots[:, 1:] > dots[:, :1]
     foreground = torch.where(rest_is_background, shared, ~zero)
 
-    second = density_peaks(similarity, count, stage2_neighbours(count), noise[1], foreground=foreground)
+    second = density_peaks(
+        similarity, count, stage2_neighbours(count), noise[1], foreground=foreground, centres=centres[1]
+    )
     background = ~foreground
     behind = background[:1].expand_as(background) if options.mask == "image0" else background
     region = torch.where(behind, second.assignment[:, :1], second.assignment)

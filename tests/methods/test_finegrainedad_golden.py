@@ -124,7 +124,7 @@ class Run:
     def regions(self) -> None:
         method, learner = self.method, self.learner
         noise = [self.fixture.input(f"{self.group}/in/noise{i}") for i in (1, 2)]
-        centres = self.fixture.input(f"{self.group}/mid/stage1_centres").long()  # a choice among tied scores
+        centres = self.centres()
         if self.has("in/cluster_images_uint8"):
             fine = method.fine_features(self.shots.at(self.side * method.region.side_factor), self.side)
             self.check("mid/cluster_features", fine)
@@ -141,14 +141,23 @@ class Run:
         grid = self.side // method.backbone.patch_size
         self.check("mid/rescale_spatial", pool_weights(weights, (grid, grid), method.region.side_factor, "spatial"))
 
-    def check_stages(self, noise: list[torch.Tensor], centres: torch.Tensor) -> None:
+    def centres(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Those of stage 1, a choice among tied scores; of stage 2 as well where one neighbour makes the density, too."""
+        first, second = (self.fixture.tensors[f"{self.group}/mid/stage{i}_centres"].long() for i in (1, 2))
+        self.fixture.input(f"{self.group}/mid/stage1_centres")
+        return first, second if stage2_neighbours(len(self.learner.parts)) == 1 else None
+
+    def check_stages(self, noise: list[torch.Tensor], centres: tuple[torch.Tensor, torch.Tensor | None]) -> None:
         """Both clusterings of the fixture's own similarities, where it has no fine images."""
         similarity = self.fixture.input(f"{self.group}/mid/similarity")
         foreground = self.fixture.input(f"{self.group}/mid/foreground").bool()
-        first = density_peaks(similarity, 2, self.method.region.density_k, noise[0], centres=centres)
+        first = density_peaks(similarity, 2, self.method.region.density_k, noise[0], centres=centres[0])
         self.check("mid/stage1_assignment", first.assignment)
         count = len(self.learner.parts)
-        self.check_second(density_peaks(similarity, count, stage2_neighbours(count), noise[1], foreground=foreground))
+        neighbours = stage2_neighbours(count)
+        self.check_second(
+            density_peaks(similarity, count, neighbours, noise[1], foreground=foreground, centres=centres[1])
+        )
         self.fixture.input(f"{self.group}/mid/region")
 
     def check_regions(self, found: Regions) -> None:
