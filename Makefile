@@ -13,7 +13,7 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
   $(if $(SHOTS),shots=$(SHOTS)) $(if $(SEEDS),'seeds=[$(SEEDS)]') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate predict sweep report data descriptions cache test test-all lint format bench clean
+.PHONY: help setup train evaluate predict sweep report data descriptions nano nano-report cache test test-all lint format bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,12 @@ data: $(VENV)/.run ## check a data set and draw a contact sheet: DATASET=procedu
 
 descriptions: $(VENV)/.run ## texts of new categories by a language model: METHOD=filo CATEGORIES=gear,button [ANSWERS=FILE]
 	@$(RUN) descriptions $(if $(METHOD),method=$(METHOD)) $(if $(CATEGORIES),'categories=[$(CATEGORIES)]') $(if $(ANSWERS),'answers=$(ANSWERS)') $(ARGS)
+
+nano: $(VENV)/.run ## train the embedded nano CLIP (hours; call again to go on)
+	@$(RUN) nano $(if $(SEED),seed=$(SEED)) $(ARGS)
+
+nano-report: $(VENV)/.run ## what the nano CLIP is worth: ARGS="magnetic_tile=FOLDER brain_mri=FOLDER"
+	@$(RUN) nano-report $(ARGS)
 
 cache: $(VENV)/.run ## list the token caches on disk; ARGS=clear=all removes them
 	@$(RUN) cache $(ARGS)

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone.clip import ClipBackbone
 from anomaly_vlm.backbone.convnext import ConvNextBackbone, is_convnext
 from anomaly_vlm.backbone.position import PosResize
+from anomaly_vlm.backbone.token_rows import FALLBACK, IDS, FewTokens, whole_table
 from anomaly_vlm.errors import UserError, unknown_choice
 
 HUB_PREFIX = "hf-hub:"
+PACKAGE = "package:"
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -37,6 +39,7 @@ def load_backbone(
     pos_resize: PosResize = "bicubic",
     image_size: int | None = None,
     layers: Sequence[int] | None = None,
+    origin: str | None = None,
 ) -> Any:
     """Builds the model, fills it with weights and freezes it.
 
@@ -47,11 +50,13 @@ def load_backbone(
         name: an open_clip architecture (`ViT-L-14-336`), `hf-hub:ORG/NAME`, or any name where `architecture` is given.
         pretrained: open_clip tag of the weights (`openai`, `laion400m_e31`). With `weights` it says which weights the file
             holds and nothing is downloaded.
-        weights: local file, `.safetensors` or `.pt`/`.pth`/`.bin` (read with `weights_only`), open_clip's key layout.
+        weights: local file, `.safetensors` or `.pt`/`.pth`/`.bin` (read with `weights_only`), open_clip's key layout;
+            `package:FILE` is one that this package ships.
         random_seed: untrained weights drawn from this seed; only together with neither `pretrained` nor `weights`.
         architecture: open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`) for a model of one's own.
         activation: `auto` is what the weights were trained with: the tag's own flag, else the model config's.
         pos_resize, layers: see `ClipBackbone`; a ConvNeXt has neither positions nor layers to tap. image_size: see there.
+        origin: where the weights of a file come from, in words for tables; None: the file's name.
 
     Raises:
         UserError: unknown architecture or tag, absent weights, a file of another layout.
@@ -68,16 +73,18 @@ def load_backbone(
     config = _model_config(name, architecture)
     tag = _tag_config(name, pretrained, custom=architecture is not None)
     if weights is not None:
-        state = read_weights(Path(weights))
+        state = read_weights(weights_path(weights))
         model = fill_weights(_build(config, name), state, weights)
-        origin = f"{pretrained + ' from ' if pretrained else ''}file {Path(weights).name}"
+        origin = origin or f"{pretrained + ' from ' if pretrained else ''}file {Path(weights).name}"
     elif random_seed is not None:
         model = _build(config, name, random_seed)
         origin = f"random weights (seed {random_seed})"
     else:
         model = _download(name, pretrained, tag)
         origin = pretrained or "hub weights"
-    tokenizer = open_clip.get_tokenizer(name) if name.startswith(HUB_PREFIX) else _clip_tokenizer(config)
+    tokenizer: Any = open_clip.get_tokenizer(name) if name.startswith(HUB_PREFIX) else _clip_tokenizer(config)
+    if weights is not None and FALLBACK in state:
+        tokenizer = FewTokens(tokenizer, state[IDS], int(state[FALLBACK]), tokenizer.decode)
     shared: dict[str, Any] = {
         "name": name,
         "weights": origin,
@@ -142,6 +149,13 @@ def _build(config: dict[str, Any] | None, name: str, seed: int | None = None) ->
 # ---- local files -----------------------------------------------------------------------------------------------------
 
 
+def weights_path(weights: str) -> Path:
+    """The file that `backbone.weights` names."""
+    if weights.startswith(PACKAGE):
+        return Path(__file__).parent.parent / weights.removeprefix(PACKAGE)
+    return Path(weights)
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from a `.safetensors` file or a PyTorch file (read with `weights_only=True`).
 
@@ -196,10 +210,8 @@ def fill_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> nn.
     """Loads `state` strictly, as float32; every missing, surplus or misshaped key is named."""
     own = model.state_dict()
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    if "token_embedding.ids" in state:
-        table = torch.zeros_like(own["token_embedding.weight"])
-        table[state.pop("token_embedding.ids").long()] = state.pop("token_embedding.rows")
-        state["token_embedding.weight"] = table
+    if "token_embedding.weight" in own:
+        state = whole_table(state, own["token_embedding.weight"])
     wrong = [f"missing {key}" for key in own if key not in state]
     wrong += [f"surplus {key}" for key in state if key not in own]
     wrong += [

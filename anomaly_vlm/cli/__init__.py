@@ -19,6 +19,7 @@ COMMANDS = {
     "cache": ("anomaly_vlm.cli.cache", "list the token caches on disk, or clear them (clear=NAME|all)"),
     "convert-weights": ("anomaly_vlm.cli.convert", "turn OpenAI's TorchScript archive into a safetensors file"),
     "nano": ("anomaly_vlm.cli.nano", "train the embedded nano CLIP (resumable)"),
+    "nano-report": ("anomaly_vlm.cli.nano_report", "what the nano CLIP is worth, beside trivial baselines"),
     "bench": ("anomaly_vlm.cli.bench", "run a benchmark: ratios measured side by side"),
 }
 

@@ -73,9 +73,9 @@ def _cosine_filters(width: int, side: int) -> Tensor:
     differences, scaled so that each answers alike to natural pictures (whose spectrum falls with frequency), and turned."""
     basis = dct(np.eye(side), axis=0, norm="ortho")
     order = sorted(((i, j) for i in range(side) for j in range(side)), key=lambda p: (p[0] ** 2 + p[1] ** 2, p))
-    colours = np.array([[1, 1, 1], [1, -1, 0], [0.5, 0.5, -1]]) / np.sqrt([[3], [2], [1.5]])
+    colours = np.array([[1, 1, 1], [1, -1, 0], [0.5, 0.5, -1]]) / np.sqrt([[3.0], [2.0], [1.5]])
     counts = (min(width // 2, side * side), width // 4, width // 4)
-    filters = []
+    filters: list[np.ndarray] = []
     for colour, count, contrast in zip(colours, counts, (1.0, 0.25, 0.25), strict=True):
         for i, j in order[:count]:
             typical = contrast * side / (1 + 1.5 * math.hypot(i, j)) ** 1.2
