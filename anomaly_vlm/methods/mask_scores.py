@@ -145,12 +145,18 @@ def _max_softmax(y: PixelClasses) -> Tensor:
     return -known.amax(dim=1) / known.sum(dim=1).clamp_min(1e-12)
 
 
+def _max_softmax_raw(y: PixelClasses) -> Tensor:
+    return -y.by_class[:, : y.known].softmax(dim=1).amax(dim=1)
+
+
 SCORES = {
     "max": _largest,  # VL4AD: no known class claims the pixel
     "rba": _rba,  # rejected by all: - sum_k tanh y_k (Nayal et al., ICCV 2023)
     "max_inside": _inside,  # the maximum inside the sum: - sum_i s_i max_k c_ik (EAM's way)
     "margin": _margin,  # this project's: minus (largest y_k - second largest)
-    "max_softmax": _max_softmax,  # a closed-set segmenter's: minus the largest of y_k / sum_j y_j over the known classes
+    # maximum softmax (Hendrycks and Gimpel, ICLR 2017) of a closed-set segmenter, in both ways in which the y become one:
+    "max_softmax": _max_softmax,  # y_k / sum_j y_j, the distribution over known classes that they are
+    "max_softmax_raw": _max_softmax_raw,  # softmax of the y_k as if they were logits
 }
 
 
