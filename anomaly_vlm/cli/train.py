@@ -92,7 +92,8 @@ def resumed(folder: Path, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
 
 def execute(cfg: DictConfig, folder: Path) -> float:
     """One training run, or one for each of `seeds`; returns the selection metric's mean on the test set."""
-    if cfg.seeds is not None:
+    drawn = cfg.train_on != "nothing" or cfg.shots > 0  # zero-shot without training: every seed says the same
+    if cfg.seeds is not None and drawn:
         return over_seeds(cfg, folder)
     from anomaly_vlm.cli.fit import fit  # torch and Lightning are read only now
 

@@ -23,6 +23,7 @@ QUICK = [
     "pictures.per_category=1",
     "callbacks.progress=none",
     "trainer=cpu",
+    "seeds=null",
 ]
 pytestmark = [
     pytest.mark.e2e,
