@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,45 +22,12 @@ from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.base import AnomalyMethod, Prediction
 from anomaly_vlm.methods.categories import Category, Learners, category_key, category_name, of_categories
 from anomaly_vlm.methods.contexts import ContextSizes, PromptLearner
+from anomaly_vlm.methods.fusion import Comparison, harmonic, similarity_factor
 from anomaly_vlm.methods.memory import PatchMemory, checked_memory
 from anomaly_vlm.methods.official_shots import read_official
-from anomaly_vlm.methods.parts import derived_generator, gaussian_smooth, to_grid, upsample
+from anomaly_vlm.methods.parts import derived_generator, gaussian_smooth, upsample
 
 TASKS = ("seg", "cls")
-
-
-class Comparison(NamedTuple):
-    """A batch against memory and texts: `textual` [B, N] and `visual` [B, N] abnormality of the patches, `score` [B] of the
-    class feature, `grid`: rows and columns of patches."""
-
-    textual: Tensor
-    visual: Tensor
-    score: Tensor
-    grid: tuple[int, int]
-
-    def fused(self) -> Tensor:
-        """Harmonic fusion [B, rows, columns] of both maps, without the factor 2, as published."""
-        return to_grid(harmonic(self.textual, self.visual), self.grid)
-
-    def visual_map(self, size: tuple[int, int]) -> Tensor:
-        """The memory's map upsampled to [B, H, W]."""
-        return upsample(to_grid(self.visual, self.grid), size, align_corners=False)
-
-
-def similarity_factor(temperature: float | str, backbone: ClipBackbone) -> float:
-    """What similarities are multiplied by: the backbone's stored (logarithmic) logit scale, or 1 / temperature."""
-    if temperature == "raw_logit_scale":
-        return backbone.logit_scale
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
-        raise UserError(
-            f"method.temperature is {temperature!r}: give raw_logit_scale, or a number above 0 such as 0.01"
-        )
-    return 1 / temperature
-
-
-def harmonic(a: Tensor, b: Tensor) -> Tensor:
-    """`1 / (1/a + 1/b)` of numbers >= 0; 0 where one of them is."""
-    return 1 / (1 / a + 1 / b)
 
 
 class VVMemoryMethod(AnomalyMethod):
@@ -246,17 +213,15 @@ class VVMemoryMethod(AnomalyMethod):
         tokens = self.frozen(batch)
         cls, patches, memory = (tokens[name].float() for name in ("cls", "patches", "memory"))
         visual, textual, score = (
-            patches.new_empty(patches.shape[:2]),
-            patches.new_empty(patches.shape[:2]),
-            cls[:, 0].clone(),
+            patches.new_empty(shape) for shape in (patches.shape[:2], patches.shape[:2], len(cls))
         )
         for name in dict.fromkeys(batch.category):
             rows = [i for i, other in enumerate(batch.category) if other == name]
             category = self.category(name)
             near = [bank(memory[rows, i]) for i, bank in enumerate(category.banks)]
             visual[rows] = torch.stack(near).mean(dim=0)
-            textual[rows] = self.abnormal_prob(patches[rows], self.texts(category, "seg"))
-            score[rows] = self.abnormal_prob(cls[rows], self.texts(category, "cls"))
+            textual[rows] = self.abnormal_prob(patches[rows], self.texts(category, "seg")).float()
+            score[rows] = self.abnormal_prob(cls[rows], self.texts(category, "cls")).float()
         height, width = (side // self.backbone.patch_size for side in batch.size)
         return Comparison(textual, visual, score, (height, width))
 
@@ -284,6 +249,11 @@ class VVMemoryMethod(AnomalyMethod):
         if len(set(batch.category)) > 1:
             raise UserError(
                 f"{type(self).__name__} learns one category at a time: train on the references (train_on=references)"
+            )
+        if category_key(batch.category[0]) not in self.categories:
+            raise UserError(
+                f"training image '{batch.path[0]}' is of category '{batch.category[0]}', which has no reference images:"
+                " few-shot prompts learn from the references alone (train_on=references)"
             )
         category, tokens = self.category(batch.category[0]), self.frozen(batch)
         values: dict[str, Tensor] = {}

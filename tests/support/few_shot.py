@@ -13,7 +13,8 @@ from torch import Tensor
 from anomaly_vlm.backbone import ClipBackbone, load_backbone
 from anomaly_vlm.checkpoints import load_official
 from anomaly_vlm.data.types import Batch, References
-from anomaly_vlm.methods.vv_memory import Comparison, VVMemoryMethod
+from anomaly_vlm.methods.fusion import Comparison
+from anomaly_vlm.methods.vv_memory import VVMemoryMethod
 from tests.support.golden import Fixture, golden_backbone
 
 ARCHITECTURE = {
