@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -48,6 +49,9 @@ class Fixture:
         self.settings: dict[str, Any] = json.loads(path.read_text())
         tensors = load_file(path.with_suffix(".safetensors"))
         self.tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+        with safe_open(path.with_suffix(".safetensors"), "pt") as file:
+            metadata = file.metadata() or {}
+        self.stride: dict[str, int] = json.loads(metadata.get("stride", "{}"))  # maps stored at every n-th row and column
         self.read: set[str] = set()
         self.compared: set[str] = set()
 
@@ -71,8 +75,9 @@ class Fixture:
         return {key.removeprefix(prefix): self.input(key) for key in self.tensors if key.startswith(prefix)}
 
     def check(self, key: str, actual: Tensor, *, rtol: float = RTOL, atol: float = ATOL) -> None:
-        """Compares with the tensor under `key`."""
-        expected = self.tensors[key]
+        """Compares with the tensor under `key`; of a thinned map, the rows and columns that are stored."""
+        expected, step = self.tensors[key], self.stride.get(key, 1)
+        actual = actual[..., ::step, ::step] if step > 1 else actual
         torch.testing.assert_close(
             actual.detach().to(expected.dtype), expected, rtol=rtol, atol=atol, msg=lambda m: f"{self.name} {key}: {m}"
         )
