@@ -37,6 +37,7 @@ CHOICES = {
     "training": ("staged", "joint"),
     "mmci.fuse": ("features", "similarities"),
 }
+PARTS = ("fg_des", "grounding", "position_prompt", "mmci", "adapter")  # what the paper's ablations leave out
 
 
 def first_stage(epochs: int | None, first: int, second: int) -> int:
@@ -61,15 +62,16 @@ class FiLo(AnomalyMethod):
     Args:
         backbone: frozen towers (paper: OpenAI ViT-L/14@336 at 518 px, exact GELU, bicubic position grid).
         descriptions: table of texts, see `DefectTexts`. class_list, class_text: which of it.
-        generic_descriptions: of categories that the table lacks. fg_des: False: sentences have the general states alone.
+        generic_descriptions: of categories that the table lacks.
         detector: boxes for test images; a `MapDetector` takes them from the method's own map; None: no position, no damping.
-        position_prompt: False: abnormal sentences name no position.
+        without: parts left out, for ablations: `fg_des` (sentences have the general states alone), `grounding` (no boxes),
+            `position_prompt` (sentences name no position, boxes still damp the map), `mmci` (linear heads alone), `adapter`.
         layers: tapped 1-based vision blocks, one of them plain; None: the backbone's.
         n_plain: first blocks without V-V path; None: a quarter.
         token_capture: `reference`: what the published code holds under the layers' names (one final V-V state; outputs plus
             the next block's attention), which the released weights need; `per_layer`: each layer's own (paper).
-        n_ctx: context tokens. kernels: (height, width) of MMCI's branches. mmci: `enabled`, and `fuse`: `features` are
-            summed (code) or the branches' `similarities` are averaged (paper). adapter: False leaves it out.
+        n_ctx: context tokens. kernels: (height, width) of MMCI's branches.
+        mmci: `fuse`: the branches' `features` are summed (code), or their `similarities` averaged (paper).
         adapter_reduction, adapter_temperature: its bottleneck; of its cross entropy.
         logit_scale: of map logits. pair_norm: texts are divided by the norm of the pair too, sqrt(2) (code).
         gaussian: `kernel`, `sigma` of the blur on each map. outside_factor: of the map outside all boxes.
@@ -99,16 +101,14 @@ class FiLo(AnomalyMethod):
         class_list: str | None = None,
         class_text: Literal["last", "own"] = "last",
         generic_descriptions: Sequence[str] = (),
-        fg_des: bool = True,
         detector: Detector | MapDetector | None = None,
-        position_prompt: bool = True,
+        without: Sequence[str] = (),
         layers: Sequence[int] | None = None,
         n_plain: int | None = None,
         token_capture: Literal["reference", "per_layer"] = "reference",
         n_ctx: int = 12,
         kernels: Sequence[Sequence[int]] = KERNELS,
         mmci: Mapping[str, Any] | None = None,
-        adapter: bool = True,
         adapter_reduction: int = 2,
         adapter_temperature: float = 0.07,
         logit_scale: float = 100.0,
@@ -134,14 +134,16 @@ class FiLo(AnomalyMethod):
         **base: Any,
     ) -> None:
         super().__init__(backbone, **base)
-        parts = {"enabled": True, "fuse": "features", **(mmci or {})}
+        fuse = {"fuse": "features", **(mmci or {})}
         blur = {"kernel": 3, "sigma": 4.0, **(gaussian or {})}
-        given = (token_capture, score, map_norm, training, parts["fuse"])
+        given = (token_capture, score, map_norm, training, fuse["fuse"])
         for (name, known), value in zip(CHOICES.items(), given, strict=True):
             if value not in known:
                 raise unknown_choice(f"method.{name}", str(value), known)
-        if wrong := [f"mmci.{key}" for key in parts if key not in ("enabled", "fuse")]:
-            raise unknown_choice("key of method", wrong[0], ["mmci.enabled", "mmci.fuse"])
+        if wrong := [key for key in fuse if key != "fuse"]:
+            raise unknown_choice("key of method.mmci", wrong[0], ["fuse"])
+        if wrong := [part for part in without if part not in PARTS]:
+            raise unknown_choice("part in method.without", str(wrong[0]), PARTS)
         if int(blur["kernel"]) % 2 == 0 or blur["sigma"] <= 0:
             raise UserError(f"method.gaussian {blur}: give an odd kernel and a sigma above 0")
         if n_ctx < 1 or min(adapter_temperature, logit_scale) <= 0:
@@ -152,10 +154,10 @@ class FiLo(AnomalyMethod):
             class_list=class_list,
             class_text=class_text,
             generic=generic_descriptions,
-            fine_grained=fg_des,
+            fine_grained="fg_des" not in without,
         )
-        self.sentences = Sentences(self.texts, n_ctx, positioned=position_prompt)
-        self.detector = detector
+        self.sentences = Sentences(self.texts, n_ctx, positioned="position_prompt" not in without)
+        self.detector = None if "grounding" in without else detector
         self.layers = backbone.checked_layers(sorted(layers or backbone.layers))
         self.n_plain = round(backbone.num_layers / 4) if n_plain is None else n_plain
         if not 0 <= self.n_plain < backbone.num_layers:
@@ -175,18 +177,24 @@ class FiLo(AnomalyMethod):
         )
         self.rates = {"heads": lr_heads, "prompts": lr_prompts, "adapter": lr_adapter}
         self.stage1_epochs = first_stage(epochs, stage1_epochs, stage2_epochs)
-        if epochs == 1 and adapter and stage1_epochs and stage2_epochs and not self.joint:
+        if epochs == 1 and "adapter" not in without and stage1_epochs and stage2_epochs and not self.joint:
             log.warning("epochs=1 trains the heads alone: the adapter keeps its random start; give 2 or more")
 
         self.token_list = TokenList(self.layers, self.n_plain, as_held=token_capture == "reference")
-        dim, fused = backbone.embed_dim, parts["fuse"] == "similarities"
+        dim = backbone.embed_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.normal = PromptLearner(n_ctx, dim, backbone.text_width)
             self.abnormal = PromptLearner(n_ctx, dim, backbone.text_width)
-            names = self.token_list.names
-            self.heads = Heads(names, backbone.width, dim, kernels, mmci=parts["enabled"], similarities=fused)
-            self.adapter = Adapter(dim, adapter_reduction) if adapter else None
+            self.heads = Heads(
+                self.token_list.names,
+                backbone.width,
+                dim,
+                kernels,
+                mmci="mmci" not in without,
+                similarities=fuse["fuse"] == "similarities",
+            )
+            self.adapter = None if "adapter" in without else Adapter(dim, adapter_reduction)
 
     # ---- image tower: frozen -----------------------------------------------------------------------------------------
 
@@ -330,7 +338,7 @@ class FiLo(AnomalyMethod):
             raise UserError("the loss has neither 'focal' nor 'dice', which stage 1 needs: choose loss=filo")
         if self.adapter is not None and "image" not in self.terms:
             raise UserError(
-                "the loss has no term 'image', which trains the adapter: choose loss=filo, or method.adapter=false"
+                "the loss has no term 'image', which trains the adapter: choose loss=filo, or method.without=[adapter]"
             )
         groups: dict[str, list[nn.Parameter]] = {name: [] for name in self.rates}
         for name, parameter in self.learnable().items():

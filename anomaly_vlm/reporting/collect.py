@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from anomaly_vlm.reporting.tables import percent, shown_columns
@@ -70,7 +71,7 @@ def sweep_table(rows: Sequence[dict[str, Any]], *, csv_path: Path) -> Table:
         table.add_column(title, justify="right")
     for shown, members in groups.items():
         count = [str(len(members))] if several else []
-        table.add_row(*shown, *count, *(spread([m["means"].get(key) for m in members]) for key in columns))
+        table.add_row(*map(escape, shown), *count, *(spread([m["means"].get(key) for m in members]) for key in columns))
     return table
 
 

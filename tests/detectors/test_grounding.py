@@ -168,7 +168,6 @@ def load(kind: type[GroundingDetector], place: Path, **options: Any) -> Groundin
 
 
 @ORIGINAL
-@pytest.mark.slow
 def test_both_backends_say_the_same(original: Path) -> None:
     images = [Picture(f"{i}.png", picture(i, 160 if i < 2 else 128, 128)) for i in range(3)]
     theirs = load(GroundingDinoDetector, original).queries(images, CAPTIONS)
@@ -178,7 +177,6 @@ def test_both_backends_say_the_same(original: Path) -> None:
 
 
 @ORIGINAL
-@pytest.mark.slow
 def test_the_original_code_runs_mixed_captions_apart(original: Path) -> None:
     detector = load(GroundingDinoDetector, original)
     images = [Picture(f"{i}.png", picture(i, 128, 128)) for i in range(3)]
@@ -187,7 +185,6 @@ def test_the_original_code_runs_mixed_captions_apart(original: Path) -> None:
 
 
 @ORIGINAL
-@pytest.mark.slow
 def test_every_key_is_mapped(original: Path) -> None:
     state = read_original(original / "weights.pth")
     facts = sizes(state)
@@ -206,7 +203,6 @@ def test_every_key_is_mapped(original: Path) -> None:
 
 
 @ORIGINAL
-@pytest.mark.slow
 def test_older_names_of_the_swin_part(original: Path) -> None:
     """transformers before 5 names it otherwise; the model's own keys decide."""
     state = read_original(original / "weights.pth")

@@ -21,7 +21,7 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.detectors import ComponentsDetector, Detections
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.filo import FiLo, first_stage, probabilities
+from anomaly_vlm.methods.filo import PARTS, FiLo, first_stage, probabilities
 from anomaly_vlm.methods.filo_boxes import best_box, cell, damped, position_of, with_valid_phrases
 from anomaly_vlm.methods.mmci import MMCI, convolve
 from anomaly_vlm.texts import load_texts
@@ -260,22 +260,9 @@ def test_images_that_the_detector_has_not_seen(clip: ClipBackbone) -> None:
 # ---- ablations -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"fg_des": False},
-        {"position_prompt": False},
-        {"mmci": {"enabled": False}},
-        {"adapter": False},
-        {"detector": None},
-    ],
-    ids=lambda options: next(iter(options)),
-)
-def test_each_part_can_be_left_out(clip: ClipBackbone, options: dict[str, Any]) -> None:
-    method, whole = (
-        make(clip, **{"detector": ComponentsDetector(), **options}),
-        make(clip, detector=ComponentsDetector()),
-    )
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_can_be_left_out(clip: ClipBackbone, part: str) -> None:
+    method, whole = (make(clip, detector=ComponentsDetector(), without=left) for left in ([part], []))
     one = batch()
     assert torch.isfinite(method.predict(one).map).all()
     assert not torch.equal(method.predict(one).map, whole.predict(one).map)
@@ -285,8 +272,9 @@ def test_each_part_can_be_left_out(clip: ClipBackbone, options: dict[str, Any]) 
     assert torch.isfinite(total)
     normal, abnormal = method.sentences.lines("metal nut")
     assert len(normal) == 7
-    count = {"fg_des": 5 * 9, "position_prompt": 8 + 5}.get(next(iter(options)), (8 + 5) * 9)
-    assert len(abnormal) == count
+    assert len(abnormal) == {"fg_des": 5 * 9, "position_prompt": 8 + 5}.get(part, (8 + 5) * 9)
+    assert (method.detector is None, len(method.heads.mmci)) == (part == "grounding", 0 if part == "mmci" else 3)
+    assert (method.adapter is None) == (part == "adapter")
     method.zero_grad(set_to_none=True)
 
 
@@ -295,8 +283,8 @@ def test_published_weights_without_the_parts_left_out(clip: ClipBackbone, tmp_pa
     state = {whole.official_name(name): p.detach().clone() for name, p in whole.learnable().items()}
     extra = {"clip_model.visual.proj": torch.zeros(1), "text_encoder.ln_final.bias": torch.zeros(1)}
     torch.save({"filo": {**state, **extra}}, tmp_path / "filo.pth")
-    for options in ({}, {"mmci": {"enabled": False}}, {"adapter": False}):
-        method = load_official(make(clip, **options), tmp_path / "filo.pth")
+    for without in ([], ["mmci"], ["adapter"]):
+        method = load_official(make(clip, without=without), tmp_path / "filo.pth")
         for name, parameter in method.learnable().items():
             assert torch.equal(parameter, dict(whole.named_parameters())[name]), name
     expected = {
@@ -355,7 +343,7 @@ def test_heads_and_prompts_first_then_the_adapter(clip: ClipBackbone) -> None:
     assert fit(method, 3) == [learned, learned, {"adapter"}]
     joint = make(clip, epochs=1, training="joint", optimizer=OPTIMIZER)
     assert fit(joint, 1) == [{*learned, "adapter"}]
-    bare = make(clip, epochs=3, stage1_epochs=2, stage2_epochs=1, adapter=False, optimizer=OPTIMIZER)
+    bare = make(clip, epochs=3, stage1_epochs=2, stage2_epochs=1, without=["adapter"], optimizer=OPTIMIZER)
     assert fit(bare, 3) == [learned, learned], "without an adapter the run ends with stage 1"
 
 
@@ -376,7 +364,7 @@ def test_losses_that_a_stage_lacks(clip: ClipBackbone) -> None:
     maps = {key: conf[key] for key in ("focal", "dice")}
     with pytest.raises(UserError, match="no term 'image'"):
         make(clip, loss=maps, optimizer=OPTIMIZER).configure_optimizers()
-    assert make(clip, loss=maps, adapter=False, optimizer=OPTIMIZER).configure_optimizers()
+    assert make(clip, loss=maps, without=["adapter"], optimizer=OPTIMIZER).configure_optimizers()
 
 
 def test_the_joint_loss_trains_everything_at_once(clip: ClipBackbone) -> None:
@@ -393,7 +381,8 @@ def test_the_joint_loss_trains_everything_at_once(clip: ClipBackbone) -> None:
     [
         ({"token_capture": "x"}, r"unknown method\.token_capture 'x'"),
         ({"mmci": {"fuse": "x"}}, r"unknown method\.mmci\.fuse 'x'"),
-        ({"mmci": {"fused": True}}, r"mmci\.fused"),
+        ({"mmci": {"fused": True}}, r"unknown key of method\.mmci 'fused'"),
+        ({"without": ["boxes"]}, r"unknown part in method\.without 'boxes'"),
         ({"cells": "x"}, r"unknown method\.cells"),
         ({"phrase_match": "x"}, r"unknown method\.phrase_match"),
         ({"score_cut": -1}, r"method\.score_cut is -1"),

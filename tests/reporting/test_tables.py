@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from anomaly_vlm.reporting.collect import collect_runs, sweep_table
+from anomaly_vlm.reporting.console import show
 from anomaly_vlm.reporting.record import environment, write_metrics
 from anomaly_vlm.reporting.tables import categories, percent, results_table, write_csv
 
@@ -97,6 +98,23 @@ def test_sweep_table_joins_seeds(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         written = list(csv.DictReader(file))
     assert [row["image_auroc"] for row in written] == ["0.5", "0.7", "0.9", "0.9"]
     assert [row["method.prompts.depth"] for row in written] == ["2", "2", "4", "4"]
+
+
+def test_lists_in_overrides_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = [
+        {
+            "run": str(i),
+            "method": "m",
+            "backbone": "b",
+            "data": "d",
+            "seed": 0,
+            "overrides": {"without": part},
+            "means": {},
+        }
+        for i, part in enumerate(("[]", "[mmci]"))
+    ]
+    show(sweep_table(rows, csv_path=tmp_path / "sweep.csv"))
+    assert "[mmci]" in capsys.readouterr().out
 
 
 def test_runs_that_differ_in_nothing_but_the_seed(tmp_path: Path) -> None:
