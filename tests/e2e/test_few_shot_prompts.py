@@ -17,7 +17,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*the (pixel|image) values.*undefined.*"),
 ]
 METHODS = ["promptad", "finegrainedad"]
-BASE = [*QUICK[1:], "shots=2", "compare_untrained=false", "pictures.per_category=0", "checkpoint.every_steps=3"]
+BASE = [
+    *QUICK[1:],
+    "shots=2",
+    "seeds=null",
+    "compare_untrained=false",
+    "pictures.per_category=0",
+    "checkpoint.every_steps=3",
+]
 
 
 def words(method: str, *more: str) -> list[str]:
