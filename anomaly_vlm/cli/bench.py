@@ -15,6 +15,7 @@ BENCHES = {
     "trivial": "trivial baselines on the held-out procedural pictures, which any method must beat",
     "training": "AnomalyCLIP and FAPrompt with frozen tokens kept, against the published way of computing a step",
     "winclip": "windows against a plain forward and against one at a time; texts, token cache, patch memory",
+    "filo": "FiLo's seconds by part, MMCI's share, a training step against the published way",
     "metrics": "exact and binned metrics against the official routine and public libraries",
 }
 HELP = "usage: anomaly-vlm bench NAME [--quick]\n\n" + "\n".join(
