@@ -6,9 +6,9 @@ pixel x, c_ik that mask i shows class k, y_k(x) = sum_i s_i(x) c_ik.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,20 +60,29 @@ def geometric_ensemble(
 
 @dataclass
 class PixelClasses:
-    """Sums over the masks. by_class: y [B, K + Q, H, W]. inside: sum_i s_i max_(k known) c_ik [B, H, W]. known: K."""
+    """What the masks say of every pixel.
+
+    Attributes:
+        by_class: y [B, K + Q, H, W]. inside: sum_i s_i max_(k known) c_ik [B, H, W].
+        owner: [B, H, W] max_(k known) c_ik of the mask that owns the pixel, the largest of s_i max_k c_ik.
+        known: K.
+    """
 
     by_class: Tensor
     inside: Tensor
+    owner: Tensor
     known: int
 
-    def __iadd__(self, other: PixelClasses) -> PixelClasses:
-        self.by_class += other.by_class
-        self.inside += other.inside
-        return self
+    def map(self, how: Callable[[Tensor], Tensor]) -> PixelClasses:
+        """`how` of every [B, C, H, W]; single maps come and go with C = 1."""
+        inside, owner = (how(part[:, None])[:, 0] for part in (self.inside, self.owner))
+        return PixelClasses(how(self.by_class), inside, owner, self.known)
 
-    def __truediv__(self, count: float | Tensor) -> PixelClasses:
-        """Mean of `count` passes; a tensor [H, W] counts them by pixel."""
-        return PixelClasses(self.by_class / count, self.inside / count, self.known)
+    def add(self, other: PixelClasses, at: Any = ...) -> None:
+        """Adds another's values to the pixels `at`, in place."""
+        self.by_class[at] += other.by_class
+        self.inside[at] += other.inside
+        self.owner[at] += other.owner
 
 
 def mask_probabilities(masks: Tensor, padded: tuple[int, int], inner: tuple[int, int], size: tuple[int, int]) -> Tensor:
@@ -104,21 +113,26 @@ def pixel_classes(
         padded, inner: height and width of the network's input with and without padding. size: of the result.
         chunk: masks at a time, a matter of memory alone.
     """
-    total: PixelClasses | None = None
-    best = classes[..., :known].amax(dim=-1)
+    best = classes[..., :known].amax(dim=-1)  # [B, N]
+    y: PixelClasses | None = None
+    claim: Tensor | None = None  # [B, H, W] of the owner so far
     for part, c, top in zip(
         masks.split(chunk, dim=1), classes.split(chunk, dim=1), best.split(chunk, dim=1), strict=True
     ):
         s = mask_probabilities(part, padded, inner, size)
-        summed = PixelClasses(
-            torch.einsum("bnhw,bnk->bkhw", s, c.to(s.dtype)), torch.einsum("bnhw,bn->bhw", s, top.to(s.dtype)), known
-        )
-        if total is None:
-            total = summed
+        c, top = c.to(s.dtype), top.to(s.dtype)
+        by_class, inside = torch.einsum("bnhw,bnk->bkhw", s, c), torch.einsum("bnhw,bn->bhw", s, top)
+        strongest, who = (s * top[..., None, None]).max(dim=1)
+        owner = top.gather(1, who.flatten(1)).view_as(strongest)
+        if y is None or claim is None:
+            y, claim = PixelClasses(by_class, inside, owner, known), strongest
         else:
-            total += summed
-    assert total is not None
-    return total
+            y.by_class += by_class
+            y.inside += inside
+            y.owner = torch.where(strongest > claim, owner, y.owner)
+            claim = torch.maximum(claim, strongest)
+    assert y is not None
+    return y
 
 
 def _largest(y: PixelClasses) -> Tensor:
@@ -141,11 +155,15 @@ def _margin(y: PixelClasses) -> Tensor:
 
 
 def _max_softmax(y: PixelClasses) -> Tensor:
+    return -y.owner
+
+
+def _max_softmax_pixel(y: PixelClasses) -> Tensor:
     known = y.by_class[:, : y.known]
     return -known.amax(dim=1) / known.sum(dim=1).clamp_min(1e-12)
 
 
-def _max_softmax_raw(y: PixelClasses) -> Tensor:
+def _max_softmax_logits(y: PixelClasses) -> Tensor:
     return -y.by_class[:, : y.known].softmax(dim=1).amax(dim=1)
 
 
@@ -154,9 +172,10 @@ SCORES = {
     "rba": _rba,  # rejected by all: - sum_k tanh y_k (Nayal et al., ICCV 2023)
     "max_inside": _inside,  # the maximum inside the sum: - sum_i s_i max_k c_ik (EAM's way)
     "margin": _margin,  # this project's: minus (largest y_k - second largest)
-    # maximum softmax (Hendrycks and Gimpel, ICLR 2017) of a closed-set segmenter, in both ways in which the y become one:
-    "max_softmax": _max_softmax,  # y_k / sum_j y_j, the distribution over known classes that they are
-    "max_softmax_raw": _max_softmax_raw,  # softmax of the y_k as if they were logits
+    # maximum softmax (Hendrycks and Gimpel, ICLR 2017), in the three ways in which masks give pixels one:
+    "max_softmax": _max_softmax,  # of the classifier's softmax, for the mask that owns the pixel
+    "max_softmax_pixel": _max_softmax_pixel,  # of y_k / sum_j y_j, the distribution over known classes that the y are
+    "max_softmax_logits": _max_softmax_logits,  # of softmax(y), as if the y were logits
 }
 
 

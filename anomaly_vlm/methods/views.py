@@ -52,9 +52,9 @@ class Views:
             if total is None:
                 total = found
             else:
-                total += found
+                total.add(found)
         assert total is not None
-        return total if len(self.scales) == 1 else total / len(self.scales)
+        return total if len(self.scales) == 1 else total.map(lambda part: part / len(self.scales))
 
     def _scaled(self, images: Tensor, scale: float) -> Tensor:
         if scale == 1:
@@ -74,17 +74,12 @@ class Views:
                 at = (..., slice(top, top + height), slice(left, left + width))
                 part = one(images[at], (height, width))
                 if total is None:
-                    total = PixelClasses(
-                        part.by_class.new_zeros(*part.by_class.shape[:2], *whole),
-                        part.inside.new_zeros(part.inside.shape[0], *whole),
-                        part.known,
-                    )
-                total.by_class[at] += part.by_class
-                total.inside[at] += part.inside
+                    total = part.map(lambda one: one.new_zeros(*one.shape[:2], *whole))
+                total.add(part, at)
                 count[top : top + height, left : left + width] += 1
         assert total is not None
-        mean = total / count
-        return mean if whole == size else resized(mean, size)
+        mean = total.map(lambda part: part / count)
+        return mean if whole == size else mean.map(lambda part: _resized(part, size))
 
 
 def starts(length: int, window: int, overlap: float) -> list[int]:
@@ -96,10 +91,5 @@ def starts(length: int, window: int, overlap: float) -> list[int]:
     return torch.linspace(0, length - window, count).round().int().tolist()
 
 
-def resized(y: PixelClasses, size: tuple[int, int]) -> PixelClasses:
-    """Bilinear to another size."""
-    return PixelClasses(
-        F.interpolate(y.by_class, size=size, mode="bilinear", align_corners=False),
-        F.interpolate(y.inside[:, None], size=size, mode="bilinear", align_corners=False)[:, 0],
-        y.known,
-    )
+def _resized(values: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=False)

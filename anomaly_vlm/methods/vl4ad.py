@@ -91,7 +91,7 @@ class VL4AD(AnomalyMethod):
         alpha: float = 0.4,
         beta: float = 0.8,
         score: str = "max",
-        compare: Sequence[str] = ("rba", "max_inside", "margin", "max_softmax", "max_softmax_raw"),
+        compare: Sequence[str] = tuple(name for name in SCORES if name != "max"),
         queries: int = 250,
         hidden: int = 256,
         heads: int = 8,
