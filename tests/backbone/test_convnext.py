@@ -66,7 +66,7 @@ def test_frozen_named_and_sized() -> None:
     assert not any(p.requires_grad for p in backbone.parameters()) and not backbone.train().training
     assert backbone.describe() == "tiny_convnext, random weights (seed 0)"
     assert tiny_convnext().fingerprint() == backbone.fingerprint() != tiny_convnext(random_seed=1).fingerprint()
-    with pytest.raises(UserError, match="image_size 100: .* needs a positive multiple of its stride 32, such as 96"):
+    with pytest.raises(UserError, match=r"image_size 100: .* needs a positive multiple of its stride 32, such as 96"):
         tiny_convnext(image_size=100)
     with pytest.raises(UserError, match=r"backbone\.layers is \[1, 2\]: tiny_convnext is a ConvNeXt"):
         tiny_convnext(layers=[1, 2])

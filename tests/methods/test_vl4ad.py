@@ -30,7 +30,10 @@ from tests.support.conf import loss_conf
 from tests.support.road import any_images, first_batch, road_data, small_vl4ad, tiny_convnext
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*LeafSpec.*", "ignore:.*does not have many workers.*", "ignore:.*in eval mode.*"
+    "ignore:.*LeafSpec.*",
+    "ignore:.*does not have many workers.*",
+    "ignore:.*in eval mode.*",
+    "ignore:.*have no `val_.*",
 )
 TABLE = load_texts("vl4ad_prompts")
 
