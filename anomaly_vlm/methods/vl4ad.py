@@ -155,7 +155,9 @@ class VL4AD(AnomalyMethod):
             generator = torch.Generator().manual_seed(self.seed + 2)
             shape = (len(self.known.names), backbone.embed_dim)
             self.class_vectors = nn.Parameter(torch.randn(shape, generator=generator))
-        self.matching = MaskMatching(points=points, weights={name: term.weight for name, term in self.terms.items()})
+        self.matching: MaskMatching | None = None  # without losses nothing is matched
+        if self.terms:
+            self.matching = MaskMatching(points=points, weights={name: t.weight for name, t in self.terms.items()})
         if backbone.is_random if train_backbone is None else train_backbone:
             backbone.trunk().requires_grad_(True)
         self._texts: dict[tuple[str, ...], Tensor] = {}
@@ -272,6 +274,8 @@ class VL4AD(AnomalyMethod):
     # ---- learning ----------------------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
+        if not self.terms:
+            return super().losses(batch)
         if batch.semantic is None:
             raise UserError(
                 f"VL4AD learns from class labels, and '{batch.path[0]}' has none: train on cityscapes or procedural_road"
@@ -293,6 +297,7 @@ class VL4AD(AnomalyMethod):
             masks: [B, N, h, w]. logits: [B, N, K + 1]. targets: of each image.
             key: (stage, batch), from which the random points derive; None: from the global generator.
         """
+        assert self.matching is not None
         if key is None:
             matched = self.matching(masks, logits, targets)
         else:

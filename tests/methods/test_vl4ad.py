@@ -311,6 +311,13 @@ def test_it_needs_class_labels() -> None:
         small_vl4ad().losses(batch)
 
 
+def test_without_losses_it_scores_and_cannot_learn() -> None:
+    method = small_vl4ad(losses={}).eval()
+    assert method.predict(first_batch("test")).map.shape == (1, 50, 90)
+    with pytest.raises(UserError, match="VL4AD learns nothing"):
+        method.losses(first_batch())
+
+
 def test_terms_can_be_left_out() -> None:
     conf = {name: entry for name, entry in loss_conf("vl4ad").items() if name != "dice"}
     assert set(small_vl4ad(losses=build_terms(conf)).losses(first_batch())) == {"class", "mask"}

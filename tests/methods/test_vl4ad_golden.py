@@ -166,6 +166,7 @@ def check_second_classifier(fixture: Fixture, method: VL4AD, decoded: Any, dense
 def fixed_points(monkeypatch: pytest.MonkeyPatch, method: VL4AD, matcher: Tensor, masks: Tensor) -> Iterator[None]:
     """Every random draw of points gives these: one set [P, 2] an image for the matcher, then those of the matched masks."""
     draws = iter(matcher)
+    assert method.matching is not None
     with monkeypatch.context() as patch:
         patch.setattr(torch, "rand", lambda *shape, **_: next(draws)[None])
         patch.setattr(method.matching.criterion, "sample_points_using_uncertainty", lambda *_: masks)
@@ -194,6 +195,7 @@ def check_training(fixture: Fixture, towers: Towers, monkeypatch: pytest.MonkeyP
                 fixture.check(f"train/loss_{key}", values[name])
             fixture.check("train/total", total)
             with fixed_points(monkeypatch, method, *points):
+                assert method.matching is not None
                 matched = method.matching(decoded.masks[-1], logits, targets)
             for key in ("image", "query", "target"):
                 fixture.check(f"train/match_{key}", getattr(matched, key))
