@@ -208,6 +208,7 @@ class FiLo(AnomalyMethod):
 
     def feature(self, cls: Tensor, *, adapted: bool) -> Tensor:
         """Global feature [B, C], unit norm."""
+        cls = cls.to(self.normal.ctx.dtype)
         return F.normalize(self.adapter(cls) if adapted and self.adapter is not None else cls, dim=-1)
 
     def forget_learned(self) -> None:
@@ -251,7 +252,7 @@ class FiLo(AnomalyMethod):
 
     def similarity(self, feature: Tensor, pairs: Tensor) -> Tensor:
         """[B, C], [B, 2, C] -> similarities (normal, abnormal) [B, 2]."""
-        return torch.einsum("bc,bkc->bk", feature, pairs)
+        return torch.einsum("bc,bkc->bk", feature.float(), pairs)
 
     # ---- maps --------------------------------------------------------------------------------------------------------
 
@@ -295,7 +296,7 @@ class FiLo(AnomalyMethod):
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
         tokens, size, grid = self.frozen(batch), batch.size, self.grid(batch)
-        feature = self.feature(tokens["cls"].float(), adapted=True)
+        feature = self.feature(tokens["cls"], adapted=True)
         heads = self.heads(tokens, grid)
         places = self.located(batch) if isinstance(self.detector, Detector) else None
         texts = self.raw_texts(batch.category, feature, None if places is None else [p.position for p in places])
@@ -363,7 +364,7 @@ class FiLo(AnomalyMethod):
         if not {"focal", "dice"} & self.terms.keys():
             return {}
         tokens, mask, grid = self.frozen(batch), self.training_mask(batch), self.grid(batch)
-        feature = self.feature(tokens["cls"].float(), adapted=adapted)
+        feature = self.feature(tokens["cls"], adapted=adapted)
         pairs = self.pairs(self.raw_texts(batch.category, feature))
         logits = self.map_logits(self.heads(tokens, grid), pairs, grid, (mask.shape[-2], mask.shape[-1]))
         normal = probabilities([-one for one in logits])  # near 0 it has digits that 1 minus the abnormal one lost
@@ -373,7 +374,7 @@ class FiLo(AnomalyMethod):
         """Stage 2: cross entropy of the adapted global feature. Its sentences follow it, without gradient when staged."""
         if "image" not in self.terms:
             return {}
-        feature = self.feature(self.frozen(batch)["cls"].float(), adapted=True)
+        feature = self.feature(self.frozen(batch)["cls"], adapted=True)
         with torch.set_grad_enabled(through_text and torch.is_grad_enabled()):
             pairs = self.pairs(self.raw_texts(batch.category, feature))
         prob = (self.similarity(feature, pairs) / self.adapter_temperature).softmax(dim=-1)[:, 1]

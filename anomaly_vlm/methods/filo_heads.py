@@ -78,10 +78,12 @@ class Heads(nn.Module):
 
     def forward(self, tokens: Mapping[str, Tensor], grid: tuple[int, int]) -> list[Tensor]:
         """Outputs of the heads, linear ones first, each [branches, B, N, C], unit norm; one branch unless `similarities`."""
-        outputs = [head(tokens[name].float())[None] for head, name in zip(self.linear, self.linear_names, strict=True)]
+        dtype = next(self.parameters()).dtype  # the cache keeps tokens in the precision of the run that made them
+        tokens = {name: value.to(dtype) for name, value in tokens.items()}
+        outputs = [head(tokens[name])[None] for head, name in zip(self.linear, self.linear_names, strict=True)]
         if self.similarities:
             pairs = zip(self._heads(), self.mmci_names, strict=True)
-            outputs += [head.branches(tokens[name].float(), grid) for head, name in pairs]
+            outputs += [head.branches(tokens[name], grid) for head, name in pairs]
         else:
             outputs += [out[None] for out in self._convolved(tokens, grid)]
         return [F.normalize(out.float(), dim=-1) for out in outputs]
@@ -93,9 +95,7 @@ class Heads(nn.Module):
         for name in dict.fromkeys(self.mmci_names):
             own = [i for i, other in enumerate(self.mmci_names) if other == name]
             weight, bias = (torch.cat(part) for part in zip(*(kernels[i] for i in own), strict=True))
-            outputs.update(
-                zip(own, convolve(tokens[name].float(), grid, weight, bias).chunk(len(own), dim=-1), strict=True)
-            )
+            outputs.update(zip(own, convolve(tokens[name], grid, weight, bias).chunk(len(own), dim=-1), strict=True))
         return [outputs[i] for i in range(len(outputs))]
 
     def merged_kernels(self) -> list[tuple[Tensor, Tensor]]:
