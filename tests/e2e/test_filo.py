@@ -23,6 +23,7 @@ pytestmark = pytest.mark.e2e
 
 QUICK = [
     "method=filo",
+    "backbone=tiny_random",
     "backbone.architecture.vision_cfg.layers=4",
     "backbone.layers=[1,2,3,4]",
     "image_size=64",
