@@ -10,14 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone
+from anomaly_vlm.methods.winclip import windows_of
 from anomaly_vlm.nano.model import TEMPERATURE
 from anomaly_vlm.nano.text import SCALE, Directions
 from anomaly_vlm.nano.views import Views
 from anomaly_vlm.nano.words import GENERIC_NOUN
 
 FULL = 0.2  # a patch counts as damaged to the share of it that is, divided by this and cut at 1
-WEIGHTS = {"patches": 1.0, "dice": 0.3, "state": 1.0, "rank": 0.5, "caption": 0.5, "material": 0.3}
-VV_SHARE = 0.1  # of the steps that train the V-V path's patches in place of the ordinary ones
+WEIGHTS = {"patches": 1.0, "dice": 0.3, "state": 1.0, "rank": 0.5, "caption": 0.5, "material": 0.3, "windows": 1.0}
+VV_SHARE = 0.1  # of the steps that train the V-V path's patches in place of the ordinary ones ..
+WINDOW_SHARE = 0.15  # .. and of those that train windows of 2 to 4 patches, which WinCLIP asks
+WINDOWS = 16  # of an image
+
+
+def focal_bce(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy, weighted by how wrong the probability is and by damage, which is rare."""
+    with torch.no_grad():
+        weight = (target - torch.sigmoid(logits)).abs() * (1 + 3 * target)
+    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (weight * each).sum() / weight.sum().clamp(min=1.0)
 
 
 class ImageStage:
@@ -49,25 +60,22 @@ class ImageStage:
         """Unweighted terms of a batch."""
         backbone, count = self.backbone, len(views.image)
         dual = None
-        if torch.rand(1, generator=generator).item() < VV_SHARE:
+        draw = torch.rand(1, generator=generator).item()
+        if draw < VV_SHARE:
             dual = int(torch.randint(0, backbone.num_layers // 2 + 1, (1,), generator=generator))
+        elif draw < VV_SHARE + WINDOW_SHARE:
+            return {"windows": self.window_loss(views, generator)}
         last = backbone.num_layers
         tokens = backbone.encode_image(self.normalise(views.image), layers=[last], vv_from=dual)
         cls = F.normalize(tokens.cls, dim=-1)
         patches = F.normalize(backbone.project(tokens.patches[0]), dim=-1)
 
-        told = torch.rand(count, generator=generator) < 0.65  # else the prompt speaks of some other thing
-        noun = torch.where(told, views.noun, GENERIC_NOUN)
-        pick = torch.randint(self.bank.shape[2], (3, count), generator=generator)
-        axis = self.bank[noun, 1, pick[0]] - self.bank[noun, 0, pick[1]]  # [B, C]
+        axis = self.asked(views, generator)
         margin = (cls * axis).sum(1)
         local = torch.einsum("bnc,bc->bn", patches, axis)
         target = (views.cover / FULL).clamp(max=1)
         logits, p = local / TEMPERATURE, torch.sigmoid(local / TEMPERATURE)
-        with torch.no_grad():
-            weight = (target - p).abs() * (1 + 3 * target)
-        bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        values = {"patches": (weight * bce).sum() / weight.sum().clamp(min=1.0)}
+        values = {"patches": focal_bce(logits, target)}
         hurt = views.label > 0
         overlap = 2 * (p * target).sum(1) + 1
         values["dice"] = (1 - overlap / (p.sum(1) + target.sum(1) + 1))[hurt].mean() if hurt.any() else logits.sum() * 0
@@ -81,7 +89,8 @@ class ImageStage:
         seen = views.label[count // 2 :]
         values["rank"] = (F.softplus((whole - broken) * 5) * seen).sum() / seen.sum().clamp(min=1)
 
-        caption = self.bank[views.noun, views.state, pick[2]]
+        pick = torch.randint(self.bank.shape[2], (count,), generator=generator)
+        caption = self.bank[views.noun, views.state, pick]
         similar = cls @ caption.T * SCALE
         same = (views.noun[:, None] == views.noun) & (views.state[:, None] == views.state)
         similar = similar.masked_fill(same & ~torch.eye(count, dtype=torch.bool), -torch.inf)
@@ -93,6 +102,26 @@ class ImageStage:
             aim = views.noun[named][:, None].expand(-1, kinds.shape[1]).flatten()
             values["material"] = F.cross_entropy(kinds.flatten(0, 1), aim)
         return values
+
+    def asked(self, views: Views, generator: torch.Generator) -> Tensor:
+        """A damaged text minus a flawless one for each view [B, C]: of its noun, or of some other thing."""
+        count = len(views.noun)
+        noun = torch.where(torch.rand(count, generator=generator) < 0.65, views.noun, GENERIC_NOUN)
+        pick = torch.randint(self.bank.shape[2], (2, count), generator=generator)
+        return self.bank[noun, 1, pick[0]] - self.bank[noun, 0, pick[1]]
+
+    def window_loss(self, views: Views, generator: torch.Generator) -> Tensor:
+        """The class token of windows of patches, which sees nothing else: damaged as its most damaged patch is."""
+        backbone = self.backbone
+        side = views.image.shape[-1] // backbone.patch_size
+        size = int(torch.randint(2, 5, (1,), generator=generator))
+        windows = windows_of(size, (side, side))
+        rows = torch.randperm(len(windows.keep), generator=generator)[:WINDOWS]
+        tokens = backbone.encode_image(self.normalise(views.image), keep=windows.keep[rows])
+        cls = F.normalize(tokens.cls, dim=-1).unflatten(0, (len(views.image), -1))  # [B, W, C]
+        logits = torch.einsum("bwc,bc->bw", cls, self.asked(views, generator)) / TEMPERATURE
+        worst = (views.cover[:, None] * windows.cover.T[rows]).amax(dim=2)  # [B, W]
+        return focal_bce(logits, (worst / FULL).clamp(max=1))
 
     def total(self, values: dict[str, Tensor]) -> Tensor:
         return torch.stack([WEIGHTS[name] * value for name, value in values.items()]).sum()

@@ -86,8 +86,7 @@ def _image_stage(
     elif number:
         stage.backbone.visual.load_state_dict(stage.average.state_dict())
     started, first = time.monotonic(), done
-    sums: dict[str, float] = {}
-    seen = 0
+    sums: dict[str, list[float]] = {}
     for step in range(done, steps):
         for group in optimizer.param_groups:
             group["lr"] = options["lr"] * rate(step)
@@ -101,13 +100,12 @@ def _image_stage(
         optimizer.step()
         stage.follow(min(0.999, (step + 1) / (step + 10)))
         for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
-        seen += 1
+            sums.setdefault(name, []).append(value.item())
         last = step + 1 == steps
         if (step + 1) % cfg["every"] == 0 or last:
             speed = (step + 1 - first) * 2 * pairs / (time.monotonic() - started)
             left = (steps - step - 1) * 2 * pairs / speed / 60
-            means = {name: value / seen for name, value in sums.items()}
+            means = {name: sum(each) / len(each) for name, each in sorted(sums.items())}
             tell(
                 f"{side} px, step {step + 1}/{steps}: "
                 + ", ".join(f"{name} {value:.3f}" for name, value in means.items())
@@ -118,7 +116,7 @@ def _image_stage(
                 row |= {f"val_{name}": round(value, 2) for name, value in _validate(stage, side, cfg).items()}
                 tell("validation: " + ", ".join(f"{k[4:]} {v}" for k, v in row.items() if k.startswith("val_")))
             _append(folder / "curve.csv", row)
-            sums, seen = {}, 0
+            sums = {}
             _keep({"stage": stage.state_dict(), "optimizer": optimizer.state_dict(), "done": step + 1}, kept)
 
 
@@ -141,7 +139,7 @@ def _keep(state: Any, path: Path) -> None:
 
 
 COLUMNS = (
-    "stage", "step", "patches", "dice", "state", "rank", "caption", "material",
+    "stage", "step", "patches", "dice", "state", "rank", "caption", "material", "windows",
     "val_image", "val_image_object", "val_image_texture", "val_pixel",
 )  # fmt: skip
 
