@@ -24,6 +24,8 @@ from anomaly_vlm.methods.base import AnomalyMethod, Prediction
 from anomaly_vlm.methods.hsf import HybridSemanticFusion
 from anomaly_vlm.methods.parts import derived_generator, fill_templates, gaussian_smooth, to_grid, upsample
 
+PAPER_DEPTH = 4  # blocks with prompts
+
 
 class HybridPrompts(nn.Module):
     """Prompt tokens of one tower (section 3.3): static ones, learned for each depth, plus dynamic ones, a linear map of the
@@ -76,7 +78,7 @@ class AdaCLIP(AnomalyMethod):
         states_normal, states_abnormal, templates: prompt ensemble; `{}` takes the class word, then the state.
         layers: 1-based vision blocks whose patches are compared with the texts (paper: 6, 12, 18, 24).
         prompts: `branch`: towers with prompts, subset of `VL` (V image, L text); `type`: `S`, `D`, `SD` or empty; `depth`:
-            blocks that get prompts (4); `length`: tokens (5); `text_mode`: `overwrite` the sentence's first words from
+            blocks that get prompts (None: 4, the paper's, or as many as the shallower tower has); `length`: tokens (5); `text_mode`: `overwrite` the sentence's first words from
             block 1 on (code), or `insert` behind the start token from block 0 on (paper).
         projection: `linear` layers, learned, or CLIP's own frozen `clip` projection (paper, appendix 5).
         temperature: of the similarities (0.01).
@@ -130,7 +132,9 @@ class AdaCLIP(AnomalyMethod):
         self._texts: dict[str, Tensor] = {}  # category -> [C, 2], while the learned values stand still
         self._pooled: dict[str, Tensor] = {}  # image key -> unprompted global feature [C]
 
-    def _build_prompts(self, branch: str, type: str, depth: int, length: int, text_mode: str = "overwrite") -> None:
+    def _build_prompts(
+        self, branch: str, type: str, depth: int | None, length: int, text_mode: str = "overwrite"
+    ) -> None:
         if set(branch) - set("VL"):
             raise unknown_choice("method.prompts.branch", branch, ["VL", "V", "L", ""])
         if type not in ("SD", "S", "D", ""):
@@ -139,6 +143,7 @@ class AdaCLIP(AnomalyMethod):
             raise unknown_choice("method.prompts.text_mode", text_mode, ["overwrite", "insert"])
         clip = self.backbone
         deepest = min(clip.num_layers, clip.num_text_layers)
+        depth = min(PAPER_DEPTH, deepest) if depth is None else depth
         if not 1 <= depth <= deepest or length < 1:
             raise UserError(f"method.prompts: depth {depth}, length {length}: give a depth of 1 to {deepest} (the blocks of"
                             f" {clip.name}) and a length of at least 1")  # fmt: skip
