@@ -160,7 +160,7 @@ def test_refusals(tmp_path: Path) -> None:
         "tiny", architecture=TINY, random_seed=0, image_size=33
     )
     assert "image_size -8" in refused("tiny", architecture=TINY, random_seed=0, image_size=-8)
-    assert "class token" in refused("convnext_base", random_seed=0)
+    assert "class token" in refused("RN50", random_seed=0)
     assert "backbone.activation" in refused("tiny", architecture=TINY, random_seed=0, activation="relu")
 
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
