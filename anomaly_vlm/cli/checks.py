@@ -59,9 +59,11 @@ def check_values(cfg: DictConfig) -> None:
             raise unknown_choice(key, str(value), allowed)
     seeds = OmegaConf.select(cfg, "seeds")
     if seeds is not None:
-        words = list(seeds) if isinstance(seeds, ListConfig) else [seeds]
+        words = list(seeds) if isinstance(seeds, ListConfig) else []
         if not words or len(set(words)) < len(words) or any(type(word) is not int or word < 0 for word in words):
             raise UserError(f"seeds is {seeds}: give different whole numbers, such as seeds=[0,1,2]")
+    if cfg.shots_list is not None and not cfg.shots:
+        raise UserError(f"shots_list '{cfg.shots_list}' is not used with shots=0: set shots=1 or more")
     if cfg.pixels.mask_size is not None and "eval_size" not in cfg.method:
         raise UserError(f"pixels.mask_size is {cfg.pixels.mask_size}: {cfg.name} maps at image_size; set it to null")
     if cfg.train_on == "references" and not cfg.shots:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from anomaly_vlm.cli.checks import check_values
 from anomaly_vlm.cli.compose import compose, describe_choices, merge_overrides
-from anomaly_vlm.cli.train import pop_key, run_folder, shared_with_children
+from anomaly_vlm.cli.train import over_seeds, pop_key, repeated, run_folder, shared_with_children
+from anomaly_vlm.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -27,10 +28,15 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.write(f"{HELP}\n{describe_choices()}\n")
         return 0
     ckpt, rest = pop_key(arguments, "ckpt")
+    if ckpt is not None and any(word.startswith("seeds=") for word in rest):
+        raise UserError("seeds are of no use with ckpt=FILE, which is one seed's: leave seeds out (make: SEEDS)")
     cfg, spec = configured(ckpt, rest, "evaluate")
     folder = run_folder(cfg)
     with shared_with_children(folder):
-        execute(cfg, spec, folder)
+        if spec is None and repeated(cfg):
+            over_seeds(cfg, folder, lambda one, own: execute(one, None, own))
+        else:
+            execute(cfg, spec, folder)
     return 0
 
 

@@ -36,6 +36,12 @@ def run(arguments: Sequence[str]) -> int:
     if ckpt is None and not any(word.startswith("method=") for word in rest):
         raise UserError("no checkpoint given: add ckpt=FILE, a .ckpt that 'train' wrote")
     cfg, spec = configured(ckpt, rest, "predict")
+    if spec is None and cfg.shots:
+        raise UserError(
+            f"method={cfg.name} with shots={cfg.shots} has no reference images at prediction: give ckpt=FILE, a .ckpt that"
+            " 'train' wrote with them"
+        )
+    cfg.shots_list = None  # the checkpoint holds the memory
     execute(cfg, spec, Path(images), category or "object", writable_folder(cfg.output_dir))
     return 0
 

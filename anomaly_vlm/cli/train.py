@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,17 +92,20 @@ def resumed(folder: Path, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
 
 def execute(cfg: DictConfig, folder: Path) -> float:
     """One training run, or one for each of `seeds`; returns the selection metric's mean on the test set."""
-    drawn = cfg.train_on != "nothing" or cfg.shots > 0  # zero-shot without training: every seed says the same
-    if cfg.seeds is not None and drawn:
-        return over_seeds(cfg, folder)
     from anomaly_vlm.cli.fit import fit  # torch and Lightning are read only now
 
     with shared_with_children(folder):
-        return fit(cfg, folder)
+        return over_seeds(cfg, folder, fit) if repeated(cfg) else fit(cfg, folder)
 
 
-def over_seeds(cfg: DictConfig, folder: Path) -> float:
-    """A run for each seed in a folder of its own; those that are finished stay. Then one table over all of them."""
+def repeated(cfg: DictConfig) -> bool:
+    """Whether `seeds` asks for several runs: zero-shot without training, every seed says the same."""
+    return cfg.seeds is not None and (cfg.train_on != "nothing" or cfg.shots > 0)
+
+
+def over_seeds(cfg: DictConfig, folder: Path, one_run: Callable[[DictConfig, Path], object]) -> float:
+    """`one_run(configuration, folder)` for each seed in a folder of its own; runs of this very configuration that are
+    finished stay. Then one table over all of them."""
     from omegaconf import OmegaConf
 
     from anomaly_vlm.reporting.collect import collect_runs
@@ -113,16 +116,28 @@ def over_seeds(cfg: DictConfig, folder: Path) -> float:
         OmegaConf.save(cfg, folder / "config.yaml")
     for seed in cfg.seeds:
         own = folder / f"seed_{seed}"
-        if (own / "metrics.json").is_file():
+        one = cfg.copy()
+        one.seed, one.seeds, one.output_dir = seed, None, str(own)
+        if _finished(one, own):
             say(f"seed {seed}: finished before, kept")
             continue
-        one = cfg.copy()
-        one.seed, one.seeds, one.output_dir = seed, None, str(writable_folder(own))
-        execute(one, own)
-    rows = collect_runs(folder)
+        if is_first_process():
+            (own / "metrics.json").unlink(missing_ok=True)  # of another configuration
+        one_run(one, writable_folder(own))
+    rows = [row for row in collect_runs(folder) if row["run"] in {f"seed_{seed}" for seed in cfg.seeds}]
     if is_first_process():
         show(seeds_table(rows, csv_path=folder / "seeds.csv", json_path=folder / "seeds.json"))
         say(f"over seeds: {folder / 'seeds.csv'}")
     means = [row["means"].get(cfg.selection_metric) for row in rows]
     known = [value for value in means if value is not None]
     return sum(known) / len(known) if known else float("nan")
+
+
+def _finished(cfg: DictConfig, folder: Path) -> bool:
+    """Whether a run of this configuration has ended in `folder` (which may have been moved since)."""
+    from omegaconf import OmegaConf
+
+    if not ((folder / "metrics.json").is_file() and (folder / "config.yaml").is_file()):
+        return False
+    stored, own = (OmegaConf.to_container(c) for c in (OmegaConf.load(folder / "config.yaml"), cfg))
+    return {**stored, "output_dir": None} == {**own, "output_dir": None}  # type: ignore[dict-item]

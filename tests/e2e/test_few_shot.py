@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from anomaly_vlm.cli import main
 from tests.e2e.conftest import results
+from tests.e2e.test_resume_and_ddp import program
 
 QUICK = [
     "method=winclip",
@@ -64,6 +66,32 @@ def test_a_run_over_seeds_ends_in_one_table_and_goes_on_where_it_stopped(capsys:
     assert json.loads(Path("run/seeds.json").read_text()) == summary
 
 
+def test_seeds_of_other_options_are_run_again(capsys: pytest.CaptureFixture):
+    assert main(["train", *QUICK, "shots=1", "seeds=[0,1,2]", "output_dir=run"]) == 0
+    first = json.loads(Path("run/seeds.json").read_text())
+    assert main(["train", *QUICK, "shots=2", "seeds=[0,1]", "output_dir=run"]) == 0
+    assert "finished before" not in capsys.readouterr().out
+    second = json.loads(Path("run/seeds.json").read_text())
+    assert second["seeds"] == [0, 1] and second["mean"] != first["mean"]
+    assert json.loads(Path("run/seed_1/metrics.json").read_text())["data"].startswith("2 normal images")
+
+
+def test_evaluate_without_a_checkpoint_runs_over_seeds():
+    assert main(["train", *QUICK, "shots=1", "seeds=[0,1]", "output_dir=run"]) == 0
+    assert main(["evaluate", *QUICK, "shots=1", "seeds=[0,1]", "output_dir=again"]) == 0
+    assert Path("run/seeds.json").read_text() == Path("again/seeds.json").read_text()
+
+
+def test_two_processes_share_the_folders_of_the_seeds(tmp_path: Path):
+    words = [*QUICK, "method=promptad", "shots=1", "seeds=[0,1]", "epochs=1", "output_dir=run", "trainer=ddp_cpu"]
+    for again in (words, ["resume=run", "epochs=2"]):
+        done = subprocess.run(program("train", *again), capture_output=True, text=True, timeout=240, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert not list(Path("run/seed_0").glob("seed_*"))
+        assert json.loads(Path("run/seeds.json").read_text())["seeds"] == [0, 1]
+    assert "resuming from" in done.stdout
+
+
 def test_a_list_of_picks_is_used_as_it_is():
     assert main(["train", *QUICK, "shots=1", "output_dir=first"]) == 0
     assert main(["train", *QUICK, "shots=1", "seed=5", "shots_list=first/references.json", "output_dir=second"]) == 0
@@ -89,12 +117,24 @@ def test_predict_compares_with_the_memory_of_a_run():
         (["shots=-1"], "shots is -1"),
         (["seeds=[0,0]"], "seeds is [0, 0]: give different whole numbers"),
         (["seeds=[]"], "seeds is []"),
+        (["seeds=3"], "seeds is 3: give different whole numbers"),
+        (["shots_list=picks.json"], "shots_list 'picks.json' is not used with shots=0"),
         (["shots=1", "shots_list=none.json"], "shots_list 'none.json' does not exist"),
         (["method=adaclip", "pixels.mask_size=64"], "adaclip maps at image_size"),
     ],
 )
 def test_mistakes_are_told_in_one_line(words, told, refused):
     assert told in refused(["train", *QUICK, "train_limit=4", *words])
+
+
+def test_prediction_needs_the_memory_of_a_checkpoint_and_no_list(refused):
+    assert main(["train", *QUICK, "shots=1", "output_dir=run"]) == 0
+    Path("parts").mkdir()
+    Image.new("RGB", (60, 50), (90, 60, 30)).save("parts/one.png")
+    assert "give ckpt=FILE" in refused(["predict", *QUICK, "shots=1", "images=parts"])
+    ckpt = "ckpt=run/checkpoints/last.ckpt"
+    assert "seeds are of no use" in refused(["evaluate", ckpt, "seeds=[0,1]"])
+    assert main(["predict", ckpt, "images=parts", "category=gear", "shots_list=gone.json", "output_dir=out"]) == 0
 
 
 def test_an_unknown_category_at_prediction_is_told(refused):
