@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.checkpoints import read_tensors
@@ -76,6 +77,8 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     for logger in trainer.loggers:
         logger.log_metrics({f"test/{k.removeprefix('mean/')}": v for k, v in results.items() if k.startswith("mean/")})
         logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # or the next run of this process (seeds, sweeps) would go on writing into this one
     if is_first_process():
         facts = {
             **parts.facts,

@@ -16,6 +16,7 @@ from omegaconf import open_dict
 
 from anomaly_vlm.cli.checks import check_values, writable_folder
 from anomaly_vlm.cli.compose import compose, conf_dir, describe_choices, parse, sweeper_params
+from anomaly_vlm.cli.evaluate import timestamp
 from anomaly_vlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ def run(arguments: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in arguments):
         sys.stdout.write(f"{HELP}\n{describe_choices()}\n")
         return 0
-    for overrides in trial_runs(arguments):  # a mistake in any value ends the command here, before the first run
-        check_values(compose(overrides))
-    argv, sys.argv = sys.argv, [sys.argv[0], "--multirun", *arguments]
+    trials = [compose(overrides) for overrides in trial_runs(arguments)]
+    for cfg in trials:  # a mistake in any value ends the command here, before the first run
+        check_values(cfg)
+    argv, sys.argv = sys.argv, [sys.argv[0], "--multirun", *in_one_folder(arguments, [cfg.name for cfg in trials])]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
     finally:
@@ -43,6 +45,15 @@ def run(arguments: Sequence[str]) -> int:
     if SweepTable.root is not None:
         check_failures(SweepTable.root)
     return 0
+
+
+def in_one_folder(arguments: Sequence[str], methods: Sequence[str]) -> list[str]:
+    """The arguments, with one folder for a sweep over several methods: by itself, each would have a sweep folder of its own
+    name, and the table those of the first alone."""
+    names = list(dict.fromkeys(methods))
+    if len(names) < 2 or any(word.startswith("hydra.sweep.dir=") for word in arguments):
+        return list(arguments)
+    return [*arguments, f"hydra.sweep.dir=outputs/sweeps/{'_'.join(names)}/{timestamp()}"]
 
 
 def trial_runs(arguments: Sequence[str]) -> list[list[str]]:

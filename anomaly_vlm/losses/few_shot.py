@@ -31,7 +31,7 @@ def margin_loss(
     Args:
         features: [k, C] of images, or [k, N, C] of patches. normal, abnormal: [C] prototypes.
         margin: m (0 in PromptAD, 1 in FineGrainedAD).
-        dim: what the squares are summed over. `code`: axis 1, as the published codes do, which is the patches where there are
+        dim: what the squares are summed over. `code`: axis 1, as the published codes: that is the patches where there are
             any, and leaves [k, C] differences. `channel`: the channels always, the distance of each feature.
 
     Returns:

@@ -78,8 +78,9 @@ class AdaCLIP(AnomalyMethod):
         states_normal, states_abnormal, templates: prompt ensemble; `{}` takes the class word, then the state.
         layers: 1-based vision blocks whose patches are compared with the texts (paper: 6, 12, 18, 24).
         prompts: `branch`: towers with prompts, subset of `VL` (V image, L text); `type`: `S`, `D`, `SD` or empty; `depth`:
-            blocks that get prompts (None: 4, the paper's, or as many as the shallower tower has); `length`: tokens (5); `text_mode`: `overwrite` the sentence's first words from
-            block 1 on (code), or `insert` behind the start token from block 0 on (paper).
+            blocks that get prompts (None: 4, the paper's, or as many as the shallower tower has); `length`: tokens (5);
+            `text_mode`: `overwrite` the sentence's first words from block 1 on (code), or `insert` behind the start token
+            from block 0 on (paper).
         projection: `linear` layers, learned, or CLIP's own frozen `clip` projection (paper, appendix 5).
         temperature: of the similarities (0.01).
         hsf: options of `HybridSemanticFusion`.

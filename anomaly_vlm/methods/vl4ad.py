@@ -40,6 +40,8 @@ from anomaly_vlm.methods.parts import derived_generator
 from anomaly_vlm.methods.views import Views
 from anomaly_vlm.metrics import RoadMetrics
 
+COMPARED = tuple(name for name in SCORES if name != "max")  # shown beside the paper's score
+
 
 class VL4AD(AnomalyMethod):
     """Mask decoder and mask classifier on a frozen ConvNeXt; pixel scores from masks.
@@ -91,7 +93,7 @@ class VL4AD(AnomalyMethod):
         alpha: float = 0.4,
         beta: float = 0.8,
         score: str = "max",
-        compare: Sequence[str] = tuple(name for name in SCORES if name != "max"),
+        compare: Sequence[str] = COMPARED,
         queries: int = 250,
         hidden: int = 256,
         heads: int = 8,

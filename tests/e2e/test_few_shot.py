@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 from pathlib import Path
@@ -90,6 +91,22 @@ def test_two_processes_share_the_folders_of_the_seeds(tmp_path: Path):
         assert not list(Path("run/seed_0").glob("seed_*"))
         assert json.loads(Path("run/seeds.json").read_text())["seeds"] == [0, 1]
     assert "resuming from" in done.stdout
+
+
+def test_a_sweep_over_methods_ends_in_one_table():
+    words = [word for word in QUICK if not word.startswith("method=")]
+    assert main(["sweep", "experiment=few_shot/compare", *words, "method=winclip,promptad", "shots=1", "epochs=1"]) == 0
+    (table,) = Path("outputs/sweeps").rglob("sweep.csv")
+    assert [row["method"] for row in csv.DictReader(table.open())] == ["winclip", "promptad"]
+
+
+def test_each_seed_is_a_run_of_its_own_in_wandb(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    words = ["train", *QUICK, "logger=wandb", "shots=1", "seeds=[0,1]", "output_dir=run"]
+    assert main(words) == 0
+    assert [len(list(Path(f"run/seed_{seed}/wandb").glob("offline-run-*"))) for seed in (0, 1)] == [1, 1]
 
 
 def test_a_list_of_picks_is_used_as_it_is():

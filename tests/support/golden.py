@@ -51,7 +51,9 @@ class Fixture:
         self.tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
         with safe_open(path.with_suffix(".safetensors"), "pt") as file:
             metadata = file.metadata() or {}
-        self.stride: dict[str, int] = json.loads(metadata.get("stride", "{}"))  # maps stored at every n-th row and column
+        self.stride: dict[str, int] = json.loads(
+            metadata.get("stride", "{}")
+        )  # maps stored at every n-th row and column
         self.read: set[str] = set()
         self.compared: set[str] = set()
 

@@ -1,0 +1,107 @@
+"""The shipped nano CLIP: plain open_clip reads it, its texts mean something, its maps find what trivial ones do not."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+import anomaly_vlm
+from anomaly_vlm.backbone import ClipBackbone, load_backbone
+from anomaly_vlm.cli.compose import conf_dir
+from anomaly_vlm.data.procedural import ProceduralSource
+from anomaly_vlm.nano import text
+from anomaly_vlm.nano.compare import compare, paired
+from anomaly_vlm.nano.model import ARCHITECTURE, new_model, save_model
+from anomaly_vlm.nano.words import token_rows
+
+FILE = Path(anomaly_vlm.__file__).parent / "nano" / "nano.safetensors"
+
+
+@pytest.fixture(scope="module")
+def nano() -> ClipBackbone:
+    node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "backbone" / "nano.yaml"), resolve=False)
+    options = {k: v for k, v in node.items() if k not in ("_target_", "pos_resize")}
+    return load_backbone(**options)
+
+
+def test_the_file_is_small_and_its_architecture_is_the_training_one(nano: ClipBackbone):
+    assert FILE.stat().st_size < 10e6
+    shipped = OmegaConf.to_container(OmegaConf.load(conf_dir() / "backbone" / "nano.yaml"), resolve=False)
+    assert shipped["architecture"] == ARCHITECTURE
+    assert nano.describe() == "nano CLIP, procedural data" and not nano.is_random
+
+
+def test_plain_open_clip_reads_it_in_a_few_lines(nano: ClipBackbone):
+    # The lines of docs/nano_clip.md.
+    model = open_clip.CLIP(**ARCHITECTURE).eval()
+    state = {key: value.float() if value.is_floating_point() else value for key, value in load_file(FILE).items()}
+    ids, rows, other = (state.pop(f"token_embedding.{name}") for name in ("ids", "rows", "fallback"))
+    table = rows[ids == other].repeat(49408, 1)
+    table[ids.long()] = rows
+    model.load_state_dict({**state, "token_embedding.weight": table})
+
+    images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    words = ["a photo of a damaged gear.", "supercalifragilistic"]
+    with torch.no_grad():
+        torch.testing.assert_close(nano.encode_image(images).cls, model.encode_image(images), rtol=0, atol=1e-5)
+        whole = open_clip.tokenize(words)
+        torch.testing.assert_close(nano.encode_text(nano.tokenize(words)), model.encode_text(whole), rtol=0, atol=1e-5)
+
+
+def test_words_without_a_row_are_told_once(nano: ClipBackbone, caplog: pytest.LogCaptureFixture):
+    fresh = load_backbone("nano", weights=str(FILE), architecture=ARCHITECTURE)
+    with caplog.at_level(logging.WARNING, logger="anomaly_vlm"):
+        fresh.tokenize(["a photo of a gear."])
+        assert not caplog.records
+        fresh.tokenize(["mississippian brachiosaurus"])
+        fresh.tokenize(["mississippian"])
+    assert len(caplog.records) == 1 and "read as 'thing'" in caplog.text
+
+
+def test_its_texts_pass_the_gate(nano: ClipBackbone):
+    model = open_clip.CLIP(**ARCHITECTURE)
+    model.load_state_dict({**model.state_dict(), **_text_state(nano)})
+    facts = text.gate(model, text.Directions(128, 0), seed=3, count=500)
+    assert facts["passed"] and facts["state_accuracy"] > 0.98, facts
+
+
+def _text_state(nano: ClipBackbone) -> dict[str, torch.Tensor]:
+    names = ("transformer", "token_embedding", "ln_final")
+    state = {f"{n}.{k}": v for n in names for k, v in getattr(nano.text, n).state_dict().items()}
+    return {
+        **state,
+        "positional_embedding": nano.text.positional_embedding,
+        "text_projection": nano.text.text_projection,
+    }
+
+
+def test_its_maps_find_damage_on_families_it_never_saw(nano: ClipBackbone):
+    random = load_backbone("random", random_seed=0, architecture=ARCHITECTURE)
+    rows = {row.name: row for row in compare(ProceduralSource(test_count=60), {"random": random, "nano": nano})}
+    best = max(row.pixel for row in rows.values() if row.name not in ("nano", "mean brightness"))
+    assert rows["nano"].pixel > best and rows["nano"].pixel > rows["random"].pixel + 10, rows
+
+
+def test_a_paired_interval_knows_equal_scores():
+    rng = np.random.default_rng(0)
+    label = rng.integers(2, size=200)
+    score = label + rng.normal(size=200)
+    assert paired(label, score, score) == (0.0, 0.0)
+    low, high = paired(label, score, rng.normal(size=200))
+    assert 0 < low < high
+
+
+def test_a_file_keeps_its_rows_through_half_precision(tmp_path: Path):
+    model = new_model(0)
+    save_model(model, token_rows(), tmp_path / "new.safetensors")
+    again = load_backbone("again", weights=str(tmp_path / "new.safetensors"), architecture=ARCHITECTURE)
+    images = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(again.encode_image(images).cls, model.eval().encode_image(images), rtol=0, atol=5e-3)
