@@ -85,7 +85,7 @@ lint: $(VENV)/.dev ## ruff and mypy
 format: $(VENV)/.dev ## ruff's formatter and safe fixes
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-bench: $(VENV)/.bench ## measure: BENCH=adaclip, training, metrics or trivial
+bench: $(VENV)/.bench ## measure: BENCH=adaclip, filo, winclip, training, metrics, trivial ...
 	@$(RUN) bench $(BENCH) $(ARGS)
 
 clean: ## remove caches and builds (not outputs/, not .venv)

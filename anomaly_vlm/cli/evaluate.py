@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.write(f"{HELP}\n{describe_choices()}\n")
         return 0
     ckpt, rest = pop_key(arguments, "ckpt")
-    if ckpt is not None and any(word.startswith("seeds=") for word in rest):
+    if ckpt is not None and any(word.startswith("seeds=") and word != "seeds=null" for word in rest):
         raise UserError("seeds are of no use with ckpt=FILE, which is one seed's: leave seeds out (make: SEEDS)")
     cfg, spec = configured(ckpt, rest, "evaluate")
     folder = run_folder(cfg)

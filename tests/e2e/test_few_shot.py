@@ -97,7 +97,7 @@ def test_a_sweep_over_methods_ends_in_one_table():
     words = [word for word in QUICK if not word.startswith("method=")]
     assert main(["sweep", "experiment=few_shot/compare", *words, "method=winclip,promptad", "shots=1", "epochs=1"]) == 0
     (table,) = Path("outputs/sweeps").rglob("sweep.csv")
-    assert [row["method"] for row in csv.DictReader(table.open())] == ["winclip", "promptad"]
+    assert [row["method"] for row in csv.DictReader(table.read_text().splitlines())] == ["winclip", "promptad"]
 
 
 def test_each_seed_is_a_run_of_its_own_in_wandb(monkeypatch: pytest.MonkeyPatch):

@@ -231,7 +231,10 @@ metric = RoadMetrics(["max"], components={"min_pred": 5, "min_gt": 3})
 for i in rows:
     metric.update({"max": scores[i : i + 1]}, label[i : i + 1], index=torch.tensor([i]))
 metric.update_classes(torch.tensor([1, 1]), torch.tensor([1, rank]))
-torch.save({k: float(v) for k, v in metric.compute().items()}, f"{out}/{rank}.pt")
+values = {k: float(v) for k, v in metric.compute().items()}
+dist.barrier()
+dist.destroy_process_group()
+torch.save(values, f"{out}/{rank}.pt")
 """
 
 
