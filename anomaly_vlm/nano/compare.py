@@ -46,15 +46,15 @@ class Row:
     high: float | None = None
 
 
-def pixels(backbone: ClipBackbone, source: Source) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """The pictures of a set as the methods see them (uint8 [S, S, 3]), labels [N], masks uint8 [N, S, S]."""
+def pixels(backbone: ClipBackbone, source: Source) -> tuple[list[np.ndarray], np.ndarray, np.ndarray | None]:
+    """The pictures of a set as the methods see them (uint8 [S, S, 3]), labels [N], masks uint8 [N, S, S] where it has any."""
     data = AnomalyDataModule(test=source, cache_mb=0)
     data.preprocess = Preprocess(size=backbone.image_size, mean=backbone.mean, std=backbone.std)
     dataset = data.dataset("test")
     pictures = [dataset.picture(i) for i in range(len(dataset))]
     items = [dataset[i] for i in range(len(dataset))]
     masks = [item.mask for item in items if item.mask is not None]
-    return pictures, np.array([item.label for item in items]), torch.stack(masks).numpy()
+    return pictures, np.array([item.label for item in items]), torch.stack(masks).numpy() if masks else None
 
 
 def trivial_scores(pictures: list[np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -70,10 +70,10 @@ def trivial_scores(pictures: list[np.ndarray]) -> dict[str, tuple[np.ndarray, np
     return found
 
 
-def row(name: str, score: np.ndarray, maps: np.ndarray, label: np.ndarray, masks: np.ndarray) -> Row:
+def row(name: str, score: np.ndarray, maps: np.ndarray, label: np.ndarray, masks: np.ndarray | None) -> Row:
     """Pooled image AUROC, pixel AUROC and AUPRO (false positives up to 30 %)."""
     image = 100 * float(roc_auc_score(label, score))
-    if not len(maps):
+    if masks is None or not len(maps):
         return Row(name, image, np.nan, np.nan)
     values = pixel_metrics(maps.astype(np.float32), masks)
     return Row(name, image, 100 * float(values["pixel_auroc"]), 100 * float(values["pixel_aupro"]))

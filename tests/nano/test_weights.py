@@ -17,7 +17,7 @@ from anomaly_vlm.backbone import ClipBackbone, load_backbone
 from anomaly_vlm.cli.compose import conf_dir
 from anomaly_vlm.data.procedural import ProceduralSource
 from anomaly_vlm.nano import text
-from anomaly_vlm.nano.compare import compare, paired
+from anomaly_vlm.nano.compare import compare, paired, row
 from anomaly_vlm.nano.model import ARCHITECTURE, new_model, save_model
 from anomaly_vlm.nano.words import token_rows
 
@@ -96,6 +96,11 @@ def test_a_paired_interval_knows_equal_scores():
     assert paired(label, score, score) == (0.0, 0.0)
     low, high = paired(label, score, rng.normal(size=200))
     assert 0 < low < high
+
+
+def test_a_set_without_masks_has_image_values_alone():
+    made = row("any", np.array([0.1, 0.9]), np.zeros((2, 4, 4)), np.array([0, 1]), None)
+    assert made.image == 100 and np.isnan(made.pixel) and np.isnan(made.aupro)
 
 
 def test_a_file_keeps_its_rows_through_half_precision(tmp_path: Path):
