@@ -47,7 +47,7 @@ class Row:
 
 
 def pixels(backbone: ClipBackbone, source: Source) -> tuple[list[np.ndarray], np.ndarray, np.ndarray | None]:
-    """The pictures of a set as the methods see them (uint8 [S, S, 3]), labels [N], masks uint8 [N, S, S] where it has any."""
+    """The pictures of a set as the methods see them (uint8 [S, S, 3]), labels [N], masks uint8 [N, S, S] or None."""
     data = AnomalyDataModule(test=source, cache_mb=0)
     data.preprocess = Preprocess(size=backbone.image_size, mean=backbone.mean, std=backbone.std)
     dataset = data.dataset("test")
