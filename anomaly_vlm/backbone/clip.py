@@ -55,6 +55,8 @@ class ClipBackbone(FrozenClip):
         layers: 1-based vision blocks that methods tap by default; default: quarters of the depth.
         tokenizer: texts -> [N, context] token ids.
         is_random: the weights were never trained.
+        aligned_patches: patches of `layers`, projected like the class token, were trained to compare with texts (CLIP's own
+            training compares the class token alone).
 
     Raises:
         UserError: the model has no ViT image tower that can be driven block by block.
@@ -74,6 +76,7 @@ class ClipBackbone(FrozenClip):
         image_size: int | None = None,
         layers: Sequence[int] | None = None,
         is_random: bool = False,
+        aligned_patches: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -100,6 +103,7 @@ class ClipBackbone(FrozenClip):
         native = round((self.visual.positional_embedding.shape[0] - 1) ** 0.5) * self.patch_size
         self.image_size = self.checked_size(native if image_size is None else image_size)
         quarter = max(1, self.num_layers // 4)
+        self.aligned_patches = aligned_patches
         self.layers = self.checked_layers(layers or range(quarter, self.num_layers + 1, quarter))
         self._positions: dict[tuple, Tensor] = {}
 
