@@ -102,10 +102,15 @@ class ClipBackbone(FrozenClip):
         self.embed_dim: int = self.visual.proj.shape[1]
         native = round((self.visual.positional_embedding.shape[0] - 1) ** 0.5) * self.patch_size
         self.image_size = self.checked_size(native if image_size is None else image_size)
-        quarter = max(1, self.num_layers // 4)
         self.aligned_patches = aligned_patches
-        self.layers = self.checked_layers(layers or range(quarter, self.num_layers + 1, quarter))
+        self.layers = self.checked_layers(layers or self.quarters)
         self._positions: dict[tuple, Tensor] = {}
+
+    @property
+    def quarters(self) -> tuple[int, ...]:
+        """1-based vision blocks at the quarters of the depth (6, 12, 18, 24 of 24)."""
+        quarter = max(1, self.num_layers // 4)
+        return tuple(range(quarter, self.num_layers + 1, quarter))
 
     def checked_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
         """The 1-based layers as a tuple, or a `UserError` where the image tower has no such block."""

@@ -66,7 +66,7 @@ class FiLo(AnomalyMethod):
         detector: boxes for test images; a `MapDetector` takes them from the method's own map; None: no position, no damping.
         without: parts left out, for ablations: `fg_des` (sentences have the general states alone), `grounding` (no boxes),
             `position_prompt` (sentences name no position, boxes still damp the map), `mmci` (linear heads alone), `adapter`.
-        layers: tapped 1-based vision blocks, one of them plain; None: the backbone's.
+        layers: tapped 1-based vision blocks, one of them plain; None: the quarters of the depth.
         n_plain: first blocks without V-V path; None: a quarter.
         token_capture: `reference`: what the published code holds under the layers' names (one final V-V state; outputs plus
             the next block's attention), which the released weights need; `per_layer`: each layer's own (paper).
@@ -158,7 +158,7 @@ class FiLo(AnomalyMethod):
         )
         self.sentences = Sentences(self.texts, n_ctx, positioned="position_prompt" not in without)
         self.detector = None if "grounding" in without else detector
-        self.layers = backbone.checked_layers(sorted(layers or backbone.layers))
+        self.layers = backbone.checked_layers(sorted(layers or backbone.quarters))
         self.n_plain = round(backbone.num_layers / 4) if n_plain is None else n_plain
         if not 0 <= self.n_plain < backbone.num_layers:
             raise UserError(f"method.n_plain is {n_plain}: {backbone.name} has {backbone.num_layers} vision blocks")
