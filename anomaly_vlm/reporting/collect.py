@@ -50,7 +50,8 @@ def sweep_table(rows: Sequence[dict[str, Any]], *, csv_path: Path) -> Table:
     Runs that differ in their seed alone share a row: mean and standard deviation. Where nothing but the seed differs, each
     run has its row and all of them one more.
     """
-    keys = [key for key in dict.fromkeys(k for row in rows for k in row["overrides"]) if key != "seed"]
+    shown_anyway = ("seed", *FACTS)
+    keys = [key for key in dict.fromkeys(k for row in rows for k in row["overrides"]) if key not in shown_anyway]
     _write(csv_path, rows, keys)
     varying = [key for key in keys if len({row["overrides"].get(key) for row in rows}) > 1]
     facts = [key for key in FACTS if len({row[key] for row in rows}) > 1]
