@@ -19,13 +19,7 @@ from anomaly_vlm.methods.base import AnomalyMethod, ImageRow, Prediction
 from anomaly_vlm.reporting.console import say, show
 from anomaly_vlm.reporting.pictures import choose, save_panel
 from anomaly_vlm.reporting.record import environment, write_metrics
-from anomaly_vlm.reporting.tables import results_table, write_csv
-
-SELECTION_NOTE = {
-    "last": "weights of the last epoch",
-    "best_val": "epoch chosen on the validation set",
-    "best_test": "epoch chosen ON THE TEST SET, as several papers did",
-}
+from anomaly_vlm.reporting.tables import SELECTION_NOTE, results_table, write_csv
 
 
 def head(facts: Mapping[str, Any]) -> list[str]:

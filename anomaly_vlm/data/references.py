@@ -44,7 +44,7 @@ def listed(candidates: Sequence[Sample], table: Mapping[str, Any], shots: int, s
         source: of the list, for messages.
 
     Raises:
-        UserError: a category is not in the list, or names too few or unknown images.
+        UserError: a category is not in the list, or names too few or unknown images, or one twice.
     """
     chosen = []
     for category, rows in _by_category(candidates).items():
@@ -56,7 +56,12 @@ def listed(candidates: Sequence[Sample], table: Mapping[str, Any], shots: int, s
             raise UserError(
                 f"shots_list '{source}' names {count} images of category {category} for shots={shots}: give at least {shots}"
             )
-        chosen += [_named(rows, name, category, source) for name in entry[:shots]]
+        named = [_named(rows, name, category, source) for name in entry[:shots]]
+        if len({sample.path for sample in named}) < shots:
+            raise UserError(
+                f"shots_list '{source}' names an image of category {category} twice: give {shots} different ones"
+            )
+        chosen += named
     return chosen
 
 

@@ -22,7 +22,8 @@ FACTS = ("method", "backbone", "data")
 def collect_runs(root: Path) -> list[dict[str, Any]]:
     """One row for each `metrics.json` below `root`, in the order of the folders' names (numbers as numbers).
 
-    A row has `run` (folder relative to `root`), method, backbone, data, seed, the run's overrides by key, and the means.
+    A row has `run` (folder relative to `root`), method, backbone, data, seed, selection, the run's overrides by key, and the
+    means.
     """
     rows = []
     for path in sorted(root.rglob("metrics.json"), key=_natural):
@@ -33,7 +34,7 @@ def collect_runs(root: Path) -> list[dict[str, Any]]:
             log.warning("'%s' is no record of a run (%s): left out", path, error)
             continue
         row: dict[str, Any] = {"run": path.parent.relative_to(root).as_posix()}
-        row.update({key: content.get(key) for key in (*FACTS, "seed")})
+        row.update({key: content.get(key) for key in (*FACTS, "seed", "selection")})
         row["overrides"] = dict(word.lstrip("+~").partition("=")[::2] for word in content.get("overrides") or [])
         row["means"], row["results"] = means, content["results"]
         rows.append(row)

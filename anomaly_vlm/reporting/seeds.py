@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from anomaly_vlm.reporting.collect import FACTS, spread
-from anomaly_vlm.reporting.tables import COLUMNS, categories
+from anomaly_vlm.reporting.tables import COLUMNS, SELECTION_NOTE, categories
 
 
 def seeds_table(rows: Sequence[dict[str, Any]], *, csv_path: Path, json_path: Path) -> Table:
@@ -42,6 +42,7 @@ def seeds_table(rows: Sequence[dict[str, Any]], *, csv_path: Path, json_path: Pa
                 writer.writerow([row["seed"], group, *("" if cell is None else cell for cell in cells)])
 
     head = [str(rows[0][key]) for key in FACTS] if rows else []
+    head += sorted({SELECTION_NOTE[row["selection"]] for row in rows if row.get("selection")})
     head.append(f"{len(rows)} seeds: mean ± standard deviation")
     table = Table(title="\n".join(head), title_justify="left", title_style="bold", pad_edge=False)
     table.add_column("category", no_wrap=True)

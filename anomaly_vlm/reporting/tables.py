@@ -29,6 +29,11 @@ ROAD = {  # of methods that score road scenes: rows are scores of the same masks
     "known_accuracy": "known-class accuracy",
 }
 LEGACY = {"pixel_aupro_legacy": "AUPRO, 200 steps"}
+SELECTION_NOTE = {
+    "last": "weights of the last epoch",
+    "best_val": "epoch chosen on the validation set",
+    "best_test": "epoch chosen ON THE TEST SET, as several papers did",
+}
 
 
 def percent(value: float | None) -> str:

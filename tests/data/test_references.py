@@ -59,6 +59,7 @@ def test_a_list_names_its_picks_in_several_ways(entry):
         (None, "names 0 images"),
         (["x.png", "002.png"], "'x.png' is no normal image"),
         ([12, 0], "12 is no normal image"),
+        ([7, "007.png"], "names an image of category a twice"),
     ],
 )
 def test_a_list_that_does_not_fit_is_told(entry, told):

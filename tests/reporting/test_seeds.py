@@ -19,7 +19,15 @@ def row(seed: int, value: float, other: float | None) -> dict:
         "mean/image_auroc": value,
         "mean/pixel_auroc": other,
     }
-    return {"run": f"seed_{seed}", "method": "m", "backbone": "b", "data": "d", "seed": seed, "results": results}
+    return {
+        "run": f"seed_{seed}",
+        "method": "m",
+        "backbone": "b",
+        "data": "d",
+        "seed": seed,
+        "results": results,
+        "selection": "best_test",
+    }
 
 
 def test_mean_and_deviation_of_every_category(tmp_path):
@@ -30,6 +38,7 @@ def test_mean_and_deviation_of_every_category(tmp_path):
     console.print(table)
     text = console.file.getvalue()
     assert "60.0 ± 14.1" in text and "2 seeds" in text
+    assert "epoch chosen ON THE TEST SET" in text
     assert "90.0" in text, "one defined value stands alone"
     summary = json.loads((tmp_path / "s.json").read_text())
     assert summary["mean"]["gear/image_auroc"] == pytest.approx(0.6)
