@@ -70,11 +70,13 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
 
     from anomaly_vlm.cli.detect import look_ahead
     from anomaly_vlm.cli.outcome import write_outcome
-    from anomaly_vlm.cli.parts import build, build_trainer, load_any, remember
+    from anomaly_vlm.cli.parts import build, build_data, build_trainer, load_any, remember
     from anomaly_vlm.reporting.console import is_first_process, say
 
     seed_everything(cfg.seed, verbose=False)
-    parts = build(cfg, sides=("test",))
+    data = build_data(cfg, ("test",))
+    data.remembered = remembered_by(spec)
+    parts = build(cfg, sides=("test",), data=data)
     if spec:
         load_any(parts.method, spec)
         parts.facts["checkpoint"] = spec
@@ -89,6 +91,17 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     if is_first_process():
         OmegaConf.save(cfg, folder / "config.yaml")
         write_outcome(cfg, folder, parts, parts.method.results, {**parts.facts, "choices": dict(cfg.choices)})
+
+
+def remembered_by(spec: str | None) -> set[str] | None:
+    """Paths of the reference images in a checkpoint's memory (the published code's names none); None: no checkpoint."""
+    if spec is None:
+        return None
+    if spec.startswith("official:"):
+        return set()
+    from anomaly_vlm.cli.parts import stored_config
+
+    return set(stored_config(Path(spec))[1]["anomaly_vlm"].get("references", []))
 
 
 def trained_on_of(spec: str | None) -> str:

@@ -83,6 +83,8 @@ def build(cfg: DictConfig, *, sides: tuple[str, ...], data: AnomalyDataModule | 
         metrics=metrics,
         **ready,
     )
+    if method.shots == "needed" and cfg.train_on == "nothing":
+        raise UserError(f"{cfg.name} learns from its reference images: set train_on=references")
     if cfg.shots and method.shots == "none":
         raise UserError(f"{cfg.name} uses no reference images: set shots=0, or choose a few-shot method")
     facts = {
@@ -110,6 +112,7 @@ def remember(parts: Parts, folder: Path) -> None:
         return
     if is_first_process():
         write_list(folder / "references.json", parts.data.picks(), shots=parts.cfg.shots, seed=parts.cfg.seed)
+    parts.method.run_facts["references"] = [sample.path for sample in parts.data.picks()]
     parts.method.remember(parts.data.references())
 
 

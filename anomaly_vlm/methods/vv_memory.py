@@ -25,7 +25,7 @@ from anomaly_vlm.methods.contexts import ContextSizes, PromptLearner
 from anomaly_vlm.methods.fusion import Comparison, harmonic, similarity_factor
 from anomaly_vlm.methods.memory import PatchMemory, checked_memory
 from anomaly_vlm.methods.official_shots import read_official
-from anomaly_vlm.methods.parts import derived_generator, gaussian_smooth, upsample
+from anomaly_vlm.methods.parts import derived_generator, gaussian_smooth, swap_red_blue, upsample
 
 TASKS = ("seg", "cls")
 
@@ -209,7 +209,7 @@ class VVMemoryMethod(AnomalyMethod):
     def compare(self, batch: Batch) -> Comparison:
         """A batch, whose categories may differ, against memory and texts."""
         if self.bgr_test:
-            batch = replace(batch, image=self._swapped(batch.image))
+            batch = replace(batch, image=swap_red_blue(batch.image, self.backbone.mean, self.backbone.std))
         tokens = self.frozen(batch)
         cls, patches, memory = (tokens[name].float() for name in ("cls", "patches", "memory"))
         visual, textual, score = (
@@ -224,13 +224,6 @@ class VVMemoryMethod(AnomalyMethod):
             score[rows] = self.abnormal_prob(cls[rows], self.texts(category, "cls")).float()
         height, width = (side // self.backbone.patch_size for side in batch.size)
         return Comparison(textual, visual, score, (height, width))
-
-    def _swapped(self, images: Tensor) -> Tensor:
-        """Normalised RGB [M, 3, H, W] as if the file had been read as BGR."""
-        mean, std = (
-            torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.backbone.mean, self.backbone.std)
-        )
-        return ((images * std + mean).flip(1) - mean) / std
 
     def image_score(self, textual: Tensor, peak: Tensor) -> Tensor:
         """Image scores [B] from those of the class feature and the peaks of the memory's map [B]."""

@@ -51,7 +51,7 @@ def windows_of(size: int, grid: tuple[int, int]) -> Windows:
 
 
 def harmonic_mean(values: Tensor, cover: Tensor) -> Tensor:
-    """Per patch [B, N] the harmonic mean of the windows [B, W] that contain it; 0 where one of them is 0."""
+    """Per patch [B, N] the harmonic mean of the windows [B, W] that contain it; next to 0 where one of them is 0."""
     inverse = torch.einsum("nw,bw->bn", cover, (1 / values).clamp_max(torch.finfo(values.dtype).max / 1e6))
     return cover.sum(dim=1) / inverse
 
@@ -99,8 +99,8 @@ class WinCLIP(AnomalyMethod):
         super().__init__(backbone, **base)
         if variant not in VARIANTS:
             raise unknown_choice("method.variant", str(variant), VARIANTS)
-        if not scales or min(scales) < 1 or len(set(scales)) < len(scales):
-            raise UserError(f"method.scales is {list(scales)}: give different window sides in patches, such as [2, 3]")
+        if isinstance(scales, int) or not scales or min(scales) < 1 or len(set(scales)) < len(scales):
+            raise UserError(f"method.scales is {scales}: give different window sides in patches, such as [2, 3]")
         if temperature is not None and not temperature > 0:
             raise UserError(
                 f"method.temperature is {temperature}: give a number above 0, or null for the variant's own"

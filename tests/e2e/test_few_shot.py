@@ -117,6 +117,13 @@ def test_a_list_of_picks_is_used_as_it_is():
     assert results(Path("first")) == results(Path("second"))
 
 
+def test_a_checkpoint_knows_its_references():
+    """Other picks of another seed neither leave the test set nor matter to what the memory says."""
+    assert main(["train", *QUICK, "shots=2", "output_dir=run"]) == 0
+    assert main(["evaluate", "ckpt=run/checkpoints/last.ckpt", "seed=9", "output_dir=again"]) == 0
+    assert results(Path("again")) == results(Path("run"))
+
+
 def test_predict_compares_with_the_memory_of_a_run():
     assert main(["train", *QUICK, "shots=1", "output_dir=run"]) == 0
     Path("parts").mkdir()

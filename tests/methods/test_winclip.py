@@ -94,6 +94,7 @@ def test_texts_are_encoded_once_and_kept(backbone, tmp_path, monkeypatch):
     ("options", "told"),
     [
         ({"variant": "paper"}, "method.variant"),
+        ({"scales": 2}, "method.scales is 2"),
         ({"scales": []}, "different window sides"),
         ({"scales": [2, 2]}, "different window sides"),
         ({"temperature": 0.0}, "method.temperature is 0.0"),
