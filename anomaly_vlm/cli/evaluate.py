@@ -70,13 +70,11 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
 
     from anomaly_vlm.cli.detect import look_ahead
     from anomaly_vlm.cli.outcome import write_outcome
-    from anomaly_vlm.cli.parts import build, build_data, build_trainer, load_any, remember
+    from anomaly_vlm.cli.parts import build, build_trainer, load_any, remember
     from anomaly_vlm.reporting.console import is_first_process, say
 
     seed_everything(cfg.seed, verbose=False)
-    data = build_data(cfg, ("test",))
-    data.remembered = remembered_by(spec)
-    parts = build(cfg, sides=("test",), data=data)
+    parts = build(cfg, sides=("test",), remembered=remembered_by(spec))
     if spec:
         load_any(parts.method, spec)
         parts.facts["checkpoint"] = spec

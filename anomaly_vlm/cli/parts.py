@@ -61,10 +61,21 @@ def make(node: Any, **kwargs: Any) -> Any:
         raise
 
 
-def build(cfg: DictConfig, *, sides: tuple[str, ...], data: AnomalyDataModule | None = None) -> Parts:
-    """Detector and data first (what they need is checked before any weights are read), then backbone and method."""
+def build(
+    cfg: DictConfig,
+    *,
+    sides: tuple[str, ...],
+    data: AnomalyDataModule | None = None,
+    remembered: set[str] | None = None,
+) -> Parts:
+    """Detector and data first (what they need is checked before any weights are read), then backbone and method.
+
+    Args:
+        remembered: paths of the reference images that a checkpoint to come holds in its memory.
+    """
     ready = {"detector": make(cfg.detector)} if "detector" in cfg else {}
     data = data or build_data(cfg, sides)
+    data.remembered = remembered
     data.check()
     backbone: ClipBackbone = make(cfg.backbone)
     size = backbone.checked_size(cfg.image_size)
