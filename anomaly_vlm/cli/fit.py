@@ -19,6 +19,7 @@ from anomaly_vlm.cli.outcome import write_outcome
 from anomaly_vlm.cli.parts import Parts, build, build_trainer, load_any, remember
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.console import is_first_process, say
+from anomaly_vlm.reporting.sheet import contact_sheet
 
 
 def fit(cfg: DictConfig, folder: Path) -> float:
@@ -45,6 +46,8 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     say(parts.facts["data"])
     say(f"output: {folder}")
     remember(parts, folder)
+    if used["train"] and is_first_process():
+        show_labels(parts, folder)
     learns = cfg.train_on != "nothing"
     if learns:
         try_one_step(parts)
@@ -92,6 +95,13 @@ def fit(cfg: DictConfig, folder: Path) -> float:
             facts["untrained"] = {key.removeprefix("mean/"): value for key, value in untrained.items()}
         write_outcome(cfg, folder, parts, results, facts)
     return results.get(f"mean/{cfg.selection_metric}", float("nan"))
+
+
+def show_labels(parts: Parts, folder: Path) -> None:
+    """Three training scenes beside their labels, where these are classes: what was learned from, at a glance."""
+    samples = [sample for sample in parts.data.samples("train") if sample.kind == "semantic"][:3]
+    if samples:
+        contact_sheet(samples, folder / "scenes.png", columns=2)
 
 
 def try_one_step(parts: Parts) -> None:

@@ -1,4 +1,4 @@
-"""A contact sheet of a data set: each image beside the same image with its mask outlined."""
+"""A contact sheet of a data set: each image beside the same image with its mask outlined, or beside its labels in colours."""
 
 from __future__ import annotations
 
@@ -8,19 +8,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from anomaly_vlm.data.types import Sample
+from anomaly_vlm.data.transforms import read_sample
+from anomaly_vlm.data.types import UNKNOWN, VOID, Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.pictures import INK, OUTLINE, PAPER, outline
 
-SIDE, GAP, LINE = 128, 6, 14  # pixels: of a picture, between tiles, of a line of text
+SIDE, GAP, LINE = 128, 6, 14  # pixels: height of a picture, between tiles, of a line of text
+# Colours of train ids as Cityscapes shows them: road, sidewalk, building, wall, fence, pole, traffic light, traffic sign,
+# vegetation, terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle.
+CLASSES = (
+    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+    (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70),
+    (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+)  # fmt: skip
 
 
 def contact_sheet(samples: Sequence[Sample], path: Path | str, *, columns: int = 6, limit: int = 96) -> None:
-    """Writes one PNG with up to `limit` samples, `columns` a row, spread over categories and defects.
+    """Writes one PNG with up to `limit` samples, spread over categories and defects.
 
     Args:
         samples: rows of an index, files or drawings.
         path: file to write; its folder is made.
+        columns: square samples a row, fewer where they are wider.
 
     Raises:
         UserError: nothing to show.
@@ -28,18 +37,17 @@ def contact_sheet(samples: Sequence[Sample], path: Path | str, *, columns: int =
     chosen = spread(samples, limit)
     if not chosen:
         raise UserError("the contact sheet has no sample to show: check the categories and the root of the data set")
-    width, height = 2 * SIDE + GAP, SIDE + 2 * LINE + GAP
+    tiles = [read(sample) for sample in chosen]
+    side = max(image.width for image, _ in tiles)
+    width, height = 2 * side + GAP, SIDE + 2 * LINE + GAP
+    columns = min(max(1, columns * SIDE // side), len(chosen))
     rows = -(-len(chosen) // columns)
-    columns = min(columns, len(chosen))
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * height + GAP), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for i, sample in enumerate(chosen):
+    for i, (sample, (image, marked)) in enumerate(zip(chosen, tiles, strict=True)):
         left, top = GAP + (i % columns) * (width + GAP), GAP + (i // columns) * height
-        image, mask = read(sample)
         sheet.paste(image, (left, top))
-        pixels = np.array(image)
-        pixels[outline(mask)] = OUTLINE
-        sheet.paste(Image.fromarray(pixels), (left + SIDE, top))
+        sheet.paste(marked, (left + side, top))
         state = {0: "good", 1: sample.defect, None: "unknown"}[sample.label]
         draw.text((left, top + SIDE), _fitting(f"{sample.category}: {state}", draw, font, width), fill=INK, font=font)
         draw.text(
@@ -59,18 +67,24 @@ def spread(samples: Sequence[Sample], limit: int) -> list[Sample]:
     return [samples[i] for i in sorted(i for _, i in turns[:limit])]
 
 
-def read(sample: Sample) -> tuple[Image.Image, np.ndarray]:
-    """A sample's picture, SIDE x SIDE, and its mask, bool [SIDE, SIDE] (all False where it has none)."""
-    mask = np.zeros((SIDE, SIDE), bool)
-    if sample.drawing is not None:
-        drawn = sample.drawing.draw()
-        image, masks = Image.fromarray(drawn.image), [drawn.mask]
-    else:
-        image = Image.open(sample.path).convert("RGB")
-        masks = [np.asarray(Image.open(name).convert("L")) > sample.mask_threshold for name in sample.masks]
-    for part in masks:
-        mask |= np.asarray(Image.fromarray(part).resize((SIDE, SIDE), Image.Resampling.NEAREST))
-    return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), mask
+def read(sample: Sample) -> tuple[Image.Image, Image.Image]:
+    """A sample's picture, SIDE high (and as wide, or up to 2.5 times, as it is itself), and the same with what is known of it:
+    its mask outlined; void pixels grey; semantic labels in the colours of their classes, unknown objects in the outline's."""
+    image, mask = read_sample(sample)
+    wide = sample.labels  # other methods see squares
+    size = (round(SIDE * min(2.5, max(1.0, image.width / image.height))) if wide else SIDE, SIDE)
+    image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    if mask is None:
+        return image, image
+    labels, pixels = np.asarray(mask.resize(size, Image.Resampling.NEAREST)), np.array(image)
+    if sample.kind == "semantic":
+        table = np.zeros((256, 3), np.uint8)
+        table[: len(CLASSES)], table[UNKNOWN] = CLASSES, OUTLINE
+        return image, Image.fromarray(table[labels])
+    if sample.labels:
+        pixels[labels == VOID] = 90
+    pixels[outline(labels == 1 if sample.labels else labels > 0)] = OUTLINE
+    return image, Image.fromarray(pixels)
 
 
 def _fitting(

@@ -50,6 +50,7 @@ def test_the_road_table(road_run: Path) -> None:
     (picture,) = (road_run / "pictures").rglob("*.png")
     with Image.open(picture) as panel:
         assert panel.width / 4 > panel.height  # wide tiles: the scenes' own shape
+    assert (road_run / "scenes.png").is_file()
 
 
 def test_evaluation_repeats_and_takes_other_texts(

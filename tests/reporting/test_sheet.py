@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from anomaly_vlm.data.procedural import ProceduralSource
-from anomaly_vlm.data.types import Sample
+from anomaly_vlm.data.procedural_road import ProceduralRoadSource
+from anomaly_vlm.data.types import UNKNOWN, Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.pictures import OUTLINE
-from anomaly_vlm.reporting.sheet import GAP, SIDE, contact_sheet, spread
+from anomaly_vlm.reporting.sheet import CLASSES, GAP, SIDE, contact_sheet, read, spread
 
 
 def test_drawn_samples(tmp_path):
@@ -35,6 +36,29 @@ def test_stored_sample_has_its_mask_outlined_on_the_right_half_only(tmp_path):
     assert (left == (10, 200, 10)).all() and marked.any() and (right[~marked] == (10, 200, 10)).all()
     rows, columns = np.nonzero(marked)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (32, 63, 32, 63)
+
+
+def test_class_labels_are_shown_in_colours_at_the_scenes_own_shape():
+    (sample,) = ProceduralRoadSource(test_count=1, height=64, width=128).samples("test")
+    image, labels = read(sample)
+    assert image.size == labels.size == (2 * SIDE, SIDE)
+    shown = {tuple(colour) for colour in np.asarray(labels).reshape(-1, 3)}
+    present = np.unique(sample.drawing.draw().mask)
+    assert OUTLINE in shown and UNKNOWN in present
+    assert shown <= {CLASSES[label] for label in present if label < len(CLASSES)} | {OUTLINE, (0, 0, 0)}
+
+
+def test_void_is_grey_and_anomalies_are_outlined(tmp_path):
+    Image.new("RGB", (96, 48), (10, 200, 10)).save(tmp_path / "image.png")
+    labels = np.zeros((48, 96), np.uint8)
+    labels[:, :10], labels[20:30, 40:60] = 7, 1
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    table = tuple({0: 0, 1: 1}.get(value, 255) for value in range(256))
+    sample = Sample(str(tmp_path / "image.png"), "road", 1, (str(tmp_path / "labels.png"),), lookup=table)
+    pixels = np.asarray(read(sample)[1])
+    assert (pixels[:, 0] == 90).all()
+    assert (pixels == OUTLINE).all(axis=2).sum() > 50
+    assert (pixels[60, 130] == (10, 200, 10)).all()  # inside the object nothing is painted over
 
 
 def test_the_choice_takes_turns_between_categories_and_defects():
