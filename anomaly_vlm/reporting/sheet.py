@@ -1,4 +1,4 @@
-"""A contact sheet of a data set: each image beside the same image with its mask outlined, or beside its labels in colours."""
+"""A contact sheet of a data set: each image beside itself with its mask outlined, or beside its labels in colours."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def spread(samples: Sequence[Sample], limit: int) -> list[Sample]:
 
 
 def read(sample: Sample) -> tuple[Image.Image, Image.Image]:
-    """A sample's picture, SIDE high (and as wide, or up to 2.5 times, as it is itself), and the same with what is known of it:
-    its mask outlined; void pixels grey; semantic labels in the colours of their classes, unknown objects in the outline's."""
+    """A sample's picture, SIDE high, and the same with what is known of it: its mask outlined, void pixels grey, semantic
+    labels in the colours of their classes, unknown objects in the outline's. Square, but for labelled sets."""
     image, mask = read_sample(sample)
     wide = sample.labels  # other methods see squares
     size = (round(SIDE * min(2.5, max(1.0, image.width / image.height))) if wide else SIDE, SIDE)
