@@ -50,11 +50,29 @@ def configured(ckpt: str | None, overrides: Sequence[str], command: str) -> tupl
         stored, _ = stored_config(Path(ckpt))
         given = any(word.startswith("output_dir=") for word in overrides)
         cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "loss"))
+        cfg.shots_list = None  # the checkpoint knows its reference images
+        if not any(word.startswith("trainer") for word in overrides):
+            fit_machine(cfg, processes=command == "evaluate")
         if not given:
             cfg.output_dir = f"outputs/{command}/{cfg.name}/{timestamp()}"
     check_values(cfg)
     cfg.output_dir = str(cfg.output_dir)  # the time in it is fixed from here on
     return cfg, ckpt
+
+
+def fit_machine(cfg: DictConfig, *, processes: bool) -> None:
+    """Changes a stored trainer to what is here: without its GPU to the CPU in float32 (said in one line), and to one process
+    unless several are allowed."""
+    from anomaly_vlm.cli.parts import lacks_gpu
+    from anomaly_vlm.reporting.console import say
+
+    absent = lacks_gpu(cfg)
+    if absent:
+        say("trained on a GPU, none is here: goes on with the CPU in float32 (trainer=... chooses another)")
+        cfg.trainer.accelerator, cfg.trainer.precision = "cpu", "32-true"
+    if absent or not processes:
+        cfg.trainer.devices = 1
+        cfg.trainer.pop("strategy", None)
 
 
 def timestamp() -> str:

@@ -12,6 +12,8 @@ from typing import Any
 import lightning as L
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -73,6 +75,11 @@ def build(
     Args:
         remembered: paths of the reference images that a checkpoint to come holds in its memory.
     """
+    if lacks_gpu(cfg):
+        raise UserError(
+            f"trainer.accelerator={cfg.trainer.accelerator}, but no GPU is here: use trainer=auto or trainer=cpu, or install"
+            " a torch that sees the GPU"
+        )
     ready = {"detector": make(cfg.detector)} if "detector" in cfg else {}
     data = data or build_data(cfg, sides)
     data.remembered = remembered
@@ -189,6 +196,12 @@ def build_data(cfg: DictConfig, sides: tuple[str, ...]) -> AnomalyDataModule:
     )
 
 
+def lacks_gpu(cfg: DictConfig) -> bool:
+    """Whether the trainer asks for a GPU that this machine does not have."""
+    here = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
+    return cfg.trainer.accelerator in ("gpu", "cuda") and not here
+
+
 def build_trainer(
     cfg: DictConfig, *, callbacks: list[Callback], fitting: bool = False, validating: bool = False
 ) -> L.Trainer:
@@ -198,14 +211,18 @@ def build_trainer(
     loggers = [_logger(node) for node in cfg.logger.values()] if fitting else False
     quiet_lightning()
     loops = {} if validating or not fitting else {"limit_val_batches": 0}
-    trainer: L.Trainer = make(
-        cfg.trainer,
-        callbacks=[*callbacks, *([bar] if bar is not None else []), *extra],
-        logger=loggers,
-        enable_progress_bar=bar is not None,
-        **loops,
-        enable_checkpointing=any(type(c).__name__ == "ModelCheckpoint" for c in callbacks),
-    )
+    try:
+        trainer: L.Trainer = make(
+            cfg.trainer,
+            callbacks=[*callbacks, *([bar] if bar is not None else []), *extra],
+            logger=loggers,
+            enable_progress_bar=bar is not None,
+            **loops,
+            enable_checkpointing=any(type(c).__name__ == "ModelCheckpoint" for c in callbacks),
+        )
+    except MisconfigurationException as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"the trainer does not fit this machine ({told}): change trainer=... or its keys") from error
     return trainer
 
 

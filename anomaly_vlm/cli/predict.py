@@ -41,7 +41,6 @@ def run(arguments: Sequence[str]) -> int:
             f"method={cfg.name} with shots={cfg.shots} has no reference images at prediction: give ckpt=FILE, a .ckpt that"
             " 'train' wrote with them"
         )
-    cfg.shots_list = None  # the checkpoint holds the memory
     execute(cfg, spec, Path(images), category or "object", writable_folder(cfg.output_dir))
     return 0
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 from urllib.parse import quote, unquote
 
 from torch import Tensor, nn
 
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.methods.base import AnomalyMethod
 from anomaly_vlm.methods.contexts import PromptLearner
 from anomaly_vlm.methods.memory import PatchMemory
 
@@ -34,6 +35,22 @@ def of_categories(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             category, _, rest = key.removeprefix(PREFIX).partition(".")
             found.setdefault(category_name(category), {})[rest] = tensor
     return found
+
+
+class CategoryMethod(AnomalyMethod):
+    """A method whose checkpoints bring the categories that it knows."""
+
+    def make_categories(self, state: Mapping[str, Tensor]) -> None:
+        """Makes the categories that a state names, their memories in its lengths."""
+        raise NotImplementedError
+
+    def check_learned(self, state: Mapping[str, Tensor], source: str) -> None:
+        self.make_categories(state)
+        super().check_learned(state, source)
+
+    def load_state_dict(self, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        self.make_categories(state)
+        return super().load_state_dict(state, *args, **kwargs)
 
 
 class Category(nn.Module):

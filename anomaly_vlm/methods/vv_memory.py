@@ -19,8 +19,15 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import ClipBackbone, plus_next_attention
 from anomaly_vlm.data.types import Batch, References
 from anomaly_vlm.errors import UserError, unknown_choice
-from anomaly_vlm.methods.base import AnomalyMethod, Prediction
-from anomaly_vlm.methods.categories import Category, Learners, category_key, category_name, of_categories
+from anomaly_vlm.methods.base import Prediction
+from anomaly_vlm.methods.categories import (
+    Category,
+    CategoryMethod,
+    Learners,
+    category_key,
+    category_name,
+    of_categories,
+)
 from anomaly_vlm.methods.contexts import ContextSizes, PromptLearner
 from anomaly_vlm.methods.fusion import Comparison, harmonic, similarity_factor
 from anomaly_vlm.methods.memory import PatchMemory, checked_memory
@@ -30,7 +37,7 @@ from anomaly_vlm.methods.parts import derived_generator, gaussian_smooth, swap_r
 TASKS = ("seg", "cls")
 
 
-class VVMemoryMethod(AnomalyMethod):
+class VVMemoryMethod(CategoryMethod):
     """Few-shot prompts with a patch memory.
 
     Args:
@@ -275,15 +282,7 @@ class VVMemoryMethod(AnomalyMethod):
                 self.texts(category, task)  # brought up to date in place, so in the checkpoint's state dict as well
         super().on_save_checkpoint(checkpoint)
 
-    def check_learned(self, state: Mapping[str, Tensor], source: str) -> None:
-        self._make_categories(state)
-        super().check_learned(state, source)
-
-    def load_state_dict(self, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        self._make_categories(state)
-        return super().load_state_dict(state, *args, **kwargs)
-
-    def _make_categories(self, state: Mapping[str, Tensor]) -> None:
+    def make_categories(self, state: Mapping[str, Tensor]) -> None:
         """Makes the categories that a state names, and gives the memories their lengths in it."""
         width = self.backbone.width
         for name, tensors in of_categories(state).items():

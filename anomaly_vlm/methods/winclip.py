@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import Batch, References
 from anomaly_vlm.errors import UserError, unknown_choice
-from anomaly_vlm.methods.base import AnomalyMethod, Prediction
-from anomaly_vlm.methods.categories import category_key, category_name, of_categories
+from anomaly_vlm.methods.base import Prediction
+from anomaly_vlm.methods.categories import CategoryMethod, category_key, category_name, of_categories
 from anomaly_vlm.methods.memory import PatchMemory, checked_memory, nearest_distance
 from anomaly_vlm.methods.parts import fill_templates, swap_red_blue, to_grid, upsample
 
@@ -61,7 +61,7 @@ def arithmetic_mean(values: Tensor, cover: Tensor) -> Tensor:
     return torch.einsum("nw,bw->bn", cover, values) / cover.sum(dim=1)
 
 
-class WinCLIP(AnomalyMethod):
+class WinCLIP(CategoryMethod):
     """Training-free; without references zero-shot (WinCLIP), with references few-shot (WinCLIP+).
 
     Args:
@@ -301,15 +301,7 @@ class WinCLIP(AnomalyMethod):
 
     # ---- checkpoints: the memories -----------------------------------------------------------------------------------
 
-    def check_learned(self, state: Mapping[str, Tensor], source: str) -> None:
-        self._make_categories(state)
-        super().check_learned(state, source)
-
-    def load_state_dict(self, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        self._make_categories(state)
-        return super().load_state_dict(state, *args, **kwargs)
-
-    def _make_categories(self, state: Mapping[str, Tensor]) -> None:
+    def make_categories(self, state: Mapping[str, Tensor]) -> None:
         """Makes the memories that a state names, in its lengths."""
         for name, tensors in of_categories(state).items():
             memories = {

@@ -124,6 +124,16 @@ def test_a_checkpoint_knows_its_references():
     assert results(Path("again")) == results(Path("run"))
 
 
+def test_a_checkpoint_needs_no_list_of_picks(tmp_path, monkeypatch):
+    """The list that a run was given may be out of reach when its checkpoint is evaluated, from another folder say."""
+    assert main(["train", *QUICK, "shots=1", "output_dir=first"]) == 0
+    assert main(["train", *QUICK, "shots=1", "shots_list=first/references.json", "output_dir=run"]) == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert main(["evaluate", "ckpt=../run/checkpoints/last.ckpt", "output_dir=again"]) == 0
+    assert results(Path("again")) == results(Path("../run"))
+
+
 def test_predict_compares_with_the_memory_of_a_run():
     assert main(["train", *QUICK, "shots=1", "output_dir=run"]) == 0
     Path("parts").mkdir()

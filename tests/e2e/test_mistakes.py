@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.e2e.conftest import QUICK
+from anomaly_vlm.cli import main
+from tests.e2e.conftest import QUICK, results
 
 pytestmark = pytest.mark.e2e
 Refused = Callable[[list[str]], str]
@@ -182,3 +183,25 @@ def test_the_real_program_answers_at_once() -> None:
     assert done.stderr.count("\n") == 1 and "nearest are epochs" in done.stderr
     code = "import sys, anomaly_vlm.cli as c; c.main(['train', '--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(trained: Path, tmp_path: Path, refused, capfd: pytest.CaptureFixture):
+    """Training says so at once; a checkpoint from another machine is evaluated and used on what is here."""
+    assert "no GPU is here" in refused(["train", *QUICK, "trainer=gpu"])
+    stored = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    trainer = stored["anomaly_vlm"]["config"]["trainer"]
+    trainer |= {"accelerator": "gpu", "devices": -1, "strategy": "ddp", "precision": "bf16-mixed"}
+    torch.save(stored, tmp_path / "gpu.ckpt")
+    ckpt = f"ckpt={tmp_path / 'gpu.ckpt'}"
+    assert main(["evaluate", ckpt, f"output_dir={tmp_path / 'again'}"]) == 0
+    assert "goes on with the CPU" in capfd.readouterr().out
+    assert results(tmp_path / "again") == results(trained)
+    (tmp_path / "parts").mkdir()
+    Image.new("RGB", (60, 50)).save(tmp_path / "parts" / "one.png")
+    assert main(["predict", ckpt, f"images={tmp_path / 'parts'}", f"output_dir={tmp_path / 'out'}"]) == 0
+    assert "no GPU is here" in refused(["evaluate", ckpt, "trainer=gpu"])
+
+
+def test_a_trainer_that_does_not_fit(refused):
+    assert "the trainer does not fit this machine" in refused(["train", *QUICK, "trainer.devices=0"])
