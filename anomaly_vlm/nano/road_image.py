@@ -2,7 +2,7 @@
 
 Dense: at every stride each cell is compared with all class texts; strides 4, 8 and 16 through a linear map that is thrown
 away, stride 32 through the tower's own head. Pooled: the last stage, averaged over the cells of a class, against one of the
-class's sentences; that is what FC-CLIP's second classifier asks. Captions: the whole view against a sentence about something in it.
+class's sentences; that is what FC-CLIP's second classifier asks. Captions: a view against a sentence about something in it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class RoadStage:
             present, thing = (inside.sum(dim=(2, 3)) > 0).nonzero(as_tuple=True)
             inside = inside[present, thing]
             pooled = torch.einsum("nhw,nchw->nc", inside, last[present]) / inside.sum(dim=(1, 2))[:, None]
-            visual = self.average["visual"]
+            visual: Any = self.average["visual"]
             own = visual.head(visual.trunk.head(pooled[:, :, None, None]))
             hits.setdefault("segments", []).append((own @ texts.T).argmax(1) == thing)
         return {name: 100 * torch.cat(each).float().mean().item() for name, each in hits.items()}

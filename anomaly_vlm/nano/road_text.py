@@ -24,7 +24,15 @@ from anomaly_vlm.nano.text import SCALE, encode, fit
 from anomaly_vlm.texts import load_texts
 
 NAMED, ELSE = 0.9, 0.6  # least share of a sentence's length along what it says
-_TEMPLATES = ("{}", "{}.", "a {}", "the {}", "a photo of {}.", "a close-up photo of a {}.", "a cropped photo of the {}.")
+_TEMPLATES = (
+    "{}",
+    "{}.",
+    "a {}",
+    "the {}",
+    "a photo of {}.",
+    "a close-up photo of a {}.",
+    "a cropped photo of the {}.",
+)
 
 
 @cache

@@ -1,6 +1,6 @@
 """Pictures for the image tower of `nano_convnext`: drawn road scenes with class labels, drawn textures, and views of them.
 
-Scenes come from the side `train` of seeds that no run uses, so they hold known classes alone: no unknown object is ever seen.
+Scenes are of the side `train`, of seeds that no run uses: they hold known classes alone, no unknown object is ever seen.
 """
 
 from __future__ import annotations
