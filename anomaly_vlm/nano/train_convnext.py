@@ -63,7 +63,7 @@ def train_convnext(cfg: dict[str, Any], folder: Path, tell: Callable[[str], None
 
 @torch.no_grad()
 def thing_texts(backbone: Any) -> torch.Tensor:
-    """[things + 1, C] of unit norm: each thing's words in VL4AD's templates, their mean; something else by the OOD prompts."""
+    """[things + 1, C] of unit norm: the mean of a thing's words in VL4AD's templates; something else by the OOD prompts."""
     book = road_text.vocabulary()
     rows = []
     for nouns in (*road_text.things(), tuple(text for entry in book.proposed for text in entry)):
