@@ -1,4 +1,4 @@
-"""`anomaly-vlm nano`: trains the embedded CLIP from pictures and sentences that the project makes itself."""
+"""`anomaly-vlm nano`: trains an embedded CLIP from pictures and sentences that the project makes itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-HELP = """usage: anomaly-vlm nano [key=value ...]       train the nano CLIP; conf/nano.yaml lists the keys
+CONFIGS = {"vit": "nano", "convnext": "nano_convnext"}
+HELP = """usage: anomaly-vlm nano [key=value ...]                  train the nano CLIP (a ViT); conf/nano.yaml lists the keys
+       anomaly-vlm nano model=convnext [key=value ...]   train nano_convnext; conf/nano_convnext.yaml lists the keys
 
 An interrupted run goes on: call it again with the same output_dir.
 """
@@ -21,20 +23,26 @@ def run(arguments: Sequence[str]) -> int:
 
     from anomaly_vlm.cli.checks import writable_folder
     from anomaly_vlm.cli.compose import compose
+    from anomaly_vlm.errors import unknown_choice
 
-    cfg = compose(arguments, config="nano")
+    model = next((word.removeprefix("model=") for word in arguments if word.startswith("model=")), "vit")
+    if model not in CONFIGS:
+        raise unknown_choice("model", model, CONFIGS)
+    cfg = compose(arguments, config=CONFIGS[model])
     folder = writable_folder(Path(cfg.output_dir))
     options = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(options, dict)
     import torch
 
     from anomaly_vlm.nano.train import train_nano
+    from anomaly_vlm.nano.train_convnext import train_convnext
     from anomaly_vlm.reporting.console import say
 
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     OmegaConf.save(cfg, folder / "config.yaml")
-    path = train_nano({str(key): value for key, value in options.items()}, folder, say)
+    train = train_convnext if model == "convnext" else train_nano
+    path = train({str(key): value for key, value in options.items()}, folder, say)
     if cfg.weights:
         shutil.copyfile(path, cfg.weights)
         say(f"copied to {cfg.weights}")

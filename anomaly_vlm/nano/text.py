@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_vlm.backbone import ClipBackbone
+from anomaly_vlm.backbone import FrozenClip
 from anomaly_vlm.nano.model import as_backbone
 from anomaly_vlm.nano.words import GENERIC_NOUN, NOUNS, STATES, Caption, draw_caption, random_caption
 
@@ -40,7 +40,7 @@ def captions(seed: int, step: int, count: int) -> list[Caption]:
     return [random_caption(rng) for _ in range(count)]
 
 
-def encode(backbone: ClipBackbone, texts: list[str]) -> Tensor:
+def encode(backbone: FrozenClip, texts: list[str]) -> Tensor:
     """Unit features [N, C]."""
     return F.normalize(backbone.encode_text(backbone.tokenize(texts)), dim=-1)
 
@@ -61,23 +61,34 @@ def train(
 ) -> Directions:
     """Trains the text tower in place."""
     backbone = as_backbone(model)
-    parameters = [p.requires_grad_() for p in backbone.text.parameters()]
     directions = Directions(backbone.embed_dim, seed)
+
+    def loss(step: int) -> Tensor:
+        said = captions(seed, step, batch)
+        return losses(encode(backbone, [caption.text for caption in said]), said, directions)
+
+    fit(backbone, loss, steps=steps, lr=lr, tell=tell)
+    return directions
+
+
+def fit(
+    backbone: FrozenClip, loss: Callable[[int], Tensor], *, steps: int, lr: float, tell: Callable[[str], None]
+) -> None:
+    """Trains a text tower by the loss of each step, then freezes it."""
+    parameters = [p.requires_grad_() for p in backbone.text.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     started = time.monotonic()
     for step in range(steps):
-        said = captions(seed, step, batch)
-        loss = losses(encode(backbone, [caption.text for caption in said]), said, directions)
+        value = loss(step)
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == steps - 1:
-            tell(f"text {step + 1}/{steps}: loss {loss.item():.3f}, {time.monotonic() - started:.0f} s")
+            tell(f"text {step + 1}/{steps}: loss {value.item():.3f}, {time.monotonic() - started:.0f} s")
     backbone.requires_grad_(False)
-    return directions
 
 
 @torch.no_grad()

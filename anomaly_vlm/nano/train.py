@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,10 @@ from anomaly_vlm.data.procedural.families import FAMILIES
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.nano import text
 from anomaly_vlm.nano.image import ImageStage
+from anomaly_vlm.nano.loop import Plan, keep, train_stage
 from anomaly_vlm.nano.model import as_backbone, new_model, save_model
 from anomaly_vlm.nano.pool import open_pool
-from anomaly_vlm.nano.views import draw_views
+from anomaly_vlm.nano.views import Views, draw_views
 from anomaly_vlm.nano.words import token_rows
 from anomaly_vlm.nano.zero_shot import quick_values, score_set
 
@@ -60,7 +59,7 @@ def _text_stage(model: Any, cfg: dict[str, Any], folder: Path, tell: Callable[[s
         raise UserError(
             f"the text tower did not pass its gate (noun accuracy {facts['noun_accuracy']:.2f}): give text.steps more"
         )
-    _keep(model.state_dict(), kept)
+    keep(model.state_dict(), kept)
     return directions
 
 
@@ -68,56 +67,26 @@ def _image_stage(
     stage: ImageStage, pool: Any, cfg: dict[str, Any], options: dict[str, Any], number: int, folder: Path, tell: Any
 ) -> None:
     """One resolution, with its own learning-rate cycle."""
-    kept = folder / f"stage_{number}.pt"
     pairs, side = options["batch"] // 2, options["side"]
-    steps = math.ceil(options["images"] / (2 * pairs))
-    optimizer = torch.optim.AdamW(stage.parameters, lr=options["lr"], betas=(0.9, 0.98), weight_decay=0.05)
-    warm = min(40, steps // 10 + 1)
-
-    def rate(step: int) -> float:
-        return min(1.0, (step + 1) / warm) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
-
-    done = 0
-    if kept.is_file():
-        state = torch.load(kept, weights_only=True)
-        stage.load_state_dict(state["stage"])
-        optimizer.load_state_dict(state["optimizer"])
-        done = state["done"]
-    elif number:
+    plan = Plan(
+        title=f"{side} px",
+        number=number,
+        steps=math.ceil(options["images"] / (2 * pairs)),
+        lr=options["lr"],
+        images=2 * pairs,
+        every=cfg["every"],
+        validate_every=cfg["validate_every"],
+        kept=folder / f"stage_{number}.pt",
+        curve=folder / "curve.csv",
+        columns=COLUMNS,
+    )
+    if number and not plan.kept.is_file():
         stage.backbone.visual.load_state_dict(stage.average.state_dict())
-    started, first = time.monotonic(), done
-    sums: dict[str, list[float]] = {}
-    for step in range(done, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = options["lr"] * rate(step)
-        draw = step + 10_000_000 * (number + 1)
-        views = draw_views(pool, seed=cfg["seed"], step=draw, pairs=pairs, side=side, patch=stage.backbone.patch_size)
-        values = stage.losses(views, torch.Generator().manual_seed(draw))
-        total = stage.total(values)
-        optimizer.zero_grad()
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(stage.parameters, 1.0)
-        optimizer.step()
-        stage.follow(min(0.999, (step + 1) / (step + 10)))
-        for name, value in values.items():
-            sums.setdefault(name, []).append(value.item())
-        last = step + 1 == steps
-        if (step + 1) % cfg["every"] == 0 or last:
-            speed = (step + 1 - first) * 2 * pairs / (time.monotonic() - started)
-            left = (steps - step - 1) * 2 * pairs / speed / 60
-            means = {name: sum(each) / len(each) for name, each in sorted(sums.items())}
-            tell(
-                f"{side} px, step {step + 1}/{steps}: "
-                + ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-                + f"; {speed:.0f} images/s, {left:.0f} min left"
-            )
-            row = {"stage": number, "step": step + 1, **{name: round(value, 4) for name, value in means.items()}}
-            if (step + 1) % cfg["validate_every"] == 0 or last:
-                row |= {f"val_{name}": round(value, 2) for name, value in _validate(stage, side, cfg).items()}
-                tell("validation: " + ", ".join(f"{k[4:]} {v}" for k, v in row.items() if k.startswith("val_")))
-            _append(folder / "curve.csv", row)
-            sums = {}
-            _keep({"stage": stage.state_dict(), "optimizer": optimizer.state_dict(), "done": step + 1}, kept)
+
+    def draw(step: int) -> Views:
+        return draw_views(pool, seed=cfg["seed"], step=step, pairs=pairs, side=side, patch=stage.backbone.patch_size)
+
+    train_stage(stage, plan, draw, lambda: _validate(stage, side, cfg), tell)
 
 
 def _validate(stage: ImageStage, side: int, cfg: dict[str, Any]) -> dict[str, float]:
@@ -131,23 +100,7 @@ def _validate(stage: ImageStage, side: int, cfg: dict[str, Any]) -> dict[str, fl
         stage.backbone.visual = visual
 
 
-def _keep(state: Any, path: Path) -> None:
-    """Writes beside and renames, so that an interrupted write leaves the last state."""
-    fresh = path.with_suffix(".tmp")
-    torch.save(state, fresh)
-    fresh.replace(path)
-
-
 COLUMNS = (
     "stage", "step", "patches", "dice", "state", "rank", "caption", "material", "windows",
     "val_image", "val_image_object", "val_image_texture", "val_pixel",
 )  # fmt: skip
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    new = not path.is_file()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)

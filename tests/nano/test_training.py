@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.nano import text
+from anomaly_vlm.nano import loop, text
 from anomaly_vlm.nano import train as training
 from anomaly_vlm.nano.image import ImageStage
 from anomaly_vlm.nano.model import as_backbone, new_model
@@ -114,7 +114,7 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path: Path, gate_is_op
     whole = training.train_nano(cfg, tmp_path / "whole", lambda _: None)
 
     calls = 0
-    append = training._append
+    append = loop.append
 
     def interrupted(*arguments):
         nonlocal calls
@@ -123,10 +123,10 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path: Path, gate_is_op
             raise KeyboardInterrupt
         append(*arguments)
 
-    monkeypatch.setattr(training, "_append", interrupted)
+    monkeypatch.setattr(loop, "append", interrupted)
     with pytest.raises(KeyboardInterrupt):
         training.train_nano(cfg, tmp_path / "broken", lambda _: None)
-    monkeypatch.setattr(training, "_append", append)
+    monkeypatch.setattr(loop, "append", append)
     again = training.train_nano(cfg, tmp_path / "broken", lambda _: None)
     assert again.read_bytes() == whole.read_bytes()
 

@@ -1,0 +1,127 @@
+"""The training loop of an image tower: learning-rate cycle, running average, curve, a state to resume from."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Stage(Protocol):
+    """What is trained: its parameters, the losses of a batch, a running average of the weights."""
+
+    parameters: list[nn.Parameter]
+
+    def losses(self, views: Any, generator: torch.Generator) -> dict[str, Tensor]: ...
+
+    def total(self, values: dict[str, Tensor]) -> Tensor: ...
+
+    def follow(self, decay: float) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One learning-rate cycle.
+
+    Attributes:
+        title: of the progress line. number: of the stage. steps, lr: of the cycle. images: of a step.
+        every: steps between two lines and two states. validate_every: steps between two validations.
+        kept: file of the state. curve: CSV file of losses and validation. columns: of it.
+    """
+
+    title: str
+    number: int
+    steps: int
+    lr: float
+    images: int
+    every: int
+    validate_every: int
+    kept: Path
+    curve: Path
+    columns: Sequence[str]
+
+
+def train_stage(
+    stage: Stage,
+    plan: Plan,
+    draw: Callable[[int], Any],
+    validate: Callable[[], dict[str, float]],
+    tell: Callable[[str], None],
+) -> None:
+    """Trains in place, from the state that an interrupted run left.
+
+    Args:
+        draw: number of a batch -> its views, a function of the number alone. validate: values in percent, by name.
+    """
+    optimizer = torch.optim.AdamW(stage.parameters, lr=plan.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    warm = min(40, plan.steps // 10 + 1)
+
+    def rate(step: int) -> float:
+        fallen = 0.5 * (1 + math.cos(math.pi * min(1.0, step / plan.steps)))
+        return min(1.0, (step + 1) / warm) * (0.01 + 0.99 * fallen)
+
+    done = 0
+    if plan.kept.is_file():
+        state = torch.load(plan.kept, weights_only=True)
+        stage.load_state_dict(state["stage"])
+        optimizer.load_state_dict(state["optimizer"])
+        done = state["done"]
+    started, first = time.monotonic(), done
+    sums: dict[str, list[float]] = {}
+    for step in range(done, plan.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.lr * rate(step)
+        number = step + 10_000_000 * (plan.number + 1)
+        values = stage.losses(draw(number), torch.Generator().manual_seed(number))
+        optimizer.zero_grad()
+        stage.total(values).backward()
+        torch.nn.utils.clip_grad_norm_(stage.parameters, 1.0)
+        optimizer.step()
+        stage.follow(min(0.999, (step + 1) / (step + 10)))
+        for name, value in values.items():
+            sums.setdefault(name, []).append(value.item())
+        last = step + 1 == plan.steps
+        if (step + 1) % plan.every == 0 or last:
+            speed = (step + 1 - first) * plan.images / (time.monotonic() - started)
+            left = (plan.steps - step - 1) * plan.images / speed / 60
+            means = {name: sum(each) / len(each) for name, each in sorted(sums.items())}
+            tell(
+                f"{plan.title}, step {step + 1}/{plan.steps}: "
+                + ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+                + f"; {speed:.0f} images/s, {left:.0f} min left"
+            )
+            row = {"stage": plan.number, "step": step + 1, **{name: round(value, 4) for name, value in means.items()}}
+            if (step + 1) % plan.validate_every == 0 or last:
+                row |= {f"val_{name}": round(value, 2) for name, value in validate().items()}
+                tell("validation: " + ", ".join(f"{k[4:]} {v}" for k, v in row.items() if k.startswith("val_")))
+            append(plan.curve, row, plan.columns)
+            sums = {}
+            keep({"stage": stage.state_dict(), "optimizer": optimizer.state_dict(), "done": step + 1}, plan.kept)
+
+
+def keep(state: Any, path: Path) -> None:
+    """Writes beside and renames, so that an interrupted write leaves the last state."""
+    fresh = path.with_suffix(".tmp")
+    torch.save(state, fresh)
+    fresh.replace(path)
+
+
+def append(path: Path, row: dict[str, Any], columns: Sequence[str]) -> None:
+    """Adds a row to a CSV file, with a head where the file is new."""
+    new = not path.is_file()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
