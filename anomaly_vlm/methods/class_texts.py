@@ -34,6 +34,14 @@ class Columns:
     of_class: tuple[int, ...]
 
 
+# What lies around road users, in two groups: joins the classes whose borders are long, and no two things that an unknown object
+# may be torn between. This project's, for drawn scenes.
+SURROUNDINGS: Mapping[str, Sequence[str]] = {
+    "ground": ("road", "sidewalk", "terrain"),
+    "background": ("building", "wall", "fence", "vegetation", "sky"),
+}
+
+
 class Vocabulary:
     """The known classes and the words for them.
 
@@ -63,7 +71,8 @@ class Vocabulary:
         """The columns after merging, with further ones behind them.
 
         Args:
-            merge: `none`, `cityscapes_groups` (the table's groups), or name to classes; classes in no group stay alone.
+            merge: `none`, `cityscapes_groups` (the table's groups), `surroundings` (`SURROUNDINGS`), or name to classes;
+                classes in no group stay alone.
             ood: concepts, or lists of them, that the softmax knows beside the classes; `proposed`: the table's.
 
         Raises:
@@ -89,9 +98,10 @@ class Vocabulary:
 
     def _groups(self, merge: str | Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
         if isinstance(merge, str):
-            if merge not in ("none", "cityscapes_groups"):
-                raise unknown_choice("merge", merge, ["none", "cityscapes_groups", "{name: [classes]}"])
-            merge = self.groups if merge == "cityscapes_groups" else {}
+            named = {"none": {}, "cityscapes_groups": self.groups, "surroundings": SURROUNDINGS}
+            if merge not in named:
+                raise unknown_choice("merge", merge, [*named, "{name: [classes]}"])
+            merge = named[merge]
         groups: dict[str, list[int]] = {}
         taken: dict[str, str] = {}
         for group, names in merge.items():

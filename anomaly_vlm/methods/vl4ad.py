@@ -53,7 +53,7 @@ class VL4AD(AnomalyMethod):
         concepts: table of texts (`vl4ad_prompts`): classes as lists of concepts, templates, groups, proposed OOD prompts.
         classifier: `text`, or `linear`: learned class vectors in place of the texts, the vision-only baseline.
         prompt_ensemble: a class is the maximum over all of its concepts; False: its name alone.
-        merge: at test time, `none`, `cityscapes_groups` or name to classes.
+        merge: at test time, `none`, `cityscapes_groups`, `surroundings` or name to classes.
         ood_prompts: at test time, further texts (or lists of them); `proposed`: the table's six.
         void: `drop` (FC-CLIP) or `ignore` (the paper's formula), see `class_probabilities`.
         ensemble: `none`, or `geometric` with CLIP's own classifier and the exponents `alpha` (known) and `beta` (further).

@@ -48,6 +48,9 @@ def test_columns_of_the_shipped_table() -> None:
     merged = vocabulary.columns("cityscapes_groups", "proposed")
     assert merged.known == 7 and len(merged.names) == 13 and merged.names[7] == "caravan"
     assert merged.texts[:60] == plain.texts
+    around = vocabulary.columns("surroundings")
+    assert around.names[:2] == ("ground", "background") and around.known == 13
+    assert around.of_class[0] == around.of_class[1] == 0 and around.of_class[13] == around.names.index("car")
     assert {merged.of_class[i] for i in (13, 14, 15, 16, 17, 18)} == {merged.names.index("vehicle")}
     assert sorted(p for part in merged.members[:7] for p in part) == list(range(60))
     assert Vocabulary(TABLE, ensembling=False).columns().texts == Vocabulary(TABLE).classes
@@ -372,7 +375,7 @@ def test_merged_classes_are_counted_as_their_group() -> None:
     """A pixel's class is right where its group is: the accuracy of merged columns is at least that of the classes."""
     batch = first_batch("test")
     accuracy = {}
-    for merge in ("none", "cityscapes_groups"):
+    for merge in ("none", "cityscapes_groups", "surroundings"):
         method = small_vl4ad(merge=merge, components={"min_pred": 1, "min_gt": 1}).eval()
         metrics = method.new_metrics()
         method.measure(metrics, batch)
