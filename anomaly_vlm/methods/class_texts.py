@@ -34,8 +34,8 @@ class Columns:
     of_class: tuple[int, ...]
 
 
-# What lies around road users, in two groups: joins classes with long common borders, and no two that an unknown object may be
-# torn between. This project's, for drawn scenes.
+# What lies around road users, in two groups: joins classes with long common borders, and no two that an unknown object may
+# be torn between. This project's, for drawn scenes.
 SURROUNDINGS: Mapping[str, Sequence[str]] = {
     "ground": ("road", "sidewalk", "terrain"),
     "background": ("building", "wall", "fence", "vegetation", "sky"),
