@@ -99,11 +99,12 @@ def pictures(cfg: DictConfig, folder: Path, parts: Parts) -> None:
             )
 
 
-def common_scale(maps: Sequence[torch.Tensor], *, top: float = 0.99) -> tuple[float, float]:
-    """Colour scale of a category's maps, least value to `top` quantile, so that one hot spot darkens no other."""
+def common_scale(maps: Sequence[torch.Tensor], *, tail: float = 0.01) -> tuple[float, float]:
+    """Colour scale of a category's maps: all but the `tail` lowest and highest values, so that no few of them darken or
+    brighten the rest."""
     values = torch.cat([m.flatten() for m in maps])
-    rank = max(1, round(top * values.numel()))
-    return float(values.min()), float(values.kthvalue(rank).values)
+    rank = max(1, round(tail * values.numel()))
+    return float(values.kthvalue(rank).values), float(values.kthvalue(max(1, values.numel() - rank)).values)
 
 
 def predict_one(method: AnomalyMethod, batch: Batch) -> tuple[Batch, Prediction]:

@@ -10,7 +10,7 @@ from anomaly_vlm.cli.outcome import common_scale, compare_lines, slug
 
 def test_one_hot_spot_does_not_darken_the_other_maps() -> None:
     calm, hot = torch.linspace(0.1, 0.2, 1000).view(1, 20, 50), torch.full((1, 20, 50), 0.1)
-    hot[0, 0, 0] = 50.0
+    hot[0, 0, 0], hot[0, 0, 1] = 50.0, -50.0
     low, high = common_scale([calm, hot])
     assert low == pytest.approx(0.1) and 0.19 < high <= 0.2
     assert common_scale([torch.zeros(1, 2, 2)]) == (0.0, 0.0)
