@@ -1,8 +1,9 @@
-"""The training loop of an image tower: learning-rate cycle, running average, curve, a state to resume from."""
+"""What trainings share: a text tower's gate, and the loop of an image tower with its average, curve and saved state."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from anomaly_vlm.errors import UserError
 
 
 class Stage(Protocol):
@@ -108,6 +111,15 @@ def train_stage(
             append(plan.curve, row, plan.columns)
             sums = {}
             keep({"stage": stage.state_dict(), "optimizer": optimizer.state_dict(), "done": step + 1}, plan.kept)
+
+
+def pass_gate(facts: dict[str, float], folder: Path, tell: Callable[[str], None], *, accuracy: str) -> None:
+    """Records what a text tower's gate found; a `UserError` where it is shut, with the fact `accuracy`."""
+    (folder / "text_gate.json").write_text(json.dumps(facts, indent=1) + "\n")
+    tell("text gate: " + ", ".join(f"{name} {value:.3f}" for name, value in facts.items()))
+    if not facts["passed"]:
+        shown = f"{accuracy.replace('_', ' ')} {facts[accuracy]:.2f}"
+        raise UserError(f"the text tower did not pass its gate ({shown}): give text.steps more")
 
 
 def keep(state: Any, path: Path) -> None:

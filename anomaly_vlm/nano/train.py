@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,9 @@ import torch
 
 from anomaly_vlm.data.procedural import ProceduralSource
 from anomaly_vlm.data.procedural.families import FAMILIES
-from anomaly_vlm.errors import UserError
 from anomaly_vlm.nano import text
 from anomaly_vlm.nano.image import ImageStage
-from anomaly_vlm.nano.loop import Plan, keep, train_stage
+from anomaly_vlm.nano.loop import Plan, keep, pass_gate, train_stage
 from anomaly_vlm.nano.model import as_backbone, new_model, save_model
 from anomaly_vlm.nano.pool import open_pool
 from anomaly_vlm.nano.views import Views, draw_views
@@ -53,12 +51,7 @@ def _text_stage(model: Any, cfg: dict[str, Any], folder: Path, tell: Callable[[s
         return text.Directions(model.text_projection.shape[1], cfg["seed"])
     directions = text.train(model, seed=cfg["seed"], tell=tell, **options)
     facts = text.gate(model, directions, seed=cfg["seed"])
-    (folder / "text_gate.json").write_text(json.dumps(facts, indent=1) + "\n")
-    tell("text gate: " + ", ".join(f"{name} {value:.3f}" for name, value in facts.items()))
-    if not facts["passed"]:
-        raise UserError(
-            f"the text tower did not pass its gate (noun accuracy {facts['noun_accuracy']:.2f}): give text.steps more"
-        )
+    pass_gate(facts, folder, tell, accuracy="noun_accuracy")
     keep(model.state_dict(), kept)
     return directions
 

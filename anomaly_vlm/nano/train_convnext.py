@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.class_texts import concept_vectors
 from anomaly_vlm.nano import road_text
 from anomaly_vlm.nano.convnext import as_convnext, new_convnext
-from anomaly_vlm.nano.loop import Plan, keep, train_stage
+from anomaly_vlm.nano.loop import Plan, keep, pass_gate, train_stage
 from anomaly_vlm.nano.model import save_model
 from anomaly_vlm.nano.road_image import WEIGHTS, RoadStage
 from anomaly_vlm.nano.road_views import draw_road_views, open_road_pool
@@ -78,10 +76,5 @@ def _text_tower(model: Any, backbone: Any, cfg: dict[str, Any], folder: Path, te
         return
     road_text.train(backbone, seed=cfg["seed"], tell=tell, **cfg["text"])
     facts = road_text.gate(backbone, seed=cfg["seed"])
-    (folder / "text_gate.json").write_text(json.dumps(facts, indent=1) + "\n")
-    tell("text gate: " + ", ".join(f"{name} {value:.3f}" for name, value in facts.items()))
-    if not facts["passed"]:
-        raise UserError(
-            f"the text tower did not pass its gate (class accuracy {facts['class_accuracy']:.2f}): give text.steps more"
-        )
+    pass_gate(facts, folder, tell, accuracy="class_accuracy")
     keep(model.state_dict(), kept)

@@ -10,7 +10,6 @@ import open_clip
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 
 import anomaly_vlm
 from anomaly_vlm.backbone import ConvNextBackbone, load_backbone
@@ -18,11 +17,12 @@ from anomaly_vlm.cli.compose import conf_dir
 from anomaly_vlm.data.types import UNKNOWN
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.class_texts import concept_vectors
-from anomaly_vlm.nano import loop, road_text
+from anomaly_vlm.nano import road_text
 from anomaly_vlm.nano.convnext import ARCHITECTURE, as_convnext, new_convnext
 from anomaly_vlm.nano.road_image import RoadStage, class_shares
 from anomaly_vlm.nano.road_views import RoadPool, draw_road_views, open_road_pool
 from anomaly_vlm.nano.train_convnext import train_convnext
+from tests.support.nano import break_off, plain_open_clip
 
 FILE = Path(anomaly_vlm.__file__).parent / "nano" / "nano_convnext.safetensors"
 
@@ -43,14 +43,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> RoadPool:
 
 
 def test_plain_open_clip_reads_the_file(shipped: ConvNextBackbone):
-    # The lines of docs/nano_convnext.md.
-    model = open_clip.CLIP(**ARCHITECTURE).eval()
-    state = {key: value.float() if value.is_floating_point() else value for key, value in load_file(FILE).items()}
-    ids, rows, other = (state.pop(f"token_embedding.{name}") for name in ("ids", "rows", "fallback"))
-    table = rows[ids == other].repeat(49408, 1)
-    table[ids.long()] = rows
-    model.load_state_dict({**state, "token_embedding.weight": table})
-
+    model = plain_open_clip(ARCHITECTURE, FILE)
     assert FILE.stat().st_size < 5e6 and not shipped.is_random
     assert shipped.describe() == "nano ConvNeXt, procedural data"
     image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -139,17 +132,8 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path: Path, monkeypatc
     cfg = {**SMALL, "pool": str(tmp_path / "pool")}
     whole = train_convnext(cfg, tmp_path / "whole", lambda _: None)
 
-    append, calls = loop.append, 0
-
-    def interrupted(*arguments):
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        append(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "append", interrupted)
+        break_off(patch, at=2)
         with pytest.raises(KeyboardInterrupt):
             train_convnext(cfg, tmp_path / "broken", lambda _: None)
     again = train_convnext(cfg, tmp_path / "broken", lambda _: None)

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.nano import loop, text
+from anomaly_vlm.nano import text
 from anomaly_vlm.nano import train as training
 from anomaly_vlm.nano.image import ImageStage
 from anomaly_vlm.nano.model import as_backbone, new_model
 from anomaly_vlm.nano.pool import Pool, open_pool
 from anomaly_vlm.nano.views import draw_views
 from anomaly_vlm.nano.words import GENERIC_NOUN, NOUNS, STATES, Caption
+from tests.support.nano import break_off
 
 
 @pytest.fixture(scope="module")
@@ -113,20 +114,10 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path: Path, gate_is_op
     cfg = {**SMALL, "pool": str(tmp_path / "pool")}
     whole = training.train_nano(cfg, tmp_path / "whole", lambda _: None)
 
-    calls = 0
-    append = loop.append
-
-    def interrupted(*arguments):
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        append(*arguments)
-
-    monkeypatch.setattr(loop, "append", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        training.train_nano(cfg, tmp_path / "broken", lambda _: None)
-    monkeypatch.setattr(loop, "append", append)
+    with monkeypatch.context() as patch:
+        break_off(patch, at=3)
+        with pytest.raises(KeyboardInterrupt):
+            training.train_nano(cfg, tmp_path / "broken", lambda _: None)
     again = training.train_nano(cfg, tmp_path / "broken", lambda _: None)
     assert again.read_bytes() == whole.read_bytes()
 

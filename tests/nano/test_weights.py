@@ -10,7 +10,6 @@ import open_clip
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 
 import anomaly_vlm
 from anomaly_vlm.backbone import ClipBackbone, load_backbone
@@ -20,6 +19,7 @@ from anomaly_vlm.nano import text
 from anomaly_vlm.nano.compare import compare, paired, row
 from anomaly_vlm.nano.model import ARCHITECTURE, new_model, save_model
 from anomaly_vlm.nano.words import token_rows
+from tests.support.nano import plain_open_clip
 
 FILE = Path(anomaly_vlm.__file__).parent / "nano" / "nano.safetensors"
 
@@ -39,14 +39,7 @@ def test_the_file_is_small_and_its_architecture_is_the_training_one(nano: ClipBa
 
 
 def test_plain_open_clip_reads_it_in_a_few_lines(nano: ClipBackbone):
-    # The lines of docs/nano_clip.md.
-    model = open_clip.CLIP(**ARCHITECTURE).eval()
-    state = {key: value.float() if value.is_floating_point() else value for key, value in load_file(FILE).items()}
-    ids, rows, other = (state.pop(f"token_embedding.{name}") for name in ("ids", "rows", "fallback"))
-    table = rows[ids == other].repeat(49408, 1)
-    table[ids.long()] = rows
-    model.load_state_dict({**state, "token_embedding.weight": table})
-
+    model = plain_open_clip(ARCHITECTURE, FILE)
     images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     words = ["a photo of a damaged gear.", "supercalifragilistic"]
     with torch.no_grad():
