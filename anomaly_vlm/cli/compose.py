@@ -17,9 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 import anomaly_vlm
 from anomaly_vlm.errors import UserError, unknown_choice
 
-GROUPS = (
-    "method", "dataset", "source", "loss", "backbone", "presets", "trainer", "logger", "callbacks", "detector", "experiment",
-)  # fmt: skip
+GROUPS = ("method", "dataset", "source", "loss", "backbone", "trainer", "logger", "callbacks", "detector", "experiment")
 
 
 def conf_dir() -> Path:
@@ -85,10 +83,6 @@ def _check_words(overrides: Sequence[str]) -> None:
             raise UserError(f"unknown option '{word}': give overrides as key=value, or --help")
         if "=" not in word and not word.startswith("~"):
             raise UserError(f"'{word}' is no override: write key=value, such as method=adaclip")
-        if word.startswith("presets="):  # optional in conf/train.yaml: Hydra would take any word
-            for name in word.removeprefix("presets=").split(","):
-                if name not in choices("presets"):
-                    raise unknown_choice("presets", name, choices("presets"))
 
 
 def translate(error: Exception, overrides: Iterable[str]) -> UserError:

@@ -43,26 +43,11 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "values"),
-    [
-        (["backbone=vit_l14_336"], (0.01, 0.01, 1)),  # published
-        (["backbone=nano"], (0.07, 0.0005, 8)),
-        (["backbone=nano", "presets=none"], (0.01, 0.01, 1)),
-        (["backbone=nano", "optimizer.lr=0.02"], (0.07, 0.02, 8)),
-    ],
-)
-def test_a_backbone_may_have_presets(words: list[str], values: tuple[float, float, int]) -> None:
-    cfg = compose(["method=adaclip", *words])
-    assert (cfg.method.temperature, cfg.optimizer.lr, cfg.batch_size) == values
-
-
-@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["method=adaclp"], "unknown method 'adaclp': choose one of adaclip.*did you mean adaclip"),
         (["method=adaclip", "dataset=mvtec"], "unknown data set 'mvtec': choose one of mvtec"),
         (["method=adaclip", "backbone=vit_l14_33"], "unknown backbone 'vit_l14_33'.*did you mean vit_l14_336"),
-        (["method=adaclip", "presets=nanno"], "unknown presets 'nanno'.*did you mean nano"),
         (["method=adaclip", "source@dataset.test=visaa"], "unknown data set 'visaa'"),
         (["method=adaclip", "source@dataset.tset=visa"], "unknown data side"),
         ([], "no method given: add method=NAME, one of adaclip"),
