@@ -1,10 +1,11 @@
-"""Frozen open_clip towers, driven block by block. Usable on its own: no Lightning, Hydra or data set in here."""
+"""Frozen open_clip towers, driven block by block, and image trunks. Usable alone: no Lightning, Hydra or data set here."""
 
 from anomaly_vlm.backbone.blocks import BlockOutputs, Prompts, plus_next_attention, run_blocks
 from anomaly_vlm.backbone.clip import ClipBackbone, ImageTokens
 from anomaly_vlm.backbone.convnext import ConvNextBackbone, ImagePyramid
-from anomaly_vlm.backbone.frozen import FrozenClip
+from anomaly_vlm.backbone.frozen import FrozenClip, FrozenTower
 from anomaly_vlm.backbone.position import resize_positions
+from anomaly_vlm.backbone.trunk import TrunkBackbone, load_trunk
 from anomaly_vlm.backbone.weights import convert_torchscript, load_backbone, read_weights
 
 __all__ = [
@@ -12,11 +13,14 @@ __all__ = [
     "ClipBackbone",
     "ConvNextBackbone",
     "FrozenClip",
+    "FrozenTower",
     "ImagePyramid",
     "ImageTokens",
     "Prompts",
+    "TrunkBackbone",
     "convert_torchscript",
     "load_backbone",
+    "load_trunk",
     "plus_next_attention",
     "read_weights",
     "resize_positions",

@@ -21,7 +21,8 @@ class ImagePyramid:
     """What the trunk makes of a batch.
 
     Attributes:
-        maps: [B, C_l, H / stride, W / stride] at strides 4, 8, 16, 32, as the stages give them.
+        maps: [B, C_l, H / stride, W / stride] at strides 4, 8, 16, 32, as the stages give them; without the last of a
+            `TrunkBackbone`.
     """
 
     maps: list[Tensor]

@@ -1,10 +1,10 @@
-"""`FrozenClip`: what every frozen open_clip model of the suite shares, whatever its image tower: text half, identity."""
+"""`FrozenTower`: what tables and caches name of any frozen weights; `FrozenClip`: what every open_clip model adds to it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
@@ -18,8 +18,48 @@ Activation = Literal["gelu", "quick_gelu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
 
-class FrozenClip(nn.Module):
-    """The text tower, and the facts that tables and caches name. A subclass holds the image tower as `visual`.
+class FrozenTower(nn.Module):
+    """Frozen weights with a name: what every backbone is, with or without a text half.
+
+    Args:
+        name: of the architecture, for tables and error messages.
+        weights: where the weights come from, in words.
+        mean, std: of the RGB channels (in [0, 1]) that the weights were trained with.
+        is_random: the weights were never trained.
+    """
+
+    def __init__(
+        self, *, name: str, weights: str, mean: Sequence[float], std: Sequence[float], is_random: bool
+    ) -> None:
+        super().__init__()
+        self.name, self.weights, self.is_random = name, weights, is_random
+        self.mean, self.std = _rgb(mean), _rgb(std)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode: the towers are frozen."""
+        return super().train(False)
+
+    def fingerprint(self) -> str:
+        """Short digest of the weights, to tell backbones apart in checkpoints and caches.
+
+        Of every tensor: a sample, and the sum of all its bit patterns as integers, which any single change moves and which
+        is the same in whatever order it is added up. Far quicker than a hash of all bytes.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        for key, value in self.state_dict().items():
+            flat = value.detach().float().flatten().cpu()
+            bits = flat.view(torch.int32).sum(dtype=torch.int64).item()
+            digest.update(f"{key}{tuple(value.shape)}{bits}".encode())
+            digest.update(flat[:: max(1, flat.numel() // 256)].numpy().tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        """Name and origin of the weights, for the log and the head of every table."""
+        return f"{self.name}, {self.weights}"
+
+
+class FrozenClip(FrozenTower):
+    """The text tower of an open_clip model. A subclass holds the image tower as `visual`.
 
     Args:
         model: an `open_clip.CLIP` (or a model with the same towers) with its weights loaded.
@@ -44,24 +84,18 @@ class FrozenClip(nn.Module):
         std: Sequence[float],
         is_random: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(name=name, weights=weights, mean=mean, std=std, is_random=is_random)
         if activation not in ACTIVATIONS:
             raise unknown_choice("backbone.activation", str(activation), ["auto", *ACTIVATIONS])
         self.register_module("visual", None)  # first in the state, whatever a subclass puts here
         self.text = _text_tower(model, name)
-        self.name, self.weights, self.is_random = name, weights, is_random
         self.activation = activation
-        self.mean, self.std = _rgb(mean), _rgb(std)
         self._tokenizer = tokenizer
         set_activation(self.text.transformer.resblocks, activation)
         self.text_width: int = self.text.token_embedding.weight.shape[1]
         self.num_text_layers = len(self.text.transformer.resblocks)
         self.context_length: int = self.text.positional_embedding.shape[0]
         self.logit_scale = float(cast(Tensor, model.logit_scale).detach())  # as stored: the logarithm of CLIP's scale
-
-    def train(self, mode: bool = True) -> FrozenClip:
-        """Stays in evaluation mode: the towers are frozen."""
-        return super().train(False)
 
     # ---- text tower --------------------------------------------------------------------------------------------------
 
@@ -121,26 +155,6 @@ class FrozenClip(nn.Module):
         x = self.text.ln_final(x)
         projection = self.text.text_projection
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
-
-    # ---- identity ----------------------------------------------------------------------------------------------------
-
-    def fingerprint(self) -> str:
-        """Short digest of the weights, to tell backbones apart in checkpoints and caches.
-
-        Of every tensor: a sample, and the sum of all its bit patterns as integers, which any single change moves and which
-        is the same in whatever order it is added up. Far quicker than a hash of all bytes.
-        """
-        digest = hashlib.blake2b(digest_size=8)
-        for key, value in self.state_dict().items():
-            flat = value.detach().float().flatten().cpu()
-            bits = flat.view(torch.int32).sum(dtype=torch.int64).item()
-            digest.update(f"{key}{tuple(value.shape)}{bits}".encode())
-            digest.update(flat[:: max(1, flat.numel() // 256)].numpy().tobytes())
-        return digest.hexdigest()
-
-    def describe(self) -> str:
-        """Name and origin of the weights, for the log and the head of every table."""
-        return f"{self.name}, {self.weights}"
 
 
 def set_activation(blocks: Any, activation: Activation) -> None:

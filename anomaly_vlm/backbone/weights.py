@@ -262,7 +262,7 @@ def _download(name: str, tag: str | None, tag_config: Mapping[str, Any]) -> nn.M
     hub_name = name.removeprefix(HUB_PREFIX) if name.startswith(HUB_PREFIX) else tag_config.get("hf_hub", "").strip("/")
     wanted = f"weights '{tag}' of {name}" if tag else f"model '{name}'"
     mend = "run once with a network to fill the cache, or set backbone.weights=FILE to a local file"
-    if hub_name and not _cached(hub_name) and not hub_answers():
+    if hub_name and not hub_has(hub_name, HUB_FILES) and not hub_answers():
         raise UserError(f"{wanted} are not in the local cache and the model hub cannot be reached: {mend}")
     noisy = logging.getLogger()
     try:
@@ -279,10 +279,11 @@ def _download(name: str, tag: str | None, tag_config: Mapping[str, Any]) -> nn.M
         noisy.disabled = False
 
 
-def _cached(hub_name: str) -> bool:
+def hub_has(repository: str, files: Sequence[str]) -> bool:
+    """Whether one of these files of a hub repository is in the local cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    return any(isinstance(try_to_load_from_cache(hub_name, file), str) for file in HUB_FILES)
+    return bool(repository) and any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
 
 
 def hub_answers(timeout_s: float = 3.0) -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from anomaly_vlm.backbone import ClipBackbone, FrozenClip
+from anomaly_vlm.backbone import ClipBackbone, FrozenTower
 from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.data.types import Batch, References
 from anomaly_vlm.detectors import Detector, MapDetector, Queries
@@ -63,7 +63,7 @@ class AnomalyMethod(L.LightningModule):
     """
 
     loss_terms: ClassVar[Mapping[str, frozenset[str]]] = {}  # term -> the kinds of loss that it may be
-    towers: ClassVar[type[FrozenClip]] = ClipBackbone  # the kind of backbone that the method runs on
+    towers: ClassVar[tuple[type[FrozenTower], ...]] = (ClipBackbone,)  # the kinds of backbone that the method runs on
     map_range: tuple[float, float] | None = None  # for the colours of a single map; None: 0 to 1, or its own
     overlay: ClassVar[Literal["even", "heat"]] = "even"  # maps in pictures: all over, or where hot
     shots: ClassVar[str] = "none"  # reference images of the test categories: `none`, `optional` or `needed`
@@ -80,8 +80,9 @@ class AnomalyMethod(L.LightningModule):
     ) -> None:
         super().__init__()
         if not isinstance(backbone, self.towers):
+            wanted = " or ".join(kind.__name__ for kind in self.towers)
             raise UserError(
-                f"{type(self).__name__} runs on a {self.towers.__name__}, not on backbone {backbone.name}"
+                f"{type(self).__name__} runs on a {wanted}, not on backbone {backbone.name}"
                 f" ({type(backbone).__name__}): choose another backbone=NAME"
             )
         self.backbone = backbone

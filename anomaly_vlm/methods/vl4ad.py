@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_vlm.backbone import ConvNextBackbone, FrozenClip
+from anomaly_vlm.backbone import ConvNextBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods import fcclip_keys
@@ -71,7 +71,7 @@ class VL4AD(AnomalyMethod):
         UserError: an option out of its range, or options that exclude each other.
     """
 
-    towers: ClassVar[type[FrozenClip]] = ConvNextBackbone
+    towers = (ConvNextBackbone,)
     overlay: ClassVar[Literal["even", "heat"]] = "heat"
     loss_terms: ClassVar[dict[str, frozenset[str]]] = {
         "class": frozenset({"ce_with_void"}),

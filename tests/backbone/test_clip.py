@@ -186,7 +186,7 @@ def test_absent_published_weights_are_one_line(monkeypatch: pytest.MonkeyPatch) 
     from anomaly_vlm.backbone import weights
 
     monkeypatch.setattr(weights, "hub_answers", lambda: False)
-    monkeypatch.setattr(weights, "_cached", lambda name: False)
+    monkeypatch.setattr(weights, "hub_has", lambda repository, files: False)
     with pytest.raises(
         UserError, match=r"weights 'openai' of ViT-L-14-336 are not in the local cache.*backbone\.weights=FILE"
     ):
