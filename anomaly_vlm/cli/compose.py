@@ -17,7 +17,19 @@ from omegaconf.errors import OmegaConfBaseException
 import anomaly_vlm
 from anomaly_vlm.errors import UserError, unknown_choice
 
-GROUPS = ("method", "dataset", "source", "loss", "backbone", "trainer", "logger", "callbacks", "detector", "experiment")
+GROUPS = (
+    "method",
+    "dataset",
+    "source",
+    "loss",
+    "backbone",
+    "trainer",
+    "logger",
+    "callbacks",
+    "detector",
+    "segmenter",
+    "experiment",
+)
 
 
 def conf_dir() -> Path:

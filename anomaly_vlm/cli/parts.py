@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm import __version__
-from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.checkpoints import load_official, read_tensors
 from anomaly_vlm.cli.checks import check_targets, shipped_targets
@@ -70,7 +69,7 @@ def build(
     data: AnomalyDataModule | None = None,
     remembered: set[str] | None = None,
 ) -> Parts:
-    """Detector and data first (what they need is checked before any weights are read), then backbone and method.
+    """Detector, segmenter and data first (what they need is checked before any weights are read), then backbone and method.
 
     Args:
         remembered: paths of the reference images that a checkpoint to come holds in its memory.
@@ -80,11 +79,11 @@ def build(
             f"trainer.accelerator={cfg.trainer.accelerator}, but no GPU is here: use trainer=auto or trainer=cpu, or install"
             " a torch that sees the GPU"
         )
-    ready = {"detector": make(cfg.detector)} if "detector" in cfg else {}
+    ready = {group: make(cfg[group]) for group in ("detector", "segmenter") if group in cfg}
     data = data or build_data(cfg, sides)
     data.remembered = remembered
     data.check()
-    backbone: ClipBackbone = make(cfg.backbone)
+    backbone: Any = make(cfg.backbone)
     size = backbone.checked_size(cfg.image_size)
     data.preprocess = Preprocess(size=size, mean=backbone.mean, std=backbone.std, **_pixels(cfg))
     options = _plain(cfg.metrics)

@@ -36,6 +36,7 @@ class Detector(ABC):
 
     name: ClassVar[str]  # of the backend; results of one that replaces the paper's detector are labelled with it
     replaces: ClassVar[bool] = False
+    reads_captions: ClassVar[bool] = True  # False: its answer is the same whatever it is asked
 
     def __init__(self, store: DetectionStore | None = None) -> None:
         self.store = store

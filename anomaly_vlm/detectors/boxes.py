@@ -6,7 +6,7 @@ Boxes of queries are relative centre form (cx, cy, w, h) of the whole image; box
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,12 @@ class Queries:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def only(self, index: Tensor) -> Queries:
+        """Those at `index` [m]."""
+        probs = None if self.probs is None else self.probs[index]
+        phrases = None if self.phrases is None else tuple(self.phrases[i] for i in index.tolist())
+        return replace(self, boxes=self.boxes[index], scores=self.scores[index], probs=probs, phrases=phrases)
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,23 @@ def select(
     return kept.nonzero().flatten()
 
 
+def check_floor(queries: Queries, box_threshold: float) -> None:
+    """Raises a `UserError` where the queries were kept above a score that is higher than `box_threshold`."""
+    if box_threshold < queries.floor:
+        raise UserError(
+            f"box_threshold {box_threshold:g}: of this image only queries with a score above {queries.floor:.3g} were kept:"
+            " give a higher threshold, or keep more with a lower detector.keep_score and a higher detector.keep_most"
+        )
+
+
+def phrases_of(queries: Queries, threshold: float) -> tuple[str, ...]:
+    """The words of every query, k: ready ones, or by `phrase_of`."""
+    if queries.phrases is not None:
+        return queries.phrases
+    assert queries.probs is not None
+    return tuple(phrase_of(row, queries.pieces, threshold) for row in queries.probs)
+
+
 def phrase_of(probs: Tensor, pieces: Sequence[str], threshold: float) -> str:
     """The words of a box: pieces [T] with a probability above `threshold`, `##` pieces glued on.
 
@@ -135,16 +158,8 @@ def detections(
     Raises:
         UserError: the queries were kept above a score that is higher than `box_threshold`.
     """
-    if box_threshold < queries.floor:
-        raise UserError(
-            f"box_threshold {box_threshold:g}: of this image only queries with a score above {queries.floor:.3g} were kept:"
-            " give a higher threshold, or keep more with a lower detector.keep_score and a higher detector.keep_most"
-        )
+    check_floor(queries, box_threshold)
     index = select(queries.boxes, queries.scores, box_threshold=box_threshold, max_area=max_area, keep_best=keep_best)
-    if queries.phrases is not None:
-        phrases = tuple(queries.phrases[i] for i in index.tolist())
-    else:
-        assert queries.probs is not None
-        phrases = tuple(phrase_of(row, queries.pieces, text_threshold) for row in queries.probs[index])
+    phrases = phrases_of(queries.only(index), text_threshold)
     boxes = corners(queries.boxes[index], size)
     return Detections(boxes, queries.scores[index], phrases, torch.ones(len(index), dtype=torch.bool))

@@ -33,6 +33,7 @@ class FileDetector(Detector):
 
     name: ClassVar[str] = "file"
     replaces: ClassVar[bool] = True
+    reads_captions: ClassVar[bool] = False
 
     def __init__(self, path: str | None, missing: Literal["error", "none"] = "error") -> None:
         super().__init__()

@@ -136,8 +136,13 @@ class GroundingDetector(Detector):
         return ""
 
 
-def locate(weights: str) -> Path:
+def locate(
+    weights: str, *, kind: str = "detector", ways_out: str = WAYS_OUT, patterns: Sequence[str] = PATTERNS
+) -> Path:
     """A local file or folder: as named, or a hub repository's snapshot, from the cache or fetched once.
+
+    Args:
+        kind, ways_out: for the error. patterns: of the repository's files to fetch.
 
     Raises:
         UserError: it is nowhere.
@@ -146,19 +151,19 @@ def locate(weights: str) -> Path:
     if path.exists():
         return path
     if path.suffix or weights.startswith((".", "/", "~")) or weights.count("/") > 1:
-        raise UserError(f"detector weights '{weights}': no such file or folder: {WAYS_OUT}")
+        raise UserError(f"{kind} weights '{weights}': no such file or folder: {ways_out}")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(weights, local_files_only=True, allow_patterns=PATTERNS))
+        return Path(snapshot_download(weights, local_files_only=True, allow_patterns=list(patterns)))
     except Exception:  # not in the cache; the client tells it by several classes
         reason = "it is not in the local cache and the model hub cannot be reached"
     if hub_answers():
         try:
-            return Path(snapshot_download(weights, allow_patterns=PATTERNS))
+            return Path(snapshot_download(weights, allow_patterns=list(patterns)))
         except Exception as error:  # network, access, or no such repository
             reason = f"the model hub says: {str(error).splitlines()[0][:120]}"
-    raise UserError(f"detector '{weights}': {reason}: {WAYS_OUT}")
+    raise UserError(f"{kind} '{weights}': {reason}: {ways_out}")
 
 
 @cache

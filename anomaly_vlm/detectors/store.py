@@ -115,8 +115,4 @@ def best(answer: Queries, score: float, most: int) -> Queries:
         above = above[order[:most]].sort().values
     if len(above) == 0:
         above = answer.scores.argmax().view(1)
-    probs = None if answer.probs is None else answer.probs[above]
-    phrases = None if answer.phrases is None else tuple(answer.phrases[i] for i in above.tolist())
-    return replace(
-        answer, boxes=answer.boxes[above], scores=answer.scores[above], probs=probs, phrases=phrases, floor=floor
-    )
+    return replace(answer.only(above), floor=floor)

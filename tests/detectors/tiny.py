@@ -61,3 +61,32 @@ def write_model(folder: Path) -> Path:
 def picture(seed: int, width: int = 64, height: int = 64) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+SAM_SIDE = 64  # of SAM's input
+
+
+def write_sam(folder: Path) -> Path:
+    """A folder in transformers' layout: SAM of a quarter of a million parameters, random."""
+    from transformers import SamConfig, SamModel
+
+    config = SamConfig(
+        vision_config={
+            "image_size": SAM_SIDE,
+            "patch_size": 16,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "mlp_dim": 64,
+            "output_channels": 32,
+            "window_size": 2,
+            "global_attn_indexes": [1],
+            "num_pos_feats": 16,
+        },
+        prompt_encoder_config={"hidden_size": 32, "image_size": SAM_SIDE, "patch_size": 16},
+        mask_decoder_config={"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        SamModel(config).save_pretrained(folder)
+    return folder
