@@ -93,7 +93,7 @@ def resize_labels(labels: Image.Image, preprocess: Preprocess) -> Tensor:
 
 
 def _mask_size(mask: Image.Image, preprocess: Preprocess) -> tuple[int, int]:
-    if preprocess.fit == "native":
+    if preprocess.fit == "native" and preprocess.mask_size is None:
         return mask.size if preprocess.frame is None else (preprocess.frame[1], preprocess.frame[0])
     return preprocess.mask_side, preprocess.mask_side
 

@@ -76,8 +76,8 @@ class Preprocess:
         mean, std: per RGB channel, of values in [0, 1].
         rgb: convert to RGB `before` the resize (AdaCLIP) or `after` it (AnomalyCLIP); differs for palette images.
         mask_resize: `bilinear` on the 0/255 mask then `> 0.5` (the zero-shot protocol), or `nearest`.
-        mask_size: side of the masks that maps are compared with in an evaluation, where it is not `size` (several few-shot
-            codes: 400).
+        mask_size: side of the masks that maps are compared with in an evaluation, where it is not that of the image (several
+            few-shot codes, and SAA: 400).
         fit: `square`: to `size`; `native`: every image and mask keeps its own size (road scenes).
         frame: with `native`, (height, width) to which all images are resized first, nearest for masks; None: as they are.
     """

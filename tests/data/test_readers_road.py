@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,8 @@ def test_sizes_of_their_own(tmp_path: Path) -> None:
         (tuple(b.image.shape[-2:]), tuple(b.mask.shape[-2:])) for b in data.test_dataloader() if b.mask is not None
     ]
     assert shapes == [((8, 8), (8, 8)), ((8, 16), (8, 16))]
+    data.preprocess = replace(NATIVE, mask_size=4)  # maps are compared at another size than that of the image
+    assert [tuple(b.mask.shape[-2:]) for b in data.test_dataloader() if b.mask is not None] == [(4, 4), (4, 4)]
     both = AnomalyDataModule(test=source, eval_batch_size=2)
     both.preprocess = NATIVE
     with pytest.raises(UserError, match="images of 8x8 and 8x16 pixels in one batch"):
