@@ -35,7 +35,9 @@ def look_ahead(parts: Parts, *sides: str) -> None:
     detector.check_captions([caption for _, caption in todo])
     if todo:
         cost = f" ({detector.cost()}, those kept from earlier runs apart)" if detector.cost() else ""
-        say(f"detections: {len(todo):,} images by {detector.name}{cost}")
+        images = len({sample.path for sample, _ in todo})
+        asked = f"{images:,} images" if images == len(todo) else f"{len(todo):,} questions on {images:,} images"
+        say(f"detections: {asked} by {detector.name}{cost}")
     for chunk in counted([todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)], len(todo)):
         pictures = [Picture(sample.path, _reader(sample)) for sample, _ in chunk]
         answers = detector.queries(pictures, [caption for _, caption in chunk])

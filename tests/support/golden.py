@@ -25,9 +25,11 @@ RTOL, ATOL = 1e-4, 1e-5
 LEDGERS: dict[str, tuple[int, int]] = {}  # fixture -> compared, total; printed at the end of the run
 
 
-def fixture_paths(method: str) -> list[Path]:
-    """The settings files of a method's fixtures; none at all is an error, never a skip."""
-    found = sorted((ROOT / method).glob("*.json"))
+def fixture_paths(method: str, *, settings: bool = True) -> list[Path]:
+    """The settings files of a method's fixtures (or, of formulas on given tensors, where they would be); none at all is an
+    error, never a skip."""
+    kind = "json" if settings else "safetensors"
+    found = sorted(path.with_suffix(".json") for path in (ROOT / method).glob(f"*.{kind}"))
     if not found:
         raise FileNotFoundError(f"no golden fixture of {method} in {ROOT}")
     return found
@@ -46,7 +48,7 @@ class Fixture:
 
     def __init__(self, path: Path) -> None:
         self.name = f"{path.parent.name}/{path.stem}"
-        self.settings: dict[str, Any] = json.loads(path.read_text())
+        self.settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         tensors = load_file(path.with_suffix(".safetensors"))
         self.tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
         with safe_open(path.with_suffix(".safetensors"), "pt") as file:
