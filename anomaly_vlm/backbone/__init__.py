@@ -6,6 +6,7 @@ from anomaly_vlm.backbone.convnext import ConvNextBackbone, ImagePyramid
 from anomaly_vlm.backbone.frozen import FrozenClip, FrozenTower
 from anomaly_vlm.backbone.position import resize_positions
 from anomaly_vlm.backbone.trunk import TrunkBackbone, load_trunk
+from anomaly_vlm.backbone.vit import ImagePatches, ViTBackbone, load_vit
 from anomaly_vlm.backbone.weights import convert_torchscript, load_backbone, read_weights
 
 __all__ = [
@@ -14,13 +15,16 @@ __all__ = [
     "ConvNextBackbone",
     "FrozenClip",
     "FrozenTower",
+    "ImagePatches",
     "ImagePyramid",
     "ImageTokens",
     "Prompts",
     "TrunkBackbone",
+    "ViTBackbone",
     "convert_torchscript",
     "load_backbone",
     "load_trunk",
+    "load_vit",
     "plus_next_attention",
     "read_weights",
     "resize_positions",

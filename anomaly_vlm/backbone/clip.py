@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone.blocks import Prompts, run_blocks
 from anomaly_vlm.backbone.frozen import Activation, FrozenClip, drivable, set_activation
 from anomaly_vlm.backbone.position import POS_RESIZE, PosResize, resize_positions
+from anomaly_vlm.backbone.taps import BlockTaps
 from anomaly_vlm.errors import UserError, unknown_choice
 
 
@@ -41,7 +42,7 @@ class ImageTokens:
         return [tokens[:, 1:] for tokens in self.tokens]
 
 
-class ClipBackbone(FrozenClip):
+class ClipBackbone(FrozenClip, BlockTaps):
     """A frozen open_clip CLIP with a ViT image tower.
 
     Args:
@@ -106,29 +107,8 @@ class ClipBackbone(FrozenClip):
         self.layers = self.checked_layers(layers or self.quarters)
         self._positions: dict[tuple, Tensor] = {}
 
-    @property
-    def quarters(self) -> tuple[int, ...]:
-        """1-based vision blocks at the quarters of the depth (6, 12, 18, 24 of 24)."""
-        quarter = max(1, self.num_layers // 4)
-        return tuple(range(quarter, self.num_layers + 1, quarter))
-
-    def checked_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """The 1-based layers as a tuple, or a `UserError` where the image tower has no such block."""
-        wrong = [layer for layer in layers if not 1 <= layer <= self.num_layers]
-        if wrong:
-            raise UserError(
-                f"layers {list(layers)}: {self.name} has vision blocks 1 to {self.num_layers}, not {wrong[0]}: give others"
-            )
-        return tuple(layers)
-
-    def checked_size(self, size: int) -> int:
-        """`size`, or a `UserError` where it is no positive multiple of the patch size."""
-        if size <= 0 or size % self.patch_size:
-            raise UserError(
-                f"image_size {size}: {self.name} needs a positive multiple of its patch size {self.patch_size},"
-                f" such as {max(1, round(size / self.patch_size)) * self.patch_size}"
-            )
-        return size
+    def run_facts(self) -> dict[str, str]:
+        return {"activation": self.activation, "positions": self.pos_resize}
 
     # ---- image tower -------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,10 @@ class FrozenTower(nn.Module):
             digest.update(flat[:: max(1, flat.numel() // 256)].numpy().tobytes())
         return digest.hexdigest()
 
+    def run_facts(self) -> dict[str, str]:
+        """What the tokens of an image depend on besides weights, pixels and layers, for caches."""
+        return {}
+
     def describe(self) -> str:
         """Name and origin of the weights, for the log and the head of every table."""
         return f"{self.name}, {self.weights}"

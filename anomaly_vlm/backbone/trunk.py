@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import timm
-import torch
 from torch import Tensor
 
 from anomaly_vlm.backbone.convnext import ImagePyramid
 from anomaly_vlm.backbone.frozen import FrozenTower
-from anomaly_vlm.backbone.weights import fill_weights, hub_answers, hub_has, read_weights, weights_path
-from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.backbone.timm_weights import load_timm
+from anomaly_vlm.errors import UserError
 
 STRIDES = (4, 8, 16)
 
@@ -96,64 +92,15 @@ def load_trunk(
     Raises:
         UserError: unknown architecture or tag, absent weights, a file of another layout.
     """
-    if not timm.is_model(name):
-        raise unknown_choice(
-            "timm architecture", name, timm.list_models(f"{name[:4]}*") or timm.list_models("*resnet50*")
-        )
     if layers is not None:
         raise UserError(f"backbone.layers is {layers}: {name} has no layers to tap; set null")
-    if random_seed is not None and (pretrained or weights):
-        raise UserError(
-            "backbone: random_seed asks for untrained weights, pretrained/weights for trained ones: give one"
-        )
-    if random_seed is None and not (pretrained or weights):
-        raise UserError(
-            f"backbone '{name}' names no weights: set backbone.pretrained=TAG, backbone.weights=FILE, or"
-            " backbone.random_seed=0 for untrained ones"
-        )
-    facts: Any = timm.get_pretrained_cfg(name)
-    if pretrained is not None:
-        tags = [entry.partition(".")[2] for entry in timm.list_pretrained(f"{name}.*")]
-        if pretrained not in tags:
-            raise unknown_choice(f"pretrained tag of {name}", pretrained, tags)
-        facts = timm.get_pretrained_cfg(f"{name}.{pretrained}")
-    if weights is not None:
-        model: Any = fill_weights(timm.create_model(name), read_weights(weights_path(weights)), weights)
-        origin = origin or f"{pretrained + ' from ' if pretrained else ''}file {weights_path(weights).name}"
-    elif random_seed is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(random_seed)
-            model = timm.create_model(name)
-        origin = f"random weights (seed {random_seed})"
-    else:
-        model, origin = _download(f"{name}.{pretrained}", facts), pretrained
+    loaded = load_timm(name, pretrained=pretrained, weights=weights, random_seed=random_seed, origin=origin)
     return TrunkBackbone(
-        model,
+        loaded.model,
         name=name,
-        weights=str(origin),
-        mean=facts.mean,
-        std=facts.std,
+        weights=loaded.origin,
+        mean=loaded.mean,
+        std=loaded.std,
         image_size=image_size,
         is_random=random_seed is not None,
     )
-
-
-def _download(tagged: str, facts: Any) -> Any:
-    """The model with timm's weights, from its cache or the hub."""
-    mend = "run once with a network to fill the cache, or set backbone.weights=FILE to a local file"
-    if not hub_has(facts.hf_hub_id or "", ("model.safetensors", "pytorch_model.bin")) and not hub_answers():
-        raise UserError(
-            f"weights '{tagged}' are not in the local cache and the model hub cannot be reached: {mend}; backbone="
-            "nano_convnext ships with the package"
-        )
-    noisy = logging.getLogger()
-    try:
-        noisy.disabled = True  # timm and the hub client log to the root what the error below says in one line
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return timm.create_model(tagged, pretrained=True)
-    except (RuntimeError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:150]
-        raise UserError(f"weights '{tagged}' could not be loaded ({reason}): {mend}") from error
-    finally:
-        noisy.disabled = False

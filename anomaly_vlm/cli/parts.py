@@ -143,8 +143,7 @@ def attach_cache(cfg: DictConfig, data: AnomalyDataModule, method: AnomalyMethod
         return
     about = {
         "weights": f"{method.backbone.describe()} {method.run_facts['fingerprint']}",
-        "activation": method.backbone.activation,
-        "positions": method.backbone.pos_resize,
+        **method.backbone.run_facts(),
         "pixels": repr(data.preprocess),
         "precision": str(cfg.trainer.precision),
         **facts,

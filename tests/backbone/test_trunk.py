@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from anomaly_vlm.backbone import FrozenTower, TrunkBackbone, load_trunk, trunk
+from anomaly_vlm.backbone import FrozenTower, TrunkBackbone, load_trunk, timm_weights
 from anomaly_vlm.errors import UserError
 
 NAME = "test_resnet"  # timm's own, of test size
@@ -62,7 +62,7 @@ def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch, backbone: TrunkBackb
         backbone.checked_size(70)
     with pytest.raises(UserError, match="not at 4, 8 and 16: choose a ResNet"):
         TrunkBackbone(timm.create_model("test_vit"), name="test_vit", weights="", mean=[0] * 3, std=[1] * 3)
-    monkeypatch.setattr(trunk, "hub_answers", lambda: False)
-    monkeypatch.setattr(trunk, "hub_has", lambda repository, files: False)
+    monkeypatch.setattr(timm_weights, "hub_answers", lambda: False)
+    monkeypatch.setattr(timm_weights, "hub_has", lambda repository, files: False)
     with pytest.raises(UserError, match=r"'wide_resnet50_2\.racm_in1k' are not in the local cache.*backbone\.weights="):
         load_trunk("wide_resnet50_2", pretrained="racm_in1k")

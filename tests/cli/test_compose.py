@@ -27,7 +27,8 @@ def test_every_method_composes_with_its_own_loss(method: str) -> None:
     cfg = compose([f"method={method}"])
     check_values(cfg)
     assert cfg.name == method
-    assert cfg.method._target_.startswith(f"anomaly_vlm.methods.{method}.")
+    module = {"dinov2": "linear_heads", "sam": "linear_heads"}.get(method, method)  # one method on several towers
+    assert cfg.method._target_.startswith(f"anomaly_vlm.methods.{module}.")
 
 
 @pytest.mark.parametrize("experiment", choices("experiment"))

@@ -12,8 +12,9 @@ import torch
 import yaml
 from PIL import Image
 
+from anomaly_vlm.backbone import load_vit
 from anomaly_vlm.cli import main
-from tests.e2e.conftest import QUICK, results
+from tests.e2e.conftest import QUICK, SMALL_PICTURES, results
 
 pytestmark = pytest.mark.e2e
 
@@ -158,3 +159,22 @@ def test_published_checkpoints_load(trained: Path, tmp_path: Path) -> None:
     assert results(tmp_path / "out")["mean/image_auroc"] == pytest.approx(
         results(trained)["mean/image_auroc"], abs=1e-6
     )
+
+
+def test_a_tower_without_texts_runs_like_a_clip(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Train and predict on a ViT read from a local file; the checkpoint brings backbone and file along."""
+    sizes = {"depth": 4, "embed_dim": 32, "num_heads": 2}
+    tower = load_vit("vit_small_patch14_dinov2", random_seed=0, image_size=56, sizes=sizes)
+    torch.save(tower.visual.state_dict(), tmp_path / "tower.pth")
+    words = [word for word in QUICK if not word.startswith(("method", "backbone", "image_size"))]
+    words += ["method=dinov2", f"backbone.weights={tmp_path / 'tower.pth'}", "backbone.image_size=56"]
+    words += ["backbone.layers=[1,2,3,4]", "+backbone.sizes={depth:4,embed_dim:32,num_heads:2}"]
+    assert main(["train", *words, *SMALL_PICTURES, f"output_dir={tmp_path / 'run'}"]) == 0
+    assert "dinov2 on vit_small_patch14_dinov2, lvd142m from file tower.pth" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert record["method"] == "dinov2" and record["results"]["mean/pixel_auroc"] is not None
+    (tmp_path / "parts").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "parts" / "part.png")
+    ckpt = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert main(["predict", f"ckpt={ckpt}", f"images={tmp_path / 'parts'}", f"output_dir={tmp_path / 'out'}"]) == 0
+    assert len(rows(next((tmp_path / "out").glob("*.csv")))) == 1

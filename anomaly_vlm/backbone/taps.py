@@ -1,0 +1,43 @@
+"""`BlockTaps`: which blocks and which input sizes a ViT has, checked for users."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from anomaly_vlm.errors import UserError
+
+
+class BlockTaps:
+    """What a ViT says of its blocks and its patches. The class that mixes it in sets the facts.
+
+    Attributes:
+        name: for error messages. num_layers: vision blocks. patch_size: side in pixels.
+    """
+
+    name: str
+    num_layers: int
+    patch_size: int
+
+    @property
+    def quarters(self) -> tuple[int, ...]:
+        """1-based vision blocks at the quarters of the depth (6, 12, 18, 24 of 24)."""
+        quarter = max(1, self.num_layers // 4)
+        return tuple(range(quarter, self.num_layers + 1, quarter))
+
+    def checked_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """The 1-based layers as a tuple, or a `UserError` where the image tower has no such block."""
+        wrong = [layer for layer in layers if not 1 <= layer <= self.num_layers]
+        if wrong:
+            raise UserError(
+                f"layers {list(layers)}: {self.name} has vision blocks 1 to {self.num_layers}, not {wrong[0]}: give others"
+            )
+        return tuple(layers)
+
+    def checked_size(self, size: int) -> int:
+        """`size`, or a `UserError` where it is no positive multiple of the patch size."""
+        if size <= 0 or size % self.patch_size:
+            raise UserError(
+                f"image_size {size}: {self.name} needs a positive multiple of its patch size {self.patch_size},"
+                f" such as {max(1, round(size / self.patch_size)) * self.patch_size}"
+            )
+        return size
