@@ -23,7 +23,7 @@ from anomaly_vlm.methods.parts import encode_sentences, fill_templates, to_grid,
 
 
 class AprilGAN(MemoryMethod):
-    """Linear layers on the patches of several blocks, trained on an auxiliary set; with references a patch memory beside them.
+    """Linear layers on the patches of several blocks, trained on an auxiliary set; with references also a patch memory.
 
     Learned: the linear layers (3,148,800 numbers on ViT-L/14), which start from `seed`. Frozen: both towers. References are
     compared with and never learned from: a few-shot run has the layers of the zero-shot one.
@@ -61,6 +61,7 @@ class AprilGAN(MemoryMethod):
             backbone, "few_shot_layers", self.layers if few_shot_layers is None else few_shot_layers
         )
         self.texts, self.scale = texts, float(scale)
+        self.map_range = (0.0, float(len(self.layers)))  # few-shot maps may exceed it a little
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.projection = nn.ModuleList([nn.Linear(backbone.width, backbone.embed_dim) for _ in self.layers])

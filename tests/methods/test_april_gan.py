@@ -13,6 +13,8 @@ from torch import Tensor
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.checkpoints import load_official
+from anomaly_vlm.cli.checks import check_values
+from anomaly_vlm.cli.compose import compose
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms, dice_loss, focal_loss
@@ -47,7 +49,9 @@ def masked(count: int = 2, seed: int = 0) -> Batch:
 def test_sentences_keep_the_name_of_the_category(backbone):
     normal, abnormal = build(backbone).sentences("metal_nut")
     assert (len(normal), len(abnormal)) == (7 * 35, 5 * 35)
-    assert normal[0] == "a bad photo of a metal_nut." and abnormal[-1] == "this is one metal_nut with damage in the scene."
+    assert (
+        normal[0] == "a bad photo of a metal_nut." and abnormal[-1] == "this is one metal_nut with damage in the scene."
+    )
 
 
 def test_a_text_feature_is_the_mean_of_unit_features(backbone):
@@ -83,6 +87,7 @@ def test_logits_are_upsampled_before_the_softmax_and_maps_summed(backbone):
     probability = (100 * cls[1] @ method.text_features("metal_nut")).softmax(dim=-1)[1]
     torch.testing.assert_close(prediction.score[1], probability, rtol=1e-4, atol=1e-5)
     assert prediction.parts is None
+    assert method.map_range == (0.0, 2.0) and prediction.map.min() >= 0 and prediction.map.max() <= 2
 
 
 @torch.no_grad()
@@ -222,7 +227,9 @@ def test_published_files_have_one_entry(backbone, tmp_path):
 def test_a_category_without_references_is_told(backbone):
     method = build(backbone)
     method.remember([make_references(images(1), "gear")])
-    with pytest.raises(UserError, match=r"category 'tile' has no reference images in AprilGAN's memory \(it has: gear\)"):
+    with pytest.raises(
+        UserError, match=r"category 'tile' has no reference images in AprilGAN's memory \(it has: gear\)"
+    ):
         method.predict(make_batch(images(1), "tile"))
 
 
@@ -275,3 +282,27 @@ def test_texts_made_in_inference_can_be_learned_with(backbone):
         method.predict(batch)
     method.total_loss(method.losses(batch)).backward()
     assert method.projection[0].weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "epochs"),
+    [
+        (["dataset=visa_to_mvtec"], 15),
+        (["dataset=mvtec_to_visa"], 3),
+        (["experiment=april_gan/visa_to_mvtec"], 15),
+        ([], 3),
+        (["dataset.train=null"], 3),
+        (["dataset=visa_to_mvtec", "epochs=7"], 7),
+    ],
+)
+def test_epochs_are_the_published_ones_of_the_training_set(words, epochs):
+    cfg = compose([*([] if "experiment" in "".join(words) else ["method=april_gan"]), *words])
+    check_values(cfg)
+    assert cfg.epochs == epochs and cfg.augment.mosaic_on == ["mvtec_ad"]
+
+
+def test_the_published_size_of_everything():
+    cfg = compose(["method=april_gan", "backbone=vit_l14_336", "dataset=visa_to_mvtec"])
+    assert list(cfg.method.layers) == [6, 12, 18, 24] and cfg.method.few_shot_layers is None
+    assert (cfg.backbone.activation, cfg.backbone.pos_resize, cfg.image_size) == ("gelu", "bicubic_antialias", 518)
+    assert (cfg.batch_size, cfg.optimizer.lr, list(cfg.optimizer.betas), cfg.seed) == (8, 1e-3, [0.5, 0.999], 111)
