@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anomaly_vlm.cli.checks import check_values
 from anomaly_vlm.cli.compose import compose, describe_choices, merge_overrides
@@ -47,10 +47,11 @@ def configured(ckpt: str | None, overrides: Sequence[str], command: str) -> tupl
     else:
         from anomaly_vlm.cli.parts import stored_config
 
-        stored, _ = stored_config(Path(ckpt))
+        stored, content = stored_config(Path(ckpt))
         given = any(word.startswith("output_dir=") for word in overrides)
         cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "loss"))
-        cfg.shots_list = None  # the checkpoint knows its reference images
+        if content["anomaly_vlm"].get("references"):
+            cfg.shots_list = None  # the checkpoint knows its reference images
         if not any(word.startswith("trainer") for word in overrides):
             fit_machine(cfg, processes=command == "evaluate")
         if not given:
@@ -92,14 +93,16 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     from anomaly_vlm.reporting.console import is_first_process, say
 
     seed_everything(cfg.seed, verbose=False)
-    parts = build(cfg, sides=("test",), remembered=remembered_by(spec))
+    memory = remembered_by(spec, cfg)
+    parts = build(cfg, sides=("test",), remembered=memory)
+    said = [trained_on_of(spec)]
     if spec:
         load_any(parts.method, spec)
         parts.facts["checkpoint"] = spec
-    else:
+    if memory is None and cfg.shots:
         remember(parts, folder)
-    trained_on = parts.method.run_facts["trained_on"] if spec is None and cfg.shots else trained_on_of(spec)
-    parts.facts["data"] = f"{trained_on}, {parts.data.describe('test')}"
+        said = [*(said if cfg.train_on == "dataset" else []), parts.data.known]
+    parts.facts["data"] = ", ".join([*said, parts.data.describe("test")])
     say(f"{parts.facts['method']} on {parts.facts['backbone']}: {parts.facts['data']}")
     look_ahead(parts, "test")
     trainer = build_trainer(cfg, callbacks=[])
@@ -109,15 +112,30 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
         write_outcome(cfg, folder, parts, parts.method.results, {**parts.facts, "choices": dict(cfg.choices)})
 
 
-def remembered_by(spec: str | None) -> set[str] | None:
-    """Paths of the reference images in a checkpoint's memory (the published code's names none); None: no checkpoint."""
+def remembered_by(spec: str | None, cfg: DictConfig) -> set[str] | None:
+    """Paths of the reference images in a checkpoint's memory (the published code's names none); None: it has no memory, and
+    `shots` images of each category are picked now.
+
+    Raises:
+        UserError: `shots` is not what the memory was made of.
+    """
     if spec is None:
         return None
     if spec.startswith("official:"):
-        return set()
+        from hydra.utils import get_class
+
+        method: Any = get_class(cfg.method._target_)
+        return set() if method.shots == "needed" else None
     from anomaly_vlm.cli.parts import stored_config
 
-    return set(stored_config(Path(spec))[1]["anomaly_vlm"].get("references", []))
+    facts = stored_config(Path(spec))[1]["anomaly_vlm"]
+    held = set(facts.get("references", []))
+    if held and cfg.shots != facts["config"]["shots"]:
+        raise UserError(
+            f"the checkpoint remembers {facts['config']['shots']} images of each category, this run says shots={cfg.shots}:"
+            " leave shots out, or give a checkpoint without a memory (trained with shots=0)"
+        )
+    return held or None
 
 
 def trained_on_of(spec: str | None) -> str:
@@ -125,7 +143,7 @@ def trained_on_of(spec: str | None) -> str:
     if spec is None:
         return "not trained"
     if spec.startswith("official:"):
-        return f"published weights {Path(spec).name}"
+        return f"published weights {Path(spec.removeprefix('official:')).name}"
     from anomaly_vlm.cli.parts import stored_config
 
     return stored_config(Path(spec))[1]["anomaly_vlm"]["trained_on"]

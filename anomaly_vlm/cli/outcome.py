@@ -91,7 +91,7 @@ def pictures(cfg: DictConfig, folder: Path, parts: Parts) -> None:
                 dataset.picture(row.index),
                 prediction.map[0].cpu().numpy(),
                 None if batch.mask is None else batch.mask[0].numpy(),
-                score=float(prediction.score[0]),
+                score=row.score,
                 title=f"{row.category}, {kind}{note} | {row.path} | {parts.facts['method']}, {parts.facts['backbone']}",
                 scale=scale,
                 boxes=boxes_of(prediction, 0),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly_vlm.cli.checks import writable_folder
-from anomaly_vlm.cli.evaluate import configured
+from anomaly_vlm.cli.evaluate import configured, remembered_by
 from anomaly_vlm.cli.train import pop_key
 from anomaly_vlm.errors import UserError
 
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     if ckpt is None and not any(word.startswith("method=") for word in rest):
         raise UserError("no checkpoint given: add ckpt=FILE, a .ckpt that 'train' wrote")
     cfg, spec = configured(ckpt, rest, "predict")
-    if spec is None and cfg.shots:
+    if cfg.shots and remembered_by(spec, cfg) is None:
         raise UserError(
             f"method={cfg.name} with shots={cfg.shots} has no reference images at prediction: give ckpt=FILE, a .ckpt that"
             " 'train' wrote with them"

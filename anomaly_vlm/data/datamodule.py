@@ -173,11 +173,15 @@ class AnomalyDataModule(L.LightningDataModule):
         return ", ".join(self._describe_side(name) for name in sides)
 
     def _describe_side(self, side: str) -> str:
-        if side == "train" and self.shots:
-            return f"{self.shots} normal image{'s' * (self.shots > 1)} of each category known"
-        if side == "train" and self.train_on == "nothing":
-            return "not trained"
-        return f"{VERBS[side]} {self._describe_one(side)}"
+        if side == "train" and (self.train_on != "dataset" or self.sources["train"] is None):
+            return self.known or "not trained"
+        said = f"{VERBS[side]} {self._describe_one(side)}"
+        return f"{said}, {self.known}" if side == "train" and self.known else said
+
+    @property
+    def known(self) -> str:
+        """`2 normal images of each category known`, or nothing without reference images."""
+        return f"{self.shots} normal image{'s' * (self.shots > 1)} of each category known" if self.shots else ""
 
     def _describe_one(self, side: str) -> str:
         count, source = len(self.samples(side)), self.sources[side]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning as L
@@ -24,24 +25,27 @@ class Prediction(NamedTuple):
     """What a method says of a batch: `score` [B] and `map` [B, H, W], higher = more anomalous, float32 and finite.
 
     `boxes`: B tensors [n, 4] (x0, y0, x1, y1) in pixels of the map, where boxes had a part in it. `notes`: B texts for the
-    pictures' titles.
+    pictures' titles. `parts`: [B, K], what `AnomalyMethod.category_scores` needs of each image, where a score depends on the
+    other images of its category.
     """
 
     score: Tensor
     map: Tensor
     boxes: tuple[Tensor, ...] = ()
     notes: tuple[str, ...] = ()
+    parts: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class ImageRow:
-    """One evaluated image, for `images.csv` and the choice of pictures."""
+    """One evaluated image, for `images.csv` and the choice of pictures; `parts` as in its `Prediction`."""
 
     index: int
     path: str
     category: str
     label: int
     score: float
+    parts: tuple[float, ...] = ()
 
 
 class AnomalyMethod(L.LightningModule):
@@ -113,6 +117,11 @@ class AnomalyMethod(L.LightningModule):
         """The terms of `self.terms`, unweighted scalars."""
         raise UserError(f"{type(self).__name__} learns nothing: use 'evaluate' instead of 'train'")
 
+    def category_scores(self, parts: Tensor) -> Tensor:
+        """Image scores [n] of all evaluated images of one category, from their `Prediction.parts` [n, K], in place of those
+        that each image got alone. A method that gives `parts` defines it; it is asked at the end of an evaluation."""
+        raise NotImplementedError(f"{type(self).__name__} gives parts of scores, and no category_scores")
+
     def remember(self, references: Sequence[References]) -> None:
         """Takes the reference images, one entry a category, before anything is trained or scored. A few-shot method makes
         its memory of them here, and the learnable parts that each category has for itself (`shots` says that it does)."""
@@ -169,6 +178,16 @@ class AnomalyMethod(L.LightningModule):
                     self.token_cache.put(batch.key[i], entry)
         entries = [entry for entry in known if entry is not None]
         return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
+
+    def kept_text(self, sentences: Sequence[Sequence[str]], encode: Callable[[], Tensor]) -> Tensor:
+        """What a frozen text tower makes of sentences: read from the token cache, or made by `encode` and kept there."""
+        key = "texts" + hashlib.blake2b(repr(sentences).encode(), digest_size=14).hexdigest()
+        entry = None if self.token_cache is None else self.token_cache.get(key)
+        if entry is None:
+            entry = {"prompts": encode()}
+            if self.token_cache is not None:
+                self.token_cache.put(key, entry)
+        return entry["prompts"]
 
     # ---- detections --------------------------------------------------------------------------------------------------
 
@@ -238,13 +257,20 @@ class AnomalyMethod(L.LightningModule):
         return (batch.mask == 1).to(batch.image.dtype)
 
     def map_losses(
-        self, maps: Tensor, mask: Tensor, *, normal: Tensor | None = None, suffix: str = ""
+        self,
+        maps: Tensor,
+        mask: Tensor,
+        *,
+        normal: Tensor | None = None,
+        suffix: str = "",
+        normal_dice: bool = True,
     ) -> dict[str, Tensor]:
         """The terms `focal` and `dice` (of the abnormal and of the normal map) with this suffix, where they are configured.
 
         Args:
             maps: [layers, B, H, W] abnormal probabilities. mask: [B, H, W] 0.0 / 1.0.
             normal: the normal ones, where they are known to more digits than 1 minus `maps` has; None: 1 minus these.
+            normal_dice: False: `dice` of the abnormal map alone.
 
         Returns:
             Scalars by term: mean over the batch, sum over the layers.
@@ -259,8 +285,11 @@ class AnomalyMethod(L.LightningModule):
             values[f"focal{suffix}"] = torch.stack(each).sum()
         if (dice := self.terms.get(f"dice{suffix}")) is not None:
             other = 1 - maps if normal is None else normal
-            both = [(dice(m, mask) + dice(n, 1 - mask)).mean() for m, n in zip(maps, other, strict=True)]
-            values[f"dice{suffix}"] = torch.stack(both).sum()
+            each = [dice(m, mask) for m in maps]
+            if normal_dice:
+                each = [d + dice(n, 1 - mask) for d, n in zip(each, other, strict=True)]
+            each = [d.mean() for d in each]
+            values[f"dice{suffix}"] = torch.stack(each).sum()
         return values
 
     def total_loss(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -317,10 +346,11 @@ class AnomalyMethod(L.LightningModule):
     def _evaluate_batch(self, batch: Batch) -> Prediction:
         prediction = self.measure(self._metrics[0], batch)
         columns = (batch.index, batch.label, prediction.score)
-        for path, category, index, label, score in zip(
-            batch.path, batch.category, *(column.tolist() for column in columns), strict=True
+        parts = [()] * len(batch) if prediction.parts is None else [tuple(row) for row in prediction.parts.tolist()]
+        for path, category, index, label, score, part in zip(
+            batch.path, batch.category, *(column.tolist() for column in columns), parts, strict=True
         ):
-            self._rows.append(ImageRow(index, path, category, label, score))
+            self._rows.append(ImageRow(index, path, category, label, score, part))
         return prediction
 
     def _evaluate_end(self) -> None:
@@ -329,9 +359,24 @@ class AnomalyMethod(L.LightningModule):
             gathered: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, rows)
             rows = [row for part in gathered for row in part]
-        self.image_rows = sorted({row.index: row for row in rows}.values())
+        self.image_rows = self._settled(sorted({row.index: row for row in rows}.values()))
         self.results = {key: float(value) for key, value in self._metrics[0].compute().items()}
         self._metrics, self._rows = [], []
+
+    def _settled(self, rows: list[ImageRow]) -> list[ImageRow]:
+        """The rows of all processes with their final scores, which the metrics get too: by `category_scores` where they have
+        `parts`."""
+        by_category: dict[str, list[ImageRow]] = {}
+        for row in rows:
+            if row.parts:
+                by_category.setdefault(row.category, []).append(row)
+        final = {}
+        for some in by_category.values():
+            scores = self.category_scores(torch.tensor([row.parts for row in some])).tolist()
+            final.update({row.index: score for row, score in zip(some, scores, strict=True)})
+        if final:
+            self._metrics[0].replace_scores(final)
+        return [replace(row, score=final.get(row.index, row.score)) for row in rows]
 
     def on_test_epoch_start(self) -> None:
         self._evaluate_start()

@@ -7,22 +7,21 @@ arXiv 2303.14814. There is no official code. `variant: anomalib` follows the pap
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.data.types import Batch, References
+from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.base import Prediction
-from anomaly_vlm.methods.categories import CategoryMethod, category_key, category_name, of_categories
-from anomaly_vlm.methods.memory import PatchMemory, checked_memory, nearest_distance
-from anomaly_vlm.methods.parts import fill_templates, swap_red_blue, to_grid, upsample
+from anomaly_vlm.methods.categories import MemoryMethod
+from anomaly_vlm.methods.memory import PatchMemory, nearest_distance
+from anomaly_vlm.methods.parts import encode_sentences, fill_templates, swap_red_blue, to_grid, upsample
 
 VARIANTS = {"anomalib": "anomalib", "cao": "caoyunkang"}  # variant -> its templates in the table
 PATCHES = "patches"
@@ -61,7 +60,7 @@ def arithmetic_mean(values: Tensor, cover: Tensor) -> Tensor:
     return torch.einsum("nw,bw->bn", cover, values) / cover.sum(dim=1)
 
 
-class WinCLIP(CategoryMethod):
+class WinCLIP(MemoryMethod):
     """Training-free; without references zero-shot (WinCLIP), with references few-shot (WinCLIP+).
 
     Args:
@@ -74,13 +73,10 @@ class WinCLIP(CategoryMethod):
             `cao`; None: as the variant does.
         bgr_test: test images with red and blue swapped, as `cao` reads them; their tokens are not cached.
         eval_size: side of the maps in pixels; None: that of the input (`cao`: 400).
-        memory_mb: bound on the distances to the references, in MB.
-        base: see `AnomalyMethod`.
+        base: see `MemoryMethod`.
 
     Reference: sections 4.1-4.3.
     """
-
-    shots: ClassVar[str] = "optional"
 
     def __init__(
         self,
@@ -93,7 +89,6 @@ class WinCLIP(CategoryMethod):
         gallery_lag: bool | None = None,
         bgr_test: bool = False,
         eval_size: int | None = None,
-        memory_mb: float = 256.0,
         **base: Any,
     ) -> None:
         super().__init__(backbone, **base)
@@ -109,12 +104,10 @@ class WinCLIP(CategoryMethod):
             raise UserError("method.gallery_lag=true is an accident of variant cao: choose that variant, or null")
         if eval_size is not None and eval_size < 1:
             raise UserError(f"method.eval_size is {eval_size}: give the side of the maps in pixels, or null")
-        checked_memory(memory_mb)
         self.texts, self.variant, self.scales = texts, variant, tuple(scales)
         self.temperature = (0.07 if variant == "anomalib" else 0.01) if temperature is None else temperature
         self.gallery_lag = variant == "cao" if gallery_lag is None else gallery_lag
-        self.bgr_test, self.eval_size, self.memory_mb = bgr_test, eval_size, memory_mb
-        self.categories = nn.ModuleDict()  # category_key -> memories: `windows_2`, .. and `patches`
+        self.bgr_test, self.eval_size = bgr_test, eval_size
         self._prompts: dict[str, Tensor] = {}
         self._windows: dict[tuple[int, tuple[int, int], torch.device], Windows] = {}
 
@@ -153,55 +146,17 @@ class WinCLIP(CategoryMethod):
             sides = [
                 fill_templates(templates, self.texts[name], category) for name in ("normal_states", "anomalous_states")
             ]
-            key = "texts" + hashlib.blake2b(repr(sides).encode(), digest_size=14).hexdigest()
-            entry = None if self.token_cache is None else self.token_cache.get(key)
-            if entry is None:
-                entry = {"prompts": self.encode_prompts(sides)}
-                if self.token_cache is not None:
-                    self.token_cache.put(key, entry)
-            self._prompts[category] = entry["prompts"]
+            self._prompts[category] = self.kept_text(sides, lambda: self.encode_prompts(sides))
         return self._prompts[category].to(self.device)
 
     def encode_prompts(self, sides: Sequence[Sequence[str]]) -> Tensor:
-        """Mean raw text features [sides, C] of lists of sentences: those of one length together, none twice."""
-        sentences = list(dict.fromkeys(sentence for side in sides for sentence in side))
-        ids = self.backbone.tokenize(sentences)
-        ends = ids.argmax(dim=-1)
-        features = ids.new_empty(len(ids), self.backbone.embed_dim, dtype=torch.float32)
-        for end in ends.unique().tolist():
-            rows = ends == end
-            features[rows] = self.backbone.encode_text(ids[rows, : end + 1]).float()
-        place = {sentence: row for row, sentence in enumerate(sentences)}
-        return torch.stack([features[[place[sentence] for sentence in side]].mean(dim=0) for side in sides])
+        """Mean raw text features [sides, C] of lists of sentences."""
+        features = encode_sentences(self.backbone, [sentence for side in sides for sentence in side])
+        return torch.stack([part.mean(dim=0) for part in features.split([len(side) for side in sides])])
 
-    # ---- references --------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def remember(self, references: Sequence[References]) -> None:
-        for shots in references:
-            batch = replace(shots.batch, image=shots.batch.image.to(self.device))
-            memories = {
-                name: PatchMemory(value.to(self.device), memory_mb=self.memory_mb)
-                for name, value in self.frozen(batch).items()
-                if name in self._remembered()
-            }
-            self.categories[category_key(shots.category)] = nn.ModuleDict(memories)
-
-    def _remembered(self) -> list[str]:
+    def remembered(self) -> list[str]:
         patches = [PATCHES] if self.variant == "anomalib" else []  # `cao` compares windows alone
         return [*(f"windows_{size}" for size in self.scales), *patches]
-
-    def memory(self, category: str) -> Mapping[str, PatchMemory] | None:
-        """The references of a category; None where this is zero-shot."""
-        if not len(self.categories):
-            return None
-        if (key := category_key(category)) not in self.categories:
-            known = ", ".join(sorted(map(category_name, self.categories)))
-            raise UserError(
-                f"category '{category}' has no reference images in WinCLIP's memory (it has: {known}): give it normal"
-                " images, or set shots=0"
-            )
-        return self.categories[key]  # type: ignore[return-value]
 
     # ---- scores ------------------------------------------------------------------------------------------------------
 
@@ -298,14 +253,3 @@ class WinCLIP(CategoryMethod):
             maps.append(arithmetic_mean(far, self.windows(size, grid).cover))
             before = memory[name]
         return torch.stack(maps).mean(dim=0)
-
-    # ---- checkpoints: the memories -----------------------------------------------------------------------------------
-
-    def make_categories(self, state: Mapping[str, Tensor]) -> None:
-        """Makes the memories that a state names, in its lengths."""
-        for name, tensors in of_categories(state).items():
-            memories = {
-                key.removesuffix(".bank"): PatchMemory(torch.zeros_like(value), memory_mb=self.memory_mb)
-                for key, value in tensors.items()
-            }
-            self.categories[category_key(name)] = nn.ModuleDict(memories).to(self.device)

@@ -66,6 +66,15 @@ class ImageEngine:
                 chunk = Scored(chunk.scores[new], chunk.anomalous[new], chunk.numbers[new])
             self.chunks.setdefault(name, []).append(chunk)
 
+    def replace_scores(self, scores: Mapping[int, float]) -> None:
+        """Other scores for images by their number in the data set; those without a number or not named keep theirs."""
+        for chunks in self.chunks.values():
+            for i, chunk in enumerate(chunks):
+                if chunk.numbers is not None:
+                    pairs = zip(chunk.numbers.tolist(), chunk.scores.tolist(), strict=True)
+                    new = np.array([scores.get(number, score) for number, score in pairs], np.float32)
+                    chunks[i] = chunk._replace(scores=new)
+
     def _kept(self, category: Category, repeats: set[int]) -> tuple[np.ndarray, np.ndarray]:
         """Scores and labels of a category without the repeats."""
         chunks = self.chunks.get(category, [])

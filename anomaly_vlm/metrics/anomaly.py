@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,6 +74,21 @@ class AnomalyMetrics(CurveMetric, EngineMetric):
             images = pixel.prepare(maps, masks, category, index)
         image.commit(scored)
         pixel.commit(images)
+        self._changed()
+
+    def replace_scores(self, scores: Mapping[int, float]) -> None:
+        """Gives images that were added other image scores, where these are known at the end alone.
+
+        Args:
+            scores: number in the data set (`index` of `update`) to finite score, on every process of all images or of its
+                own. Images that are not named keep theirs.
+
+        Raises:
+            ValueError: a score is not finite.
+        """
+        if wrong := [number for number, score in scores.items() if not math.isfinite(score)]:
+            raise ValueError(f"the new score of image {wrong[0]} is {scores[wrong[0]]}: expected a finite number")
+        self.engines["image"].replace_scores(scores)
         self._changed()
 
     def compute(self) -> dict[str, Tensor]:

@@ -110,6 +110,13 @@ def test_references_taken_from_the_test_set_leave_it(tmp_path):
     assert "2 normal images of each category known" in data.describe("train")
 
 
+def test_a_run_that_trains_on_a_set_says_both(tmp_path):
+    source = file_source(tmp_path, [("test", f"{i}.png", 0) for i in range(3)])
+    data = AnomalyDataModule(train=ProceduralSource(size=32, train_count=12), test=source, shots=1)
+    assert data.describe("train") == "trained on procedural (12 images), 1 normal image of each category known"
+    assert AnomalyDataModule(test=source, train_on="nothing").describe("train") == "not trained"
+
+
 def drawn(**options) -> AnomalyDataModule:
     source = ProceduralSource(size=32, test_count=24, categories=["gear", "tile"])
     data = AnomalyDataModule(test=source, **options)

@@ -51,6 +51,28 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> No
         torch.testing.assert_close(value, second[name], rtol=0, atol=1e-14, equal_nan=True, msg=name)
 
 
+def test_scores_that_are_known_at_the_end_alone() -> None:
+    """Replaced by number; images without a number, or not named, keep theirs."""
+    late, plain = ImageMetrics(), ImageMetrics()
+    scores, labels, names = [0.9, 0.2, 0.3, 0.4], [0, 1, 0, 1], ["a", "a", "b", "b"]
+    both = AnomalyMetrics()
+    both.update(scores, np.zeros((4, 2, 2)), labels, None, category=names, index=[7, 8, 9, 10])
+    before = float(both.compute()["a/image_auroc"])
+    both.replace_scores({7: 0.1, 8: 0.5, 99: 0.0})
+    plain.update([0.1, 0.5, 0.3, 0.4], labels, category=names)
+    found = both.compute()
+    assert (before, float(found["a/image_auroc"])) == (0.0, 1.0)
+    for name, value in plain.compute().items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=name)
+    late.update(scores, labels)
+    unnumbered = AnomalyMetrics()
+    unnumbered.update(scores, np.zeros((4, 2, 2)), labels, None)
+    unnumbered.replace_scores({0: 5.0})
+    assert float(unnumbered.compute()["image_auroc"]) == float(late.compute()["image_auroc"])
+    with pytest.raises(ValueError, match="the new score of image 8 is nan"):
+        both.replace_scores({8: math.nan})
+
+
 def test_against_scikit_learn() -> None:
     case = random_case(30)
     scores = np.concatenate([part.reshape(-1) for part in case.maps])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import lzma
 import os
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,14 @@ def merged(options: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def unpacked(stored: Tensor, *, dtype: str, shape: list[int]) -> Tensor:
+    """A tensor that a small copy of a fixture holds as LZMA of its bytes: all first ones, then all second ones, ..."""
+    kind = getattr(torch, dtype)
+    raw = lzma.decompress(stored.numpy().tobytes())
+    planes = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(kind.itemsize, -1)
+    return planes.T.contiguous().view(kind).view(shape)
+
+
 class Fixture:
     """One fixture: settings, tensors (half precision widened to float32), and the ledger of keys."""
 
@@ -50,9 +59,11 @@ class Fixture:
         self.name = f"{path.parent.name}/{path.stem}"
         self.settings: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         tensors = load_file(path.with_suffix(".safetensors"))
-        self.tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
         with safe_open(path.with_suffix(".safetensors"), "pt") as file:
             metadata = file.metadata() or {}
+        for key, form in json.loads(metadata.get("packed", "{}")).items():
+            tensors[key] = unpacked(tensors[key], **form)
+        self.tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
         self.stride: dict[str, int] = json.loads(
             metadata.get("stride", "{}")
         )  # maps stored at every n-th row and column
