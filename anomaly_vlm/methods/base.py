@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -64,7 +65,9 @@ class AnomalyMethod(L.LightningModule):
 
     loss_terms: ClassVar[Mapping[str, frozenset[str]]] = {}  # term -> the kinds of loss that it may be
     towers: ClassVar[type[FrozenClip]] = ClipBackbone  # the kind of backbone that the method runs on
-    map_range: tuple[float, float] | None = None  # for the colours of a single map; None: 0 to 1, or its own
+    map_range: tuple[float, float] | Literal["own"] | None = (
+        None  # for the colours of a single map; None: 0 to 1, or its own
+    )
     overlay: ClassVar[Literal["even", "heat"]] = "even"  # maps in pictures: all over, or where hot
     shots: ClassVar[str] = "none"  # reference images of the test categories: `none`, `optional` or `needed`
 
@@ -168,6 +171,16 @@ class AnomalyMethod(L.LightningModule):
                     self.token_cache.put(batch.key[i], entry)
         entries = [entry for entry in known if entry is not None]
         return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
+
+    def kept_texts(self, sides: Sequence[Sequence[str]], encode: Callable[[Sequence[Sequence[str]]], Tensor]) -> Tensor:
+        """`encode(sides)`, what the frozen text tower makes of lists of sentences, kept beside the frozen tokens."""
+        key = "sentences" + hashlib.blake2b(repr(sides).encode(), digest_size=14).hexdigest()
+        entry = None if self.token_cache is None else self.token_cache.get(key)
+        if entry is None:
+            entry = {"texts": encode(sides)}
+            if self.token_cache is not None:
+                self.token_cache.put(key, entry)
+        return entry["texts"]
 
     # ---- detections --------------------------------------------------------------------------------------------------
 

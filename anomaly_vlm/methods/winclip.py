@@ -7,7 +7,6 @@ arXiv 2303.14814. There is no official code. `variant: anomalib` follows the pap
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -153,26 +152,13 @@ class WinCLIP(CategoryMethod):
             sides = [
                 fill_templates(templates, self.texts[name], category) for name in ("normal_states", "anomalous_states")
             ]
-            key = "texts" + hashlib.blake2b(repr(sides).encode(), digest_size=14).hexdigest()
-            entry = None if self.token_cache is None else self.token_cache.get(key)
-            if entry is None:
-                entry = {"prompts": self.encode_prompts(sides)}
-                if self.token_cache is not None:
-                    self.token_cache.put(key, entry)
-            self._prompts[category] = entry["prompts"]
+            self._prompts[category] = self.kept_texts(sides, self.encode_prompts)
         return self._prompts[category].to(self.device)
 
     def encode_prompts(self, sides: Sequence[Sequence[str]]) -> Tensor:
-        """Mean raw text features [sides, C] of lists of sentences: those of one length together, none twice."""
-        sentences = list(dict.fromkeys(sentence for side in sides for sentence in side))
-        ids = self.backbone.tokenize(sentences)
-        ends = ids.argmax(dim=-1)
-        features = ids.new_empty(len(ids), self.backbone.embed_dim, dtype=torch.float32)
-        for end in ends.unique().tolist():
-            rows = ends == end
-            features[rows] = self.backbone.encode_text(ids[rows, : end + 1]).float()
-        place = {sentence: row for row, sentence in enumerate(sentences)}
-        return torch.stack([features[[place[sentence] for sentence in side]].mean(dim=0) for side in sides])
+        """Mean raw text features [sides, C] of lists of sentences."""
+        features = self.backbone.encode_sentences([sentence for side in sides for sentence in side])
+        return torch.stack([part.mean(dim=0) for part in features.split([len(side) for side in sides])])
 
     # ---- references --------------------------------------------------------------------------------------------------
 
