@@ -1,6 +1,6 @@
 """AnoVL against the published implementation's numbers: towers, views, sentences, scores, maps, steps of the adaptation.
 
-The repository's fixture is a part of the full one: images 0 and 1 (one category, so that the optimiser's carried state shows),
+The repository's fixture is a part of the full one: images 0 and 1 (one category, so that the carried optimiser shows),
 every n-th row and column of towers, views and maps, and no group `tile`, which `test_anovl.py` builds from the parts.
 """
 
