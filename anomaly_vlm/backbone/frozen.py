@@ -75,6 +75,7 @@ class FrozenClip(FrozenTower):
 
     visual: Any  # open_clip's towers, whose parts are read by name
     text: Any
+    embed_dim: int
 
     def __init__(
         self,
@@ -144,6 +145,18 @@ class FrozenClip(FrozenTower):
         if prompts is not None and prompts.place == "start":
             end = end + prompts.inserted
         return self._project_text(x[torch.arange(x.shape[0], device=x.device), end])
+
+    @torch.no_grad()
+    def encode_sentences(self, sentences: Sequence[str]) -> Tensor:
+        """Text features [n, C] of sentences, float32, not normalised: those of one length together, none twice."""
+        different = {sentence: row for row, sentence in enumerate(dict.fromkeys(sentences))}
+        ids = self.tokenize(list(different))
+        ends = ids.argmax(dim=-1)
+        features = ids.new_empty(len(ids), self.embed_dim, dtype=torch.float32)
+        for end in ends.unique().tolist():
+            rows = ends == end
+            features[rows] = self.encode_text(ids[rows, : end + 1]).float()
+        return features[[different[sentence] for sentence in sentences]]
 
     def encode_tree(self, tree: SentenceTree, embedded: Tensor) -> Tensor:
         """Text features [B, R, C], not normalised, of the tree's R sentences.

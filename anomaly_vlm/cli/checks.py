@@ -27,12 +27,13 @@ WHOLE = {  # key -> smallest value
 # Classes that lie directly in these modules. A prefix would not do: Hydra follows attributes (`torch.optim.adam.os.system`).
 LIBRARY_CLASS = re.compile(r"(torch\.optim|torch\.optim\.lr_scheduler|kornia\.augmentation)\.[A-Z]\w*")
 WHOLE_OR_NULL = {"eval_limit": 1, "train_limit": 1, "pixels.mask_size": 1}
-CHOICES = {
+CHOICES = {  # the default first: what configurations of older checkpoints lack
     "cache.tokens": ("disk", "memory", "off"),
     "selection": ("last", "best_val", "best_test"),
     "pixels.rgb": ("before", "after"),
     "pixels.mask_resize": ("bilinear", "nearest"),
-    "pixels.fit": ("square", "native"),
+    "pixels.fit": ("square", "short_side", "native"),
+    "pixels.interpolation": ("bicubic", "bilinear"),
     "train_on": ("dataset", "references", "nothing"),
     "callbacks.progress": ("auto", "rich", "log", "none"),
 }
@@ -55,7 +56,7 @@ def check_values(cfg: DictConfig) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise UserError(f"{key} is {value!r}: give a whole number of at least {low}")
     for key, allowed in CHOICES.items():
-        if (value := OmegaConf.select(cfg, key)) not in allowed:
+        if (value := OmegaConf.select(cfg, key, default=allowed[0])) not in allowed:
             raise unknown_choice(key, str(value), allowed)
     seeds = OmegaConf.select(cfg, "seeds")
     if seeds is not None:

@@ -139,7 +139,7 @@ def attach_cache(cfg: DictConfig, data: AnomalyDataModule, method: AnomalyMethod
     Augmented images have no key, so that they pass it by.
     """
     wanted, facts = cfg.cache.tokens, method.frozen_facts()
-    if wanted == "off" or facts is None:
+    if wanted == "off" or facts is None or cfg.pixels.fit != "square":  # else a token's place in its image is unknown
         return
     about = {
         "weights": f"{method.backbone.describe()} {method.run_facts['fingerprint']}",

@@ -19,7 +19,8 @@ from anomaly_vlm.reporting.pictures import save_panel
 class PredictionWriter(Callback):
     """Appends to `scores.csv` and writes `pictures/*.png` after every batch, so that an interrupted run keeps its results.
 
-    The colour scale of a heat map is the method's own, from 0 to 1 where its maps are probabilities, else that of the map.
+    The colour scale of a heat map is the method's own (`map_range`), from 0 to 1 where its maps are probabilities, else the
+    map's.
     """
 
     def __init__(self, parts: Parts, folder: Path) -> None:
@@ -37,8 +38,8 @@ class PredictionWriter(Callback):
         dataset = self.parts.data.dataset("test")
         for i, path in enumerate(batch.path):
             heat = outputs.map[i].cpu().numpy()
-            unit = heat.min() >= 0 and heat.max() <= 1
-            own = (0.0, 1.0) if unit else (float(heat.min()), float(heat.max()))
+            own = (float(heat.min()), float(heat.max()))
+            scale = self.parts.method.map_range or ((0.0, 1.0) if own[0] >= 0 and own[1] <= 1 else own)
             note = f"; {outputs.notes[i]}" if outputs.notes else ""
             save_panel(
                 self.folder / "pictures" / f"{int(batch.index[i]):05d}_{slug(Path(path).stem)}.png",
@@ -47,7 +48,7 @@ class PredictionWriter(Callback):
                 None,
                 score=float(outputs.score[i]),
                 title=f"{path}{note} | {self.parts.facts['method']}, {self.parts.facts['backbone']}",
-                scale=self.parts.method.map_range or own,
+                scale=own if scale == "own" else scale,
                 boxes=boxes_of(outputs, i),
                 blend=self.parts.method.overlay,
             )

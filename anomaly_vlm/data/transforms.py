@@ -62,16 +62,17 @@ def _grey(mask: np.ndarray) -> Image.Image:
 
 
 def resize_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
-    """uint8 [3, S, S]: squash-resized, bicubic, antialiased (PIL); or [3, H, W] as it is or bilinear to the frame."""
+    """uint8 [3, S, S]: squash-resized, antialiased (PIL); or [3, H, W]: as `preprocess.fit` says."""
     if preprocess.fit == "native":
         image = image.convert("RGB")
         if preprocess.frame is not None:
             image = image.resize(preprocess.frame[::-1], Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-    size = (preprocess.size, preprocess.size)
+    size = _short_side(image.size, preprocess.size) if preprocess.fit == "short_side" else (preprocess.size,) * 2
     if preprocess.rgb == "before":
         image = image.convert("RGB")
-    pixels = image.resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    bilinear = preprocess.interpolation == "bilinear"
+    pixels = image.resize(size, Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC).convert("RGB")
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
 
 
@@ -93,9 +94,18 @@ def resize_labels(labels: Image.Image, preprocess: Preprocess) -> Tensor:
 
 
 def _mask_size(mask: Image.Image, preprocess: Preprocess) -> tuple[int, int]:
-    if preprocess.fit == "native" and preprocess.mask_size is None:
+    """(width, height) that a mask gets: one that `mask_size` asks for, else that of its image."""
+    if preprocess.mask_size is None and preprocess.fit == "native":
         return mask.size if preprocess.frame is None else (preprocess.frame[1], preprocess.frame[0])
+    if preprocess.mask_size is None and preprocess.fit == "short_side":
+        return _short_side(mask.size, preprocess.size)
     return preprocess.mask_side, preprocess.mask_side
+
+
+def _short_side(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(width, height) with the shorter one at `side`, the other cut to whole pixels, as torchvision's `Resize(side)`."""
+    width, height = size
+    return (int(side * width / height), side) if width > height else (side, int(side * height / width))
 
 
 def normalise(image: Tensor, preprocess: Preprocess) -> Tensor:

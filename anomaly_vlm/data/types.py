@@ -72,14 +72,16 @@ class Preprocess:
     """How a method wants its pixels; the backbone fills size, mean and std, the method's protocol the rest.
 
     Attributes:
-        size: side of the square input in pixels; images are squash-resized to it (bicubic, antialiased, PIL).
+        size: side of the square input in pixels; images are squash-resized to it (antialiased, PIL).
         mean, std: per RGB channel, of values in [0, 1].
         rgb: convert to RGB `before` the resize (AdaCLIP) or `after` it (AnomalyCLIP); differs for palette images.
         mask_resize: `bilinear` on the 0/255 mask then `> 0.5` (the zero-shot protocol), or `nearest`.
         mask_size: side of the masks that maps are compared with in an evaluation, where it is not that of the image (several
             few-shot codes, and SAA: 400).
-        fit: `square`: to `size`; `native`: every image and mask keeps its own size (road scenes).
+        fit: `square`: to `size`; `short_side`: the shorter side to `size`, the other in proportion (the same for masks);
+            `native`: every image and mask keeps its own size (road scenes).
         frame: with `native`, (height, width) to which all images are resized first, nearest for masks; None: as they are.
+        interpolation: of images: `bicubic` (CLIP's own) or `bilinear` (AnoVL); a `frame` is always bilinear.
     """
 
     size: int
@@ -88,8 +90,9 @@ class Preprocess:
     rgb: Literal["before", "after"] = "before"
     mask_resize: Literal["bilinear", "nearest"] = "bilinear"
     mask_size: int | None = None
-    fit: Literal["square", "native"] = "square"
+    fit: Literal["square", "short_side", "native"] = "square"
     frame: tuple[int, int] | None = None
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
     @property
     def mask_side(self) -> int:

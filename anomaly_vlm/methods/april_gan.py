@@ -19,7 +19,7 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import PROBABILITY
 from anomaly_vlm.methods.base import Prediction
 from anomaly_vlm.methods.categories import MemoryMethod
-from anomaly_vlm.methods.parts import encode_sentences, fill_templates, to_grid, upsample
+from anomaly_vlm.methods.parts import fill_templates, to_grid, upsample
 
 
 class AprilGAN(MemoryMethod):
@@ -99,7 +99,7 @@ class AprilGAN(MemoryMethod):
         return self._texts[category].to(self.device)
 
     def _encode(self, sides: tuple[list[str], list[str]]) -> Tensor:
-        unit = F.normalize(encode_sentences(self.backbone, [*sides[0], *sides[1]]), dim=-1)
+        unit = F.normalize(self.backbone.encode_sentences([*sides[0], *sides[1]]), dim=-1)
         means = [part.mean(dim=0) for part in unit.split([len(side) for side in sides])]
         return F.normalize(torch.stack(means, dim=-1), dim=0)
 

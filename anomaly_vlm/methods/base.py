@@ -68,7 +68,8 @@ class AnomalyMethod(L.LightningModule):
 
     loss_terms: ClassVar[Mapping[str, frozenset[str]]] = {}  # term -> the kinds of loss that it may be
     towers: ClassVar[tuple[type[FrozenTower], ...]] = (ClipBackbone,)  # the kinds of backbone that the method runs on
-    map_range: tuple[float, float] | None = None  # for the colours of a single map; None: 0 to 1, or its own
+    # for the colours of a single map; `own`: its smallest and largest value; None: 0 to 1, or its own where it is wider
+    map_range: tuple[float, float] | Literal["own"] | None = None
     overlay: ClassVar[Literal["even", "heat"]] = "even"  # maps in pictures: all over, or where hot
     shots: ClassVar[str] = "none"  # reference images of the test categories: `none`, `optional` or `needed`
 

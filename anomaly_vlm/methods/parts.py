@@ -10,25 +10,10 @@ import torch.nn.functional as F
 from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 from torch import Tensor
 
-from anomaly_vlm.backbone import FrozenClip
-
 
 def fill_templates(templates: Sequence[str], states: Sequence[str], word: str) -> list[str]:
     """Every template with every state of `word`, states outermost (the order of the published prompt lists)."""
     return [template.format(state.format(word)) for state in states for template in templates]
-
-
-def encode_sentences(backbone: FrozenClip, sentences: Sequence[str]) -> Tensor:
-    """Text features [S, C] float32 of sentences, not normalised: those of one length are encoded together, repeats once."""
-    different = list(dict.fromkeys(sentences))
-    ids = backbone.tokenize(different)
-    ends = ids.argmax(dim=-1)
-    parts = {end: backbone.encode_text(ids[ends == end, : end + 1]).float() for end in ends.unique().tolist()}
-    features = ids.new_empty(len(ids), next(iter(parts.values())).shape[1], dtype=torch.float32)
-    for end, part in parts.items():
-        features[ends == end] = part
-    place = {sentence: row for row, sentence in enumerate(different)}
-    return features[[place[sentence] for sentence in sentences]]
 
 
 def to_grid(patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -21,7 +21,7 @@ from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.base import Prediction
 from anomaly_vlm.methods.categories import MemoryMethod
 from anomaly_vlm.methods.memory import PatchMemory, nearest_distance
-from anomaly_vlm.methods.parts import encode_sentences, fill_templates, swap_red_blue, to_grid, upsample
+from anomaly_vlm.methods.parts import fill_templates, swap_red_blue, to_grid, upsample
 
 VARIANTS = {"anomalib": "anomalib", "cao": "caoyunkang"}  # variant -> its templates in the table
 PATCHES = "patches"
@@ -151,7 +151,7 @@ class WinCLIP(MemoryMethod):
 
     def encode_prompts(self, sides: Sequence[Sequence[str]]) -> Tensor:
         """Mean raw text features [sides, C] of lists of sentences."""
-        features = encode_sentences(self.backbone, [sentence for side in sides for sentence in side])
+        features = self.backbone.encode_sentences([sentence for side in sides for sentence in side])
         return torch.stack([part.mean(dim=0) for part in features.split([len(side) for side in sides])])
 
     def remembered(self) -> list[str]:

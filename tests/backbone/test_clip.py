@@ -41,6 +41,12 @@ def test_random_weights_follow_their_seed_and_leave_the_global_state_alone() -> 
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_sentences_in_any_order_and_twice(tiny: ClipBackbone) -> None:
+    texts = ["a gear", "a damaged metal gear", "a gear", "a tile"]
+    each = torch.cat([tiny.encode_text(tiny.tokenize([text])) for text in texts])
+    torch.testing.assert_close(tiny.encode_sentences(texts), each)
+
+
 def test_any_input_size(tiny: ClipBackbone) -> None:
     tokens = tiny.encode_image(torch.randn(2, 3, 48, 40), layers=[1, 3])
     assert tokens.grid == (6, 5)

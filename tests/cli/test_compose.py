@@ -82,6 +82,7 @@ def test_mistakes_are_one_line(words: list[str], message: str) -> None:
         ("selection=best_val", "selection=best_val needs a validation set"),
         ("callbacks.progress=bar", "unknown callbacks.progress 'bar'"),
         ("pixels.rgb=never", "unknown pixels.rgb 'never'"),
+        ("pixels.interpolation=nearest", "unknown pixels.interpolation 'nearest': choose one of bi"),
         ("eval_limit=0", "eval_limit is 0"),
         ("method.seed=${sed}", "configuration: .*sed"),
     ],
@@ -90,6 +91,12 @@ def test_wrong_values_are_one_line(word: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         check_values(compose(["method=adaclip", word]))
     assert "\n" not in str(error.value)
+
+
+def test_configurations_of_older_checkpoints_lack_newer_choices() -> None:
+    stored = compose(["method=adaclip"])
+    del stored.pixels["interpolation"]
+    check_values(stored)
 
 
 def test_flat_keys_hold_inner_nodes() -> None:

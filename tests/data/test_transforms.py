@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms as tv
 
 from anomaly_vlm.data import Sample
-from anomaly_vlm.data.transforms import mosaic, normalise, read_sample, resize_image, resize_mask
+from anomaly_vlm.data.transforms import mosaic, normalise, read_sample, resize_image, resize_labels, resize_mask
 from anomaly_vlm.errors import UserError
 from tests.data.made import PIXELS, Square
 from tests.data.trees import mask, picture
@@ -35,6 +35,23 @@ def test_image_equals_clips_transform(mode: str, rgb: str) -> None:
     pixels = resize_image(image, preprocess)
     assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (3, 8, 8))
     assert torch.equal(normalise(pixels.float().div(255), preprocess), expected)
+
+
+def test_bilinear_images() -> None:
+    image, bilinear = noise(31, 57), replace(PIXELS, interpolation="bilinear")
+    expected = tv.Resize((8, 8), interpolation=tv.InterpolationMode.BILINEAR)(image)
+    assert torch.equal(resize_image(image, bilinear), tv.functional.pil_to_tensor(expected))
+    assert not torch.equal(resize_image(image, bilinear), resize_image(image, PIXELS))
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 57), (57, 31), (20, 20)])
+def test_the_shorter_side_to_a_size(height: int, width: int) -> None:
+    image, preprocess = noise(height, width), replace(PIXELS, fit="short_side")
+    expected = tv.Resize(8, interpolation=tv.InterpolationMode.BICUBIC)(image)
+    pixels = resize_image(image, preprocess)
+    assert torch.equal(pixels, tv.functional.pil_to_tensor(expected)) and min(pixels.shape[1:]) == 8
+    region = Image.new("L", (width, height), 255)
+    assert resize_mask(region, preprocess).shape == resize_labels(region, preprocess).shape == pixels.shape[1:]
 
 
 def test_conversion_before_and_after_differ_for_palettes_only() -> None:

@@ -19,7 +19,6 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms, dice_loss, focal_loss
 from anomaly_vlm.methods.april_gan import AprilGAN
-from anomaly_vlm.methods.parts import encode_sentences
 from anomaly_vlm.texts import load_texts
 from tests.support.conf import loss_conf
 from tests.support.few_shot import make_batch, make_references, tiny_backbone
@@ -59,14 +58,14 @@ def test_a_text_feature_is_the_mean_of_unit_features(backbone):
     with torch.no_grad():
         for side, sentences in enumerate(method.sentences("pcb1")):
             one_by_one = torch.cat([backbone.encode_text(backbone.tokenize([text])) for text in sentences[:3]])
-            torch.testing.assert_close(encode_sentences(backbone, sentences)[:3], one_by_one)
+            torch.testing.assert_close(backbone.encode_sentences(sentences)[:3], one_by_one)
             every = F.normalize(backbone.encode_text(backbone.tokenize(sentences)), dim=-1)
             expected = F.normalize(every.mean(dim=0), dim=0)
             torch.testing.assert_close(method.text_features("pcb1")[:, side], expected)
 
 
 def test_repeated_sentences_keep_their_places(backbone):
-    rows = encode_sentences(backbone, ["a gear", "a large broken gear", "a gear"])
+    rows = backbone.encode_sentences(["a gear", "a large broken gear", "a gear"])
     assert torch.equal(rows[0], rows[2]) and not torch.equal(rows[0], rows[1])
 
 
