@@ -11,6 +11,7 @@ from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
 from anomaly_vlm.backbone.frozen import Activation, FrozenClip
+from anomaly_vlm.backbone.taps import Strided
 from anomaly_vlm.errors import UserError
 
 STRIDES = (4, 8, 16, 32)
@@ -33,7 +34,7 @@ class ImagePyramid:
         return self.maps[-1]
 
 
-class ConvNextBackbone(FrozenClip):
+class ConvNextBackbone(FrozenClip, Strided):
     """A frozen open_clip CLIP with a timm ConvNeXt image tower; the text half is `ClipBackbone`'s.
 
     Args:
@@ -76,15 +77,6 @@ class ConvNextBackbone(FrozenClip):
         self.embed_dim: int = self.visual.head.mlp.fc2.out_features
         native = self.visual.image_size[0]
         self.image_size = self.checked_size(native if image_size is None else image_size)
-
-    def checked_size(self, size: int) -> int:
-        """`size`, or a `UserError` where it is no positive multiple of the stride."""
-        if size <= 0 or size % self.stride:
-            raise UserError(
-                f"image_size {size}: {self.name} needs a positive multiple of its stride {self.stride}, such as"
-                f" {max(1, round(size / self.stride)) * self.stride}"
-            )
-        return size
 
     def pad(self, images: Tensor, *, value: float = 0) -> Tensor:
         """[B, ..., H, W] -> sides that are multiples of the stride; `value` at the right and the bottom.

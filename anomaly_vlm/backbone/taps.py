@@ -1,4 +1,4 @@
-"""`BlockTaps`: which blocks and which input sizes a ViT has, checked for users."""
+"""Blocks and input sizes that a tower has, checked for users: `BlockTaps` of a ViT, `Strided` of a convolutional tower."""
 
 from __future__ import annotations
 
@@ -39,5 +39,25 @@ class BlockTaps:
             raise UserError(
                 f"image_size {size}: {self.name} needs a positive multiple of its patch size {self.patch_size},"
                 f" such as {max(1, round(size / self.patch_size)) * self.patch_size}"
+            )
+        return size
+
+
+class Strided:
+    """Input sizes of a convolutional tower. The class that mixes it in sets the facts.
+
+    Attributes:
+        name: for error messages. stride: of the last stage, in pixels.
+    """
+
+    name: str
+    stride: int
+
+    def checked_size(self, size: int) -> int:
+        """`size`, or a `UserError` where it is no positive multiple of the stride."""
+        if size <= 0 or size % self.stride:
+            raise UserError(
+                f"image_size {size}: {self.name} needs a positive multiple of its stride {self.stride}, such as"
+                f" {max(1, round(size / self.stride)) * self.stride}"
             )
         return size

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from anomaly_vlm.backbone.convnext import ImagePyramid
 from anomaly_vlm.backbone.frozen import FrozenTower
+from anomaly_vlm.backbone.taps import Strided
 from anomaly_vlm.backbone.timm_weights import load_timm
 from anomaly_vlm.errors import UserError
 
 STRIDES = (4, 8, 16)
 
 
-class TrunkBackbone(FrozenTower):
+class TrunkBackbone(FrozenTower, Strided):
     """A frozen timm model of which only the stages at strides 4, 8 and 16 are run.
 
     Args:
@@ -49,15 +50,6 @@ class TrunkBackbone(FrozenTower):
         self.stride = STRIDES[-1]
         self.requires_grad_(False).eval()
         self.image_size = self.checked_size(image_size)
-
-    def checked_size(self, size: int) -> int:
-        """`size`, or a `UserError` where it is no positive multiple of the last stride."""
-        if size <= 0 or size % self.stride:
-            raise UserError(
-                f"image_size {size}: {self.name} needs a positive multiple of its stride {self.stride}, such as"
-                f" {max(1, round(size / self.stride)) * self.stride}"
-            )
-        return size
 
     def encode_image(self, images: Tensor) -> ImagePyramid:
         """The three stages of normalised images [B, 3, H, W]; H and W multiples of 16."""
