@@ -117,7 +117,7 @@ class AnoVL(AnomalyMethod):
         temperature: divides similarities in scores and maps, for display (1); the adaptation knows none.
         smooth_kernel: side of the mean filter on the grid of patches, odd (3); 1: none.
         augment_views: the image score is the mean over 22 views (the code on MVTec AD); False: of the image alone.
-        adapt: adapts to each test image; False: the paper's training-free baseline.
+        adapt: adapts to each test image.
         adapt_steps, adapt_lr: AdamW's steps (5) and rate (1e-3) on each image.
         noise_std: standard deviation of the noise on patch features (0.055).
         optimizer_state: `fresh`: each image for itself, whatever comes before it; `carry`: AdamW's moments run on over the
@@ -127,7 +127,7 @@ class AnoVL(AnomalyMethod):
             together. `off`: square images only.
         base: see `AnomalyMethod`. First weights and noise come from (seed, index of the image).
 
-    Reference: sections 3.2-3.4.
+    Reference: arXiv 2308.15939; published code, state of 2023-09-07.
     """
 
     map_range = "own"
