@@ -85,6 +85,7 @@ def test_scores_of_an_evaluation_are_stretched_over_each_category(runs: Path) ->
         assert min(added) == pytest.approx(0, abs=1e-6) and max(added) == pytest.approx(0.5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_to_the_numbers_of_one(runs: Path, tmp_path: Path) -> None:
     """The stretch runs over the images of both."""
     words = [f"ckpt={runs / 'few/checkpoints/last.ckpt'}", "eval_batch_size=3", "pictures.per_category=0"]

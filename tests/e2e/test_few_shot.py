@@ -83,6 +83,7 @@ def test_evaluate_without_a_checkpoint_runs_over_seeds():
     assert Path("run/seeds.json").read_text() == Path("again/seeds.json").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_folders_of_the_seeds(tmp_path: Path):
     words = [*QUICK, "method=promptad", "shots=1", "seeds=[0,1]", "epochs=1", "output_dir=run", "trainer=ddp_cpu"]
     for again in (words, ["resume=run", "epochs=2"]):

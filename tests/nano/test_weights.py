@@ -75,14 +75,16 @@ def _text_state(nano: ClipBackbone) -> dict[str, torch.Tensor]:
     }
 
 
-def test_its_maps_find_damage_on_families_it_never_saw(nano: ClipBackbone):
+def test_its_maps_find_damage_on_families_it_never_saw(nano: ClipBackbone, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(f"{compare.__module__}.DRAWS", 20)
     random = load_backbone("random", random_seed=0, architecture=ARCHITECTURE)
     rows = {row.name: row for row in compare(ProceduralSource(test_count=60), {"random": random, "nano": nano})}
     best = max(row.pixel for row in rows.values() if row.name not in ("nano", "mean brightness"))
     assert rows["nano"].pixel > best and rows["nano"].pixel > rows["random"].pixel + 10, rows
 
 
-def test_a_paired_interval_knows_equal_scores():
+def test_a_paired_interval_knows_equal_scores(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(f"{compare.__module__}.DRAWS", 200)
     rng = np.random.default_rng(0)
     label = rng.integers(2, size=200)
     score = label + rng.normal(size=200)
