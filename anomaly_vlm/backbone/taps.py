@@ -35,12 +35,7 @@ class BlockTaps:
 
     def checked_size(self, size: int) -> int:
         """`size`, or a `UserError` where it is no positive multiple of the patch size."""
-        if size <= 0 or size % self.patch_size:
-            raise UserError(
-                f"image_size {size}: {self.name} needs a positive multiple of its patch size {self.patch_size},"
-                f" such as {max(1, round(size / self.patch_size)) * self.patch_size}"
-            )
-        return size
+        return _multiple(size, self.patch_size, f"{self.name} needs a positive multiple of its patch size")
 
 
 class Strided:
@@ -55,9 +50,10 @@ class Strided:
 
     def checked_size(self, size: int) -> int:
         """`size`, or a `UserError` where it is no positive multiple of the stride."""
-        if size <= 0 or size % self.stride:
-            raise UserError(
-                f"image_size {size}: {self.name} needs a positive multiple of its stride {self.stride}, such as"
-                f" {max(1, round(size / self.stride)) * self.stride}"
-            )
-        return size
+        return _multiple(size, self.stride, f"{self.name} needs a positive multiple of its stride")
+
+
+def _multiple(size: int, unit: int, wanted: str) -> int:
+    if size <= 0 or size % unit:
+        raise UserError(f"image_size {size}: {wanted} {unit}, such as {max(1, round(size / unit)) * unit}")
+    return size
