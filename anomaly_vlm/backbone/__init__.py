@@ -4,7 +4,7 @@ from anomaly_vlm.backbone.blocks import BlockOutputs, Prompts, plus_next_attenti
 from anomaly_vlm.backbone.clip import ClipBackbone, ImageTokens
 from anomaly_vlm.backbone.convnext import ConvNextBackbone, ImagePyramid
 from anomaly_vlm.backbone.frozen import FrozenClip, FrozenTower
-from anomaly_vlm.backbone.position import resize_positions
+from anomaly_vlm.backbone.positions import resize_positions
 from anomaly_vlm.backbone.trunk import TrunkBackbone, load_trunk
 from anomaly_vlm.backbone.vit import ImagePatches, ViTBackbone, load_vit
 from anomaly_vlm.backbone.weights import convert_torchscript, load_backbone, read_weights

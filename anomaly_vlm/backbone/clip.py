@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from anomaly_vlm.backbone.blocks import Prompts, run_blocks
 from anomaly_vlm.backbone.frozen import Activation, FrozenClip, drivable, set_activation
-from anomaly_vlm.backbone.position import POS_RESIZE, PosResize, resize_positions
+from anomaly_vlm.backbone.positions import POS_RESIZE, PosResize, resize_positions
 from anomaly_vlm.backbone.taps import BlockTaps
 from anomaly_vlm.errors import UserError, unknown_choice
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from anomaly_vlm.backbone.clip import ClipBackbone
 from anomaly_vlm.backbone.convnext import ConvNextBackbone, is_convnext
-from anomaly_vlm.backbone.position import PosResize
+from anomaly_vlm.backbone.positions import PosResize
 from anomaly_vlm.backbone.token_rows import FALLBACK, IDS, FewTokens, whole_table
 from anomaly_vlm.errors import UserError, unknown_choice
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.methods.anomalyclip import AnomalyCLIP
-from anomaly_vlm.methods.dual_path import DualPathMethod
+from anomaly_vlm.methods.anomalyclip.dual_path import DualPathMethod
 from anomaly_vlm.methods.faprompt import FAPrompt
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from anomaly_vlm.bench._published import focal
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.methods.filo import FiLo
-from anomaly_vlm.methods.mmci import MMCI
+from anomaly_vlm.methods.filo.mmci import MMCI
 
 
 class PublishedFiLo:

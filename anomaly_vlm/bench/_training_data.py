@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from anomaly_vlm.data.types import Batch, Preprocess, Sample
-from anomaly_vlm.methods.dual_path import DualPathMethod
+from anomaly_vlm.methods.anomalyclip.dual_path import DualPathMethod
 
 SIDE = 512  # of the files, in pixels
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anomaly_vlm.backbone import ClipBackbone, load_backbone
-from anomaly_vlm.cli.compose import compose
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.adaclip import AdaCLIP
-from anomaly_vlm.methods.parts import gaussian_smooth
+from anomaly_vlm.methods.shared.maps import gaussian_smooth
 from anomaly_vlm.reporting.console import say, show
+from anomaly_vlm.runs.compose import compose
 
 AIM = 0.8  # of the FLOP ratio, as time ratio
 

@@ -20,16 +20,16 @@ from rich.table import Table
 from torch import Tensor
 
 from anomaly_vlm.backbone import load_backbone
-from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.bench._published_filo import PublishedFiLo
 from anomaly_vlm.bench.training import Setting, count_flops, median, seconds_of, side_by_side
-from anomaly_vlm.cli.compose import compose
+from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.filo import FiLo, probabilities
-from anomaly_vlm.methods.mmci import MMCI
+from anomaly_vlm.methods.filo.method import FiLo, probabilities
+from anomaly_vlm.methods.filo.mmci import MMCI
 from anomaly_vlm.reporting.console import say, show
+from anomaly_vlm.runs.compose import compose
 from anomaly_vlm.texts import load_texts
 
 CATEGORY = "metal nut"  # 13 abnormal states, the mean of MVTec AD

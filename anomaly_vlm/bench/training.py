@@ -26,19 +26,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from anomaly_vlm.backbone import load_backbone
-from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.bench._measure import measure
 from anomaly_vlm.bench._published import PublishedWay
 from anomaly_vlm.bench._training_data import draw_samples, preprocess, random_batch
-from anomaly_vlm.cli.compose import compose
+from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.dataset import AnomalyDataset, PixelCache, collate
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.anomalyclip import AnomalyCLIP
-from anomaly_vlm.methods.dual_path import DualPathMethod
+from anomaly_vlm.methods.anomalyclip.dual_path import DualPathMethod
 from anomaly_vlm.methods.faprompt import FAPrompt
 from anomaly_vlm.reporting.console import say, show
+from anomaly_vlm.runs.compose import compose
 
 BATCH, IMAGES = 8, 48  # images a step, an epoch
 AIMS = {"anomalyclip": 20.0, "faprompt": 7.0}  # published time an epoch / ours, at ViT-B/16 and 224 px

@@ -129,7 +129,7 @@ def evaluate(drawings: Mapping[str, Sequence[tuple[Drawing, int]]]) -> list[dict
 
 def run(folder: Path, *, quick: bool) -> None:
     """Prints the table of trivial baselines on the held-out procedural families; writes `trivial.json` to `folder`."""
-    from anomaly_vlm.data.procedural import ProceduralSource
+    from anomaly_vlm.data.drawn.products import ProceduralSource
 
     drawings: dict[str, list[tuple[Drawing, int]]] = {}
     for sample in ProceduralSource(test_count=120 if quick else 600).samples("test"):

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from anomaly_vlm.backbone import load_backbone
 from anomaly_vlm.bench._measure import measure
-from anomaly_vlm.methods.mask_scores import anomaly_score, mask_probabilities, pixel_classes
 from anomaly_vlm.methods.vl4ad import VL4AD
+from anomaly_vlm.methods.vl4ad.pixel_scores import anomaly_score, mask_probabilities, pixel_classes
 from anomaly_vlm.reporting.console import say, show
 from anomaly_vlm.texts import load_texts
 

@@ -21,14 +21,14 @@ from rich.table import Table
 from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.backbone.cache import TokenCache
 from anomaly_vlm.bench._limits import Limit, at_least, at_most
 from anomaly_vlm.bench._measure import measure
 from anomaly_vlm.bench.adaclip import count_flops, side_by_side
+from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.memory import nearest_distance
-from anomaly_vlm.methods.parts import fill_templates
+from anomaly_vlm.methods.shared.maps import fill_templates
+from anomaly_vlm.methods.shared.patch_memory import nearest_distance
 from anomaly_vlm.methods.winclip import WinCLIP
 from anomaly_vlm.reporting.console import say, show
 from anomaly_vlm.texts import load_texts

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.cli.checks import writable_folder
 from anomaly_vlm.errors import unknown_choice
+from anomaly_vlm.runs.checks import writable_folder
 
 BENCHES = {
     "adaclip": "a training step and an inference pass against the published way of computing them",

@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"'{rest[0]}' is no key of cache: give folder=FOLDER or clear=NAME")
     from rich.table import Table
 
-    from anomaly_vlm.backbone.cache import clear, list_caches
+    from anomaly_vlm.caching.tokens import clear, list_caches
     from anomaly_vlm.reporting.console import say, show
 
     root = Path(folder or os.environ.get("ANOMALY_VLM_CACHE") or "~/.cache/anomaly_vlm/tokens").expanduser()

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.cli.compose import compose
 from anomaly_vlm.cli.train import pop_key
+from anomaly_vlm.runs.compose import compose
 
 HELP = """usage: anomaly-vlm data dataset=NAME [dataset.test.root=FOLDER] [sheet=FILE.png] [index=meta.json]
 
@@ -23,8 +23,8 @@ def run(arguments: Sequence[str]) -> int:
     sheet, rest = pop_key(arguments, "sheet")
     index, rest = pop_key(rest, "index")
     cfg = compose(["method=adaclip", *rest])
-    from anomaly_vlm.cli.parts import build_data
     from anomaly_vlm.reporting.console import say
+    from anomaly_vlm.runs.build import build_data
 
     data = build_data(cfg, ("test",))
     data.check()

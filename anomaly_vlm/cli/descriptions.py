@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.cli.checks import writable_folder
 from anomaly_vlm.cli.train import pop_key
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.runs.checks import writable_folder
 
 HELP = """usage: anomaly-vlm descriptions method=NAME categories=[gear,button] [output=FILE]
            writes the prompt for a language model

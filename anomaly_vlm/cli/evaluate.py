@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly_vlm.cli.checks import check_values
-from anomaly_vlm.cli.compose import compose, describe_choices, merge_overrides
 from anomaly_vlm.cli.train import over_seeds, pop_key, repeated, run_folder, shared_with_children
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.runs.checks import check_values
+from anomaly_vlm.runs.compose import compose, describe_choices, merge_overrides
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -45,7 +45,7 @@ def configured(ckpt: str | None, overrides: Sequence[str], command: str) -> tupl
     if ckpt is None or ckpt.startswith("official:"):
         cfg = compose(overrides)
     else:
-        from anomaly_vlm.cli.parts import stored_config
+        from anomaly_vlm.runs.build import stored_config
 
         stored, content = stored_config(Path(ckpt))
         given = any(word.startswith("output_dir=") for word in overrides)
@@ -64,8 +64,8 @@ def configured(ckpt: str | None, overrides: Sequence[str], command: str) -> tupl
 def fit_machine(cfg: DictConfig, *, processes: bool) -> None:
     """Changes a stored trainer to what is here: without its GPU to the CPU in float32 (said in one line), and to one process
     unless several are allowed."""
-    from anomaly_vlm.cli.parts import lacks_gpu
     from anomaly_vlm.reporting.console import say
+    from anomaly_vlm.runs.build import lacks_gpu
 
     absent = lacks_gpu(cfg)
     if absent:
@@ -87,10 +87,10 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     from lightning.pytorch import seed_everything
     from omegaconf import OmegaConf
 
-    from anomaly_vlm.cli.detect import look_ahead
-    from anomaly_vlm.cli.outcome import write_outcome
-    from anomaly_vlm.cli.parts import build, build_trainer, load_any, remember
     from anomaly_vlm.reporting.console import is_first_process, say
+    from anomaly_vlm.runs.build import build, build_trainer, load_any, remember
+    from anomaly_vlm.runs.detect import look_ahead
+    from anomaly_vlm.runs.outcome import write_outcome
 
     seed_everything(cfg.seed, verbose=False)
     memory = remembered_by(spec, cfg)
@@ -126,7 +126,7 @@ def remembered_by(spec: str | None, cfg: DictConfig) -> set[str] | None:
 
         method: Any = get_class(cfg.method._target_)
         return set() if method.shots == "needed" else None
-    from anomaly_vlm.cli.parts import stored_config
+    from anomaly_vlm.runs.build import stored_config
 
     facts = stored_config(Path(spec))[1]["anomaly_vlm"]
     held = set(facts.get("references", []))
@@ -144,6 +144,6 @@ def trained_on_of(spec: str | None) -> str:
         return "not trained"
     if spec.startswith("official:"):
         return f"published weights {Path(spec.removeprefix('official:')).name}"
-    from anomaly_vlm.cli.parts import stored_config
+    from anomaly_vlm.runs.build import stored_config
 
     return stored_config(Path(spec))[1]["anomaly_vlm"]["trained_on"]

@@ -21,9 +21,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     from omegaconf import OmegaConf
 
-    from anomaly_vlm.cli.checks import writable_folder
-    from anomaly_vlm.cli.compose import compose
     from anomaly_vlm.errors import unknown_choice
+    from anomaly_vlm.runs.checks import writable_folder
+    from anomaly_vlm.runs.compose import compose
 
     model = next((word.removeprefix("model=") for word in arguments if word.startswith("model=")), "vit")
     if model not in CONFIGS:

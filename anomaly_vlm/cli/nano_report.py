@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly_vlm.cli.checks import writable_folder
 from anomaly_vlm.cli.train import pop_key
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.runs.checks import writable_folder
 
 if TYPE_CHECKING:
     from anomaly_vlm.nano.compare import Row
@@ -47,11 +47,11 @@ def execute(roots: dict[str, str], ckpt: str | None, limit: int | None, folder: 
     """Trains what is missing, then one table a set."""
     from anomaly_vlm.backbone import load_backbone
     from anomaly_vlm.cli import main
-    from anomaly_vlm.cli.compose import compose
-    from anomaly_vlm.cli.parts import build_data, make
     from anomaly_vlm.nano.compare import Limited, compare
     from anomaly_vlm.nano.model import ARCHITECTURE
     from anomaly_vlm.reporting.console import say
+    from anomaly_vlm.runs.build import build_data, make
+    from anomaly_vlm.runs.compose import compose
 
     composed = [
         compose(["method=adaclip", "dataset=procedural"]),
@@ -83,8 +83,8 @@ def adaclip(cfg: Any, ckpt: str, source: Any) -> tuple[Any, Any]:
     """Scores [N] and maps [N, S, S] of a trained AdaCLIP on a set."""
     import torch
 
-    from anomaly_vlm.cli.parts import build, load_any
     from anomaly_vlm.data import AnomalyDataModule
+    from anomaly_vlm.runs.build import build, load_any
 
     parts = build(cfg, sides=("test",), data=AnomalyDataModule(test=source, cache_mb=0))
     load_any(parts.method, ckpt)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly_vlm.cli.checks import writable_folder
 from anomaly_vlm.cli.evaluate import configured, remembered_by
 from anomaly_vlm.cli.train import pop_key
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.runs.checks import writable_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -47,10 +47,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def execute(cfg: DictConfig, spec: str | None, images: Path, category: str, folder: Path) -> None:
     """Predicts image by image; a row and a picture are written as soon as they are there."""
-    from anomaly_vlm.cli.detect import look_ahead
-    from anomaly_vlm.cli.parts import build, build_trainer, load_any
     from anomaly_vlm.data import folder_source
     from anomaly_vlm.reporting.console import say
+    from anomaly_vlm.runs.build import build, build_trainer, load_any
+    from anomaly_vlm.runs.detect import look_ahead
 
     cfg.dataset.test = folder_source(images, category)
     parts = build(cfg, sides=("test",))
@@ -65,6 +65,6 @@ def execute(cfg: DictConfig, spec: str | None, images: Path, category: str, fold
 
 
 def _writer(parts: Any, folder: Path) -> Any:
-    from anomaly_vlm.cli.writer import PredictionWriter
+    from anomaly_vlm.runs.writer import PredictionWriter
 
     return PredictionWriter(parts, folder)

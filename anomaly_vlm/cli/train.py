@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anomaly_vlm.cli.checks import check_values, writable_folder
-from anomaly_vlm.cli.compose import compose, describe_choices, merge_overrides
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.runs.checks import check_values, writable_folder
+from anomaly_vlm.runs.compose import compose, describe_choices, merge_overrides
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -74,8 +74,8 @@ def resumed(folder: Path, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
     """A run's own configuration with overrides on top, such as more epochs; method, backbone, data and loss stay."""
     from omegaconf import DictConfig, OmegaConf
 
-    from anomaly_vlm.cli.checks import check_targets, shipped_targets
-    from anomaly_vlm.cli.compose import conf_dir
+    from anomaly_vlm.runs.checks import check_targets, shipped_targets
+    from anomaly_vlm.runs.compose import conf_dir
 
     path = folder / "config.yaml"
     if not path.is_file():
@@ -92,7 +92,7 @@ def resumed(folder: Path, overrides: Sequence[str]) -> tuple[DictConfig, Path]:
 
 def execute(cfg: DictConfig, folder: Path) -> float:
     """One training run, or one for each of `seeds`; returns the selection metric's mean on the test set."""
-    from anomaly_vlm.cli.fit import fit  # torch and Lightning are read only now
+    from anomaly_vlm.runs.fit import fit  # torch and Lightning are read only now
 
     with shared_with_children(folder):
         return over_seeds(cfg, folder, fit) if repeated(cfg) else fit(cfg, folder)

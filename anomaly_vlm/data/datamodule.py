@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from anomaly_vlm.backbone.cache import TokenCache
+from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.augment import Augment
 from anomaly_vlm.data.checks import check_files
 from anomaly_vlm.data.crops import RandomCrop

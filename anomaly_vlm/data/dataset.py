@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anomaly_vlm.backbone.cache import TokenCache
+from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.augment import Augment
 from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.data.images import read_bytes

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from anomaly_vlm.backbone.weights import hub_answers
+from anomaly_vlm.caching.answers import DetectionStore
 from anomaly_vlm.detectors.base import Detector, Picture
 from anomaly_vlm.detectors.boxes import MAX_TOKENS, Queries, queries_of
 from anomaly_vlm.detectors.pixels import as_tensor
-from anomaly_vlm.detectors.store import DetectionStore
 from anomaly_vlm.errors import UserError
 
 WAYS_OUT = (

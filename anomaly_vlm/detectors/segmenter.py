@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from anomaly_vlm.backbone.cache import read_entry, write_entry
+from anomaly_vlm.caching.tokens import read_entry, write_entry
 from anomaly_vlm.errors import UserError
 
 log = logging.getLogger("anomaly_vlm")

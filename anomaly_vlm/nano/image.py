@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.methods.winclip import windows_of
+from anomaly_vlm.methods.winclip.method import windows_of
 from anomaly_vlm.nano.model import TEMPERATURE
 from anomaly_vlm.nano.text import SCALE, Directions
 from anomaly_vlm.nano.views import Views

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly_vlm.data.procedural.families import FAMILIES
-from anomaly_vlm.data.procedural.source import ProceduralDrawing
+from anomaly_vlm.data.drawn.products.families import FAMILIES
+from anomaly_vlm.data.drawn.products.source import ProceduralDrawing
 from anomaly_vlm.nano.words import NOUNS, STATES
 
 SEED = 7000  # of the first pool; the benchmark's own pictures have seed 0 and are never trained on

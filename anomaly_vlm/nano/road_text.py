@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_vlm.backbone import FrozenClip
-from anomaly_vlm.data.procedural.families import FAMILIES
-from anomaly_vlm.methods.class_texts import Vocabulary, concept_vectors
+from anomaly_vlm.data.drawn.products.families import FAMILIES
+from anomaly_vlm.methods.vl4ad.vocabulary import Vocabulary, concept_vectors
 from anomaly_vlm.nano import words
 from anomaly_vlm.nano.text import SCALE, encode, fit
 from anomaly_vlm.texts import load_texts

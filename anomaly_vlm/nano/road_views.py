@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_vlm.data.procedural.source import ProceduralDrawing
-from anomaly_vlm.data.procedural_road import RoadDrawing
+from anomaly_vlm.data.drawn.products.source import ProceduralDrawing
+from anomaly_vlm.data.drawn.roads import RoadDrawing
 from anomaly_vlm.nano.road_text import CLASSES, TEXTURES
 
 SEED = 90_000  # of the first scenes and textures; the benchmarks use small seeds

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from anomaly_vlm.data.procedural import ProceduralSource
-from anomaly_vlm.data.procedural.families import FAMILIES
+from anomaly_vlm.data.drawn.products import ProceduralSource
+from anomaly_vlm.data.drawn.products.families import FAMILIES
 from anomaly_vlm.nano import text
 from anomaly_vlm.nano.image import ImageStage
 from anomaly_vlm.nano.loop import Plan, keep, pass_gate, train_stage

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from anomaly_vlm.methods.class_texts import concept_vectors
+from anomaly_vlm.methods.vl4ad.vocabulary import concept_vectors
 from anomaly_vlm.nano import road_text
 from anomaly_vlm.nano.convnext import as_convnext, new_convnext
 from anomaly_vlm.nano.loop import Plan, keep, pass_gate, train_stage

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from open_clip.tokenizer import SimpleTokenizer
 
-from anomaly_vlm.data.procedural.captions import DAMAGED, DAMAGED_TAILS, GENERIC, NORMAL, NORMAL_TAILS
-from anomaly_vlm.data.procedural.defects.catalogue import KINDS
-from anomaly_vlm.data.procedural.families import FAMILIES
+from anomaly_vlm.data.drawn.products.captions import DAMAGED, DAMAGED_TAILS, GENERIC, NORMAL, NORMAL_TAILS
+from anomaly_vlm.data.drawn.products.defects.catalogue import KINDS
+from anomaly_vlm.data.drawn.products.families import FAMILIES
 
 COMMON_MERGES = 6000  # CLIP's tokens are numbered by frequency: the first merges are the commonest words
 FALLBACK = "thing"  # every token without a row of its own reads as this one

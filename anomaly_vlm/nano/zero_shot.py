@@ -18,7 +18,7 @@ from torch import Tensor
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data import AnomalyDataModule, Preprocess
 from anomaly_vlm.data.source import Source
-from anomaly_vlm.methods.parts import upsample
+from anomaly_vlm.methods.shared.maps import upsample
 from anomaly_vlm.nano.model import TEMPERATURE
 
 TOP = 0.02

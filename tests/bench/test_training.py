@@ -18,7 +18,7 @@ from anomaly_vlm.bench._training_data import random_batch
 from anomaly_vlm.bench.training import CLASSES, Setting, count_flops
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.dual_path import DualPathMethod
+from anomaly_vlm.methods.anomalyclip.dual_path import DualPathMethod
 from tests.support.conf import loss_conf
 
 TINY = {

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from anomaly_vlm.data import AnomalyDataModule, Preprocess, Sample
-from anomaly_vlm.data.procedural import ProceduralSource
+from anomaly_vlm.data.drawn.products import ProceduralSource
 from anomaly_vlm.data.references import listed, pick, read_list, write_list
 from anomaly_vlm.data.source import FileSource
 from anomaly_vlm.errors import UserError

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from anomaly_vlm.cli import main
-from anomaly_vlm.cli.checks import check_values
-from anomaly_vlm.cli.compose import compose
+from anomaly_vlm.runs.checks import check_values
+from anomaly_vlm.runs.compose import compose
 from tests.e2e.conftest import QUICK, SMALL_PICTURES, results
 
 pytestmark = pytest.mark.e2e

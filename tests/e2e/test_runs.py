@@ -146,7 +146,7 @@ def test_selection_on_a_validation_set(tmp_path: Path) -> None:
 
 def test_published_checkpoints_load(trained: Path, tmp_path: Path) -> None:
     """A file in the published layout, made from our own learned values, gives our own results."""
-    from anomaly_vlm.cli.parts import build, load_any, stored_config
+    from anomaly_vlm.runs.build import build, load_any, stored_config
 
     ckpt = trained / "checkpoints" / "last.ckpt"
     cfg, _ = stored_config(ckpt)

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.backbone import cache as module
-from anomaly_vlm.backbone.cache import list_caches, read_entry
+from anomaly_vlm.caching import tokens as module
+from anomaly_vlm.caching.tokens import list_caches, read_entry
 from anomaly_vlm.cli import main
 from tests.e2e.conftest import QUICK, results
 
@@ -154,7 +154,7 @@ DYING = """
 import os, signal, sys
 from pathlib import Path
 from safetensors.torch import save
-from anomaly_vlm.backbone import cache
+from anomaly_vlm.caching import tokens as cache
 from anomaly_vlm.cli import main
 
 left, whole = int(sys.argv[1]), cache.save_file
@@ -188,8 +188,8 @@ def test_killed_while_it_writes_an_entry(tiles: Path, tmp_path: Path, encoded: l
 OTHER = """
 import sys, time
 from pathlib import Path
-import anomaly_vlm.cli.fit
-from anomaly_vlm.backbone import cache
+import anomaly_vlm.runs.fit
+from anomaly_vlm.caching import tokens as cache
 from anomaly_vlm.cli import main
 from tests.e2e.test_token_cache import lingering
 

@@ -13,15 +13,15 @@ from omegaconf import OmegaConf
 
 import anomaly_vlm
 from anomaly_vlm.backbone import ConvNextBackbone, load_backbone
-from anomaly_vlm.cli.compose import conf_dir
 from anomaly_vlm.data.types import UNKNOWN
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.class_texts import concept_vectors
+from anomaly_vlm.methods.vl4ad.vocabulary import concept_vectors
 from anomaly_vlm.nano import road_text
 from anomaly_vlm.nano.convnext import ARCHITECTURE, as_convnext, new_convnext
 from anomaly_vlm.nano.road_image import RoadStage, class_shares
 from anomaly_vlm.nano.road_views import RoadPool, draw_road_views, open_road_pool
 from anomaly_vlm.nano.train_convnext import train_convnext
+from anomaly_vlm.runs.compose import conf_dir
 from tests.support.nano import break_off, plain_open_clip
 
 FILE = Path(anomaly_vlm.__file__).parent / "nano" / "nano_convnext.safetensors"

@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 
 import anomaly_vlm
 from anomaly_vlm.backbone import ClipBackbone, load_backbone
-from anomaly_vlm.cli.compose import conf_dir
-from anomaly_vlm.data.procedural import ProceduralSource
+from anomaly_vlm.data.drawn.products import ProceduralSource
 from anomaly_vlm.nano import text
 from anomaly_vlm.nano.compare import compare, paired, row
 from anomaly_vlm.nano.model import ARCHITECTURE, new_model, save_model
 from anomaly_vlm.nano.words import token_rows
+from anomaly_vlm.runs.compose import conf_dir
 from tests.support.nano import plain_open_clip
 
 FILE = Path(anomaly_vlm.__file__).parent / "nano" / "nano.safetensors"

@@ -9,7 +9,7 @@ import numpy as np
 from open_clip.tokenizer import SimpleTokenizer
 
 import anomaly_vlm
-from anomaly_vlm.data.procedural.families import FAMILIES
+from anomaly_vlm.data.drawn.products.families import FAMILIES
 from anomaly_vlm.nano.words import GENERIC_NOUN, NOUNS, STATES, draw_caption, random_caption, token_rows
 
 TEXTS = Path(anomaly_vlm.__file__).parent / "texts"

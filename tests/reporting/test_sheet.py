@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomaly_vlm.data.procedural import ProceduralSource
-from anomaly_vlm.data.procedural_road import ProceduralRoadSource
+from anomaly_vlm.data.drawn.products import ProceduralSource
+from anomaly_vlm.data.drawn.roads import ProceduralRoadSource
 from anomaly_vlm.data.types import UNKNOWN, Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.pictures import OUTLINE

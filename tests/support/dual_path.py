@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.checkpoints import load_official
 from anomaly_vlm.data.types import Batch
-from anomaly_vlm.methods.dual_path import DualPathMethod
+from anomaly_vlm.methods.anomalyclip.dual_path import DualPathMethod
+from anomaly_vlm.methods.base.checkpoints import load_official
 from tests.support.golden import Fixture, golden_backbone
 
 M = TypeVar("M", bound=DualPathMethod)

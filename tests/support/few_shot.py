@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone, load_backbone
-from anomaly_vlm.checkpoints import load_official
 from anomaly_vlm.data.types import Batch, References
-from anomaly_vlm.methods.fusion import Comparison
-from anomaly_vlm.methods.vv_memory import VVMemoryMethod
+from anomaly_vlm.methods.base.checkpoints import load_official
+from anomaly_vlm.methods.promptad.few_shot import VVMemoryMethod
+from anomaly_vlm.methods.promptad.fusion import Comparison
 from tests.support.golden import Fixture, golden_backbone
 
 ARCHITECTURE = {

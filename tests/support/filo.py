@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from anomaly_vlm.checkpoints import load_official
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.detectors import Detector, Picture, Queries
 from anomaly_vlm.detectors.boxes import queries_of
 from anomaly_vlm.losses import build_terms
+from anomaly_vlm.methods.base.checkpoints import load_official
 from anomaly_vlm.methods.filo import FiLo
 from anomaly_vlm.texts import load_texts
 from tests.support.conf import loss_conf

@@ -10,7 +10,7 @@ import yaml
 
 from anomaly_vlm.backbone import ConvNextBackbone, load_backbone
 from anomaly_vlm.data import AnomalyDataModule, Batch, Preprocess
-from anomaly_vlm.data.procedural_road import ProceduralRoadSource
+from anomaly_vlm.data.drawn.roads import ProceduralRoadSource
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.vl4ad import VL4AD
 from anomaly_vlm.texts import load_texts

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.filo_texts import DefectTexts, Sentences
+from anomaly_vlm.methods.filo.texts import DefectTexts, Sentences
 from anomaly_vlm.texts import load_texts
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from anomaly_vlm.cli import main
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.captions import Captions
+from anomaly_vlm.methods.finegrainedad.captions import Captions
 from anomaly_vlm.texts import load_texts
 from anomaly_vlm.texts.questionnaire import questionnaire
 

@@ -1,0 +1,1 @@
+"""What is computed once and kept: frozen tokens, and answers of detectors and segmenters."""

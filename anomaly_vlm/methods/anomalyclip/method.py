@@ -1,0 +1,110 @@
+"""AnomalyCLIP: two class-agnostic learned sentences on a frozen CLIP, "object" and "damaged object".
+
+Zhou, Pang, Tian, He, Chen, "AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection", ICLR 2024,
+arXiv 2310.18961. The defaults are the published code's. Early versions of the paper describe four layers; the authors
+confirm that all reported numbers come from the last one alone with its local losses times 4, which is the default. With
+several layers (`layers: [6, 12, 18, 24]`) give the local terms weight 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_vlm.backbone import ClipBackbone
+from anomaly_vlm.data.types import Batch
+from anomaly_vlm.losses import PROBABILITY
+from anomaly_vlm.methods.anomalyclip.dual_path import DualPathMethod, FrozenFeatures, pad_sentences
+from anomaly_vlm.methods.base.method import Prediction
+from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
+
+
+class AnomalyCLIP(DualPathMethod):
+    """Learned contexts of a normal and an abnormal sentence, deep text tokens, V-V patches.
+
+    Learned: contexts and deep tokens (43,008 numbers on ViT-L/14). Frozen: both towers. Parameters start from `seed`.
+
+    Args:
+        backbone: frozen towers.
+        class_word: what the sentences are about (`object`; underscores become blanks).
+        state_word: in the abnormal sentence, in front of the class word (`damaged`).
+        context_length: learned tokens of each sentence (12).
+        options: see `DualPathMethod`.
+
+    Reference: sections 3.2-3.4; published code, state of 2025-05.
+    """
+
+    loss_terms: ClassVar[dict[str, frozenset[str]]] = {
+        "image": PROBABILITY,
+        "focal": PROBABILITY,
+        "dice": frozenset({"dice"}),
+    }
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        *,
+        class_word: str = "object",
+        state_word: str = "damaged",
+        context_length: int = 12,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, **options)
+        self.words = (class_word.replace("_", " "), f"{state_word} {class_word.replace('_', ' ')}")
+        self.context_length = context_length
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + 1)  # the deep tokens drew from `seed`
+            self.normal = nn.Parameter(self.new_tokens(1, context_length))
+            self.abnormal = nn.Parameter(self.new_tokens(1, context_length))
+        self._text: Tensor | None = None  # while the learned values stand still
+
+    def prompts(self) -> tuple[Tensor, Tensor]:
+        """Ids [2, T] and embeddings [2, T, Dt] of the normal and the abnormal sentence."""
+        sentences = []
+        for words, learned in zip(self.words, (self.normal, self.abnormal), strict=True):
+            ids, embedded = self.sentence(self.context_length, words)
+            sentences.append((ids[None], self.fill(embedded, learned)))
+        return pad_sentences(sentences)
+
+    def text_features(self) -> Tensor:
+        """Normal and abnormal text feature [2, C], unit norm; without gradient encoded once."""
+        if torch.is_grad_enabled():
+            return F.normalize(self.encode_sentences(*self.prompts()), dim=-1)
+        if self._text is None:
+            self._text = F.normalize(self.encode_sentences(*self.prompts()), dim=-1)
+        return self._text
+
+    def patch_prob(self, features: FrozenFeatures, text: Tensor) -> Tensor:
+        """Probabilities (normal, abnormal) of every patch: [layers, B, N, 2]."""
+        return (features.patches @ text.T / self.temperature).softmax(dim=-1)
+
+    def image_prob(self, features: FrozenFeatures, text: Tensor) -> Tensor:
+        """Probability [B] that the image is abnormal: global feature alone."""
+        return (features.cls @ text.T / self.temperature).softmax(dim=-1)[:, 1]
+
+    def layer_maps(self, prob: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Upsampled abnormal probabilities [layers, B, H, W]; the normal ones are 1 minus these."""
+        return upsample(to_grid(prob[..., 1], grid), size, align_corners=False)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Prediction:
+        features, text = self.frozen_features(batch), self.text_features()
+        maps = self.layer_maps(self.patch_prob(features, text), features.grid, batch.size)
+        return Prediction(self.image_prob(features, text), gaussian_smooth(maps.sum(dim=0), self.sigma))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        features, text = self.frozen_features(batch), self.text_features()
+        values = {}
+        if "image" in self.terms:
+            values["image"] = self.terms["image"](self.image_prob(features, text), batch.label).mean()
+        if "focal" in self.terms or "dice" in self.terms:
+            mask = self.training_mask(batch)
+            maps = self.layer_maps(self.patch_prob(features, text), features.grid, (mask.shape[-2], mask.shape[-1]))
+            values.update(self.map_losses(maps, mask))
+        return values
+
+    def forget_learned(self) -> None:
+        self._text = None

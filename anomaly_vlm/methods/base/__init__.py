@@ -1,0 +1,1 @@
+"""The base of every method, and mix-ins for families of them."""

@@ -1,0 +1,94 @@
+"""Published files of PromptAD and FineGrainedAD: one a category and task, `SEG-Seed_111-metal_nut-check_point.pt`.
+
+They hold the memory banks and the text features, and not the prompts behind these; files of a whole state hold both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.methods.shared.category_memory import PREFIX, category_key, category_name
+
+if TYPE_CHECKING:
+    from anomaly_vlm.methods.promptad.few_shot import VVMemoryMethod
+
+FILE_NAME = re.compile(r"(?P<task>CLS|SEG)-Seed_\d+-(?P<category>.+)-check_point", re.IGNORECASE)
+DERIVED = re.compile(r"token_(prefix|suffix)|tokenized|^model\.")  # follows from the backbone and its token table
+CONTEXTS = "prompt_learner."
+
+
+def take_contexts(
+    content: dict[str, Tensor], names: tuple[str, ...] = ("normal_ctx", "abnormal_ctx")
+) -> dict[str, Tensor]:
+    """Takes the learned contexts out of a published file's tensors: all of `names`, or nothing where it has none of them."""
+    if not any(CONTEXTS + name in content for name in names):
+        return {}
+    return {name: content.pop(CONTEXTS + name) for name in names}
+
+
+def read_official(method: VVMemoryMethod, files: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:
+    """Published files by name as the method's own state.
+
+    Raises:
+        UserError: a file of no known category or of a task that the method does not have, missing or surplus tensors, or a
+            category without the file of one of the method's tasks.
+    """
+    state: dict[str, Tensor] = {}
+    tasks: dict[str, list[str]] = {}
+    for file, content in files.items():
+        category, task = _named(method, file)
+        if task not in method.tasks:
+            if len(files) > 1:
+                continue  # a folder's other half
+            raise UserError(f"official file '{file}' is a {task} model: set method.task={task}")
+        prefix = f"{PREFIX}{category_key(category)}."
+        state |= {
+            prefix + key: tensor.float() for key, tensor in _category_state(method, file, task, dict(content)).items()
+        }
+        tasks.setdefault(category, []).append(task)
+    for category, found in tasks.items():
+        if lacking := [task for task in method.tasks if task not in found]:
+            raise UserError(
+                f"the official files of '{category}' lack the {lacking[0]} model: set method.task={found[0]}, or give a"
+                " folder with both"
+            )
+    rest = {key: value for key, value in method.state_dict().items() if not key.startswith(PREFIX)}
+    return {**rest, **method.official_shared(files), **state}
+
+
+def _named(method: VVMemoryMethod, file: str) -> tuple[str, str]:
+    """Category and task of a file: by its name, or by the method's options where that says nothing."""
+    if match := FILE_NAME.search(file):
+        return match["category"], match["task"].lower()
+    known = [category_name(key) for key in method.categories]
+    category = method.official_category or (known[0] if len(known) == 1 else None)
+    if category is None:
+        raise UserError(
+            f"official file '{file}' does not tell its category: set method.official_category, or name it as published"
+            " (SEG-Seed_111-CATEGORY-check_point.pt)"
+        )
+    if len(method.tasks) > 1:
+        raise UserError(f"official file '{file}' does not tell its task: set method.task=seg or method.task=cls")
+    return category, method.tasks[0]
+
+
+def _category_state(method: VVMemoryMethod, file: str, task: str, content: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file under the names of a `Category`."""
+    try:
+        own = {f"memory.{i}.bank": content.pop(f"feature_gallery{i + 1}") for i in range(len(method.memory_layers))}
+        own |= {f"learners.{task}.{key}": tensor for key, tensor in method.official_learner(content).items()}
+    except KeyError as error:
+        raise UserError(
+            f"official file '{file}' has no {error.args[0]}: a file of {type(method).__name__} holds the memory banks and"
+            " the text features of one category"
+        ) from error
+    if surplus := [key for key in content if not (DERIVED.search(key) or method.official_ignored(key))]:
+        raise UserError(
+            f"official file '{file}' holds more than {type(method).__name__}'s do: {', '.join(surplus[:4])}"
+        )
+    return own

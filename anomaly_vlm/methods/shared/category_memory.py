@@ -1,0 +1,110 @@
+"""What a few-shot method holds of each category: its memory of the reference patches and its learned prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+from urllib.parse import quote, unquote
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_vlm.backbone import ClipBackbone
+from anomaly_vlm.data.types import References
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.methods.base.method import AnomalyMethod
+from anomaly_vlm.methods.shared.patch_memory import PatchMemory, checked_memory
+
+PREFIX = "categories."
+
+
+def category_key(name: str) -> str:
+    """A category's name as the name of a module: without dots, and like no attribute of one (`@metal_nut`)."""
+    return "@" + quote(name, safe=" ").replace(".", "%2E")
+
+
+def category_name(key: str) -> str:
+    """The category that `category_key` named so."""
+    return unquote(key.removeprefix("@"))
+
+
+def of_categories(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each category in a state dict of a method, under their names within the category."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        if key.startswith(PREFIX + "@"):
+            category, _, rest = key.removeprefix(PREFIX).partition(".")
+            found.setdefault(category_name(category), {})[rest] = tensor
+    return found
+
+
+class CategoryMethod(AnomalyMethod):
+    """A method whose checkpoints bring the categories that it knows."""
+
+    def make_categories(self, state: Mapping[str, Tensor]) -> None:
+        """Makes the categories that a state names, their memories in its lengths."""
+        raise NotImplementedError
+
+    def check_learned(self, state: Mapping[str, Tensor], source: str) -> None:
+        self.make_categories(state)
+        super().check_learned(state, source)
+
+    def load_state_dict(self, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        self.make_categories(state)
+        return super().load_state_dict(state, *args, **kwargs)
+
+
+class MemoryMethod(CategoryMethod):
+    """A method with memories of each category's reference patches and nothing else of its own; without references it goes on
+    without them.
+
+    Args:
+        memory_mb: bound on the distances to the references held at a time, in MB.
+        base: see `AnomalyMethod`.
+    """
+
+    shots: ClassVar[str] = "optional"
+
+    def __init__(self, backbone: ClipBackbone, *, memory_mb: float = 256.0, **base: Any) -> None:
+        super().__init__(backbone, **base)
+        checked_memory(memory_mb)
+        self.memory_mb = memory_mb
+        self.categories = nn.ModuleDict()  # category_key -> memories by name
+
+    def remembered(self) -> Sequence[str]:
+        """The names of the frozen tokens that are remembered."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def remember(self, references: Sequence[References]) -> None:
+        for shots in references:
+            tokens = self.frozen(replace(shots.batch, image=shots.batch.image.to(self.device)))
+            self._set_memories(shots.category, {name: tokens[name] for name in self.remembered()})
+
+    def memory(self, category: str) -> Mapping[str, PatchMemory] | None:
+        """The memories of a category by the name of their tokens; None where nothing is remembered (zero-shot).
+
+        Raises:
+            UserError: other categories are remembered, this one is not.
+        """
+        if not len(self.categories):
+            return None
+        if (key := category_key(category)) not in self.categories:
+            known = ", ".join(sorted(map(category_name, self.categories)))
+            raise UserError(
+                f"category '{category}' has no reference images in {type(self).__name__}'s memory (it has: {known}): give"
+                " it normal images, or set shots=0"
+            )
+        return cast("Mapping[str, PatchMemory]", self.categories[key])
+
+    def make_categories(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensors in of_categories(state).items():
+            empty = {key.removesuffix(".bank"): torch.zeros_like(value) for key, value in tensors.items()}
+            self._set_memories(name, empty)
+
+    def _set_memories(self, category: str, tokens: Mapping[str, Tensor]) -> None:
+        memories = {
+            name: PatchMemory(value.to(self.device), memory_mb=self.memory_mb) for name, value in tokens.items()
+        }
+        self.categories[category_key(category)] = nn.ModuleDict(memories)

@@ -1,0 +1,95 @@
+"""Passes of a dense method over an image: whole, in overlapping windows, at several scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.methods.vl4ad.pixel_scores import PixelClasses
+
+Pass = Callable[[Tensor, tuple[int, int]], PixelClasses]  # images [B, 3, H, W], size of the result
+
+
+class Views:
+    """Averages the class sums of all passes at every pixel.
+
+    Args:
+        scales: of the image, one pass each.
+        window: height and width of sliding windows in pixels of the scaled image; None: the whole image at once.
+        overlap: of neighbouring windows, as a fraction of their sides, in [0, 1).
+        multiple: scaled images have sides that are multiples of it (except at scale 1).
+
+    Raises:
+        UserError: an option out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        scales: Sequence[float] = (1.0,),
+        window: Sequence[int] | None = None,
+        overlap: float = 0.25,
+        multiple: int = 32,
+    ) -> None:
+        if not scales or not all(0 < scale <= 8 for scale in scales):
+            raise UserError(f"scales is {list(scales)}: give factors above 0, such as [0.75, 1.0, 1.25]")
+        if window is not None and (len(window) != 2 or min(window) < multiple):
+            raise UserError(f"window is {list(window)}: give [height, width] of at least {multiple} pixels")
+        if not 0 <= overlap < 1:
+            raise UserError(f"overlap is {overlap}: give a fraction from 0 to below 1")
+        self.scales, self.overlap, self.multiple = tuple(scales), overlap, multiple
+        self.window = None if window is None else (int(window[0]), int(window[1]))
+
+    def __call__(self, one: Pass, images: Tensor, size: tuple[int, int]) -> PixelClasses:
+        """Class sums at `size` of images [B, 3, H, W]."""
+        total: PixelClasses | None = None
+        for scale in self.scales:
+            found = self._windows(one, self._scaled(images, scale), size)
+            if total is None:
+                total = found
+            else:
+                total.add(found)
+        assert total is not None
+        return total if len(self.scales) == 1 else total.map(lambda part: part / len(self.scales))
+
+    def _scaled(self, images: Tensor, scale: float) -> Tensor:
+        if scale == 1:
+            return images
+        size = [max(1, round(side * scale / self.multiple)) * self.multiple for side in images.shape[-2:]]
+        return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+    def _windows(self, one: Pass, images: Tensor, size: tuple[int, int]) -> PixelClasses:
+        whole = (images.shape[-2], images.shape[-1])
+        if self.window is None or (self.window[0] >= whole[0] and self.window[1] >= whole[1]):
+            return one(images, size)
+        height, width = (min(side, full) for side, full in zip(self.window, whole, strict=True))
+        total: PixelClasses | None = None
+        count = images.new_zeros(whole)
+        for top in starts(whole[0], height, self.overlap):
+            for left in starts(whole[1], width, self.overlap):
+                at = (..., slice(top, top + height), slice(left, left + width))
+                part = one(images[at], (height, width))
+                if total is None:
+                    total = part.map(lambda one: one.new_zeros(*one.shape[:2], *whole))
+                total.add(part, at)
+                count[top : top + height, left : left + width] += 1
+        assert total is not None
+        mean = total.map(lambda part: part / count)
+        return mean if whole == size else mean.map(lambda part: _resized(part, size))
+
+
+def starts(length: int, window: int, overlap: float) -> list[int]:
+    """First pixels of windows that cover `length`, at equal steps as far as whole numbers allow."""
+    if window >= length:
+        return [0]
+    step = max(1, int(window * (1 - overlap)))
+    count = -(-(length - window) // step) + 1
+    return torch.linspace(0, length - window, count).round().int().tolist()
+
+
+def _resized(values: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=False)

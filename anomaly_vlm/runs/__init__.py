@@ -1,0 +1,1 @@
+"""Runs as functions: build, fit, evaluate, predict. Usable without a command line."""

@@ -1,0 +1,72 @@
+"""Before an evaluation: the detector looks at every image, with progress; what it finds waits in the method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from anomaly_vlm.data.transforms import read_sample
+from anomaly_vlm.data.types import Sample
+from anomaly_vlm.detectors import Detector, Picture
+from anomaly_vlm.reporting.console import console, is_first_process, say
+from anomaly_vlm.runs.build import Parts
+
+T = TypeVar("T")
+CHUNK = 16  # images that the detector gets at a time
+SECONDS = 5.0  # between lines of progress
+
+
+def look_ahead(parts: Parts, *sides: str) -> None:
+    """Fills `method.detected` for all images of these sides, where the method has a detector that looks at images.
+
+    Answers that the detector has kept on disk are read; a stopped run goes on where it was.
+    """
+    method, detector = parts.method, parts.method.detector
+    if not isinstance(detector, Detector):
+        return
+    todo = [
+        (sample, caption)
+        for side in sides
+        for sample in parts.data.samples(side)
+        for caption in method.captions(sample.category)
+        if (sample.path, caption) not in method.detected
+    ]
+    detector.check_captions([caption for _, caption in todo])
+    if todo:
+        cost = f" ({detector.cost()}, those kept from earlier runs apart)" if detector.cost() else ""
+        images = len({sample.path for sample, _ in todo})
+        asked = f"{images:,} images" if images == len(todo) else f"{len(todo):,} questions on {images:,} images"
+        say(f"detections: {asked} by {detector.name}{cost}")
+    for chunk in counted([todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)], len(todo)):
+        pictures = [Picture(sample.path, _reader(sample)) for sample, _ in chunk]
+        answers = detector.queries(pictures, [caption for _, caption in chunk])
+        for (sample, caption), answer in zip(chunk, answers, strict=True):
+            method.detected[sample.path, caption] = answer
+
+
+def _reader(sample: Sample) -> Any:
+    return lambda: read_sample(sample)[0]
+
+
+def counted(chunks: Sequence[Sequence[T]], total: int) -> Iterator[Sequence[T]]:
+    """The chunks, with a bar on a terminal and a line now and then elsewhere."""
+    if console.is_terminal and is_first_process():
+        from rich.progress import Progress
+
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("detecting", total=total)
+            for chunk in chunks:
+                yield chunk
+                bar.advance(task, len(chunk))
+        return
+    started = last = time.monotonic()
+    done = 0
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk)
+        now = time.monotonic()
+        if now - last >= SECONDS and done < total:
+            left = int((now - started) / done * (total - done))
+            say(f"detecting {done}/{total}  {left // 60}:{left % 60:02d} left")
+            last = now

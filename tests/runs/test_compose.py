@@ -1,0 +1,167 @@
+"""Composing configurations: every choice composes, every mistake is one line with the nearest choices."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from anomaly_vlm.cli import main
+from anomaly_vlm.cli.sweep import trial_runs
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.runs.checks import check_targets, check_values, shipped_targets
+from anomaly_vlm.runs.compose import choices, compose, conf_dir, flat_keys, merge_overrides
+
+
+@pytest.mark.parametrize(
+    "group", ["backbone", "trainer", "logger", "loss", "callbacks", "dataset", "source@dataset.train"]
+)
+def test_every_choice_composes(group: str) -> None:
+    for choice in choices(group.split("@")[0]):
+        cfg = compose(["method=adaclip", f"{group}={choice}"])
+        check_values(cfg)
+        assert cfg.choices[group] == choice
+
+
+@pytest.mark.parametrize("method", choices("method"))
+def test_every_method_composes_with_its_own_loss(method: str) -> None:
+    cfg = compose([f"method={method}"])
+    check_values(cfg)
+    assert cfg.name == method
+    module = {"dinov2": "linear_heads", "sam": "linear_heads"}.get(method, method)  # one method on several towers
+    assert cfg.method._target_.startswith(f"anomaly_vlm.methods.{module}.")
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_composes_with_all_its_values(experiment: str) -> None:
+    runs = trial_runs([f"experiment={experiment}", "backbone=vit_l14_336"])
+    for overrides in runs:
+        check_values(compose(overrides))
+
+
+def test_defaults() -> None:
+    cfg = compose(["method=adaclip"])
+    assert cfg.dataset.name == "procedural_to_procedural" and cfg.selection == "last" and cfg.choices["logger"] == "csv"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method=adaclp"], "unknown method 'adaclp': choose one of adaclip.*did you mean adaclip"),
+        (["method=adaclip", "dataset=mvtec"], "unknown data set 'mvtec': choose one of mvtec"),
+        (["method=adaclip", "backbone=vit_l14_33"], "unknown backbone 'vit_l14_33'.*did you mean vit_l14_336"),
+        (["method=adaclip", "source@dataset.test=visaa"], "unknown data set 'visaa'"),
+        (["method=adaclip", "source@dataset.tset=visa"], "unknown data side"),
+        ([], "no method given: add method=NAME, one of adaclip"),
+        (["method=adaclip", "epochss=3"], "unknown key 'epochss': nearest are epochs"),
+        (
+            ["method=adaclip", "method.prompts.dept=3"],
+            r"unknown key 'method\.prompts\.dept': nearest are method\.prompts\.depth",
+        ),
+        (["method=adaclip", "depth=3"], r"unknown key 'depth'.*method\.prompts\.depth"),
+        (["method=adaclip", "seed=1,2"], "several values in one run.*anomaly-vlm sweep"),
+        (["method=adaclip", "--fast"], "unknown option '--fast'"),
+        (["adaclip"], "'adaclip' is no override: write key=value"),
+        (["method=adaclip", "method.prompts={branch"], "do not fit"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        compose(words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("epochs=0", "epochs is 0: give a whole number of at least 1"),
+        ("image_size=-96", "image_size is -96"),
+        ("batch_size=many", "batch_size is 'many'"),
+        ("selection=best", "unknown selection 'best': choose one of best_"),
+        ("optimizer.lr=-1", "optimizer.lr is -1: give a number above 0"),
+        ("augment.mosaic=2", "augment.mosaic is 2: give a probability"),
+        ("selection=best_val", "selection=best_val needs a validation set"),
+        ("callbacks.progress=bar", "unknown callbacks.progress 'bar'"),
+        ("pixels.rgb=never", "unknown pixels.rgb 'never'"),
+        ("pixels.interpolation=nearest", "unknown pixels.interpolation 'nearest': choose one of bi"),
+        ("eval_limit=0", "eval_limit is 0"),
+        ("method.seed=${sed}", "configuration: .*sed"),
+    ],
+)
+def test_wrong_values_are_one_line(word: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        check_values(compose(["method=adaclip", word]))
+    assert "\n" not in str(error.value)
+
+
+def test_configurations_of_older_checkpoints_lack_newer_choices() -> None:
+    stored = OmegaConf.to_container(compose(["method=adaclip"]))
+    del stored["pixels"]["interpolation"]
+    check_values(OmegaConf.create(stored))
+
+
+def test_flat_keys_hold_inner_nodes() -> None:
+    keys = flat_keys(compose(["method=adaclip"]))
+    assert {"seed", "method", "method.prompts", "method.prompts.depth", "dataset.test"} <= set(keys)
+
+
+def test_merging_keeps_what_a_checkpoint_decides() -> None:
+    stored = compose(["method=adaclip", "epochs=7"])
+    cfg = merge_overrides(
+        stored, ["dataset=magnetic_tile", "dataset.test.root=somewhere", "eval_batch_size=2"], fixed=("method",)
+    )
+    assert (cfg.dataset.name, cfg.dataset.test.root, cfg.eval_batch_size, cfg.epochs) == (
+        "procedural_to_magnetic_tile",
+        "somewhere",
+        2,
+        7,
+    )
+    assert cfg.choices.dataset == "magnetic_tile"
+    cfg = merge_overrides(stored, ["source@dataset.test=brain_mri"], fixed=("method",))
+    assert cfg.dataset.test.name == "brain_mri" and cfg.dataset.train.name == "procedural"
+    assert merge_overrides(stored, ["method=adaclip"], fixed=("method",)) == stored
+    with pytest.raises(UserError, match="made by method=adaclip, this run says method=faprompt"):
+        merge_overrides(stored, ["method=faprompt"], fixed=("method",))
+    with pytest.raises(UserError, match="unknown key 'eval_batch'"):
+        merge_overrides(stored, ["eval_batch=2"], fixed=())
+
+
+def test_a_file_cannot_name_foreign_code() -> None:
+    allowed = shipped_targets(conf_dir())
+    assert "anomaly_vlm.backbone.load_backbone" in allowed and "lightning.pytorch.Trainer" in allowed
+    for choice in choices("dataset"):
+        cfg = compose(["method=adaclip", f"dataset={choice}"])
+        check_targets(OmegaConf.to_container(cfg, resolve=False), allowed, "x")
+    for target in (
+        "os.system",
+        "builtins.eval",
+        "torch.load",
+        "hydra.utils.get_method",
+        "anomaly_vlm.methods.base.method.torch.load",
+        "torch.optim.adam.os.system",
+    ):
+        with pytest.raises(UserError, match=f"asks to run '{target}'"):
+            check_targets({"a": [{"_target_": target}]}, allowed, "checkpoint 'x'")
+
+
+def test_sweeps_try_every_value_once() -> None:
+    runs = trial_runs(["method=adaclip", "seed=0,1,2", "method.prompts.depth=range(1,3)"])
+    assert len(runs) == 1 + 2 + 1
+    assert runs[0] == ["method=adaclip", "seed=0", "method.prompts.depth=1"]
+    assert ["method=adaclip", "seed=2", "method.prompts.depth=1"] in runs
+    with pytest.raises(UserError, match="unknown backbone 'nano_b'"):
+        for overrides in trial_runs(["method=adaclip", "backbone=tiny_random,nano_b"]):
+            compose(overrides)
+
+
+def test_exit_codes_and_single_lines(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--help"]) == 0 and "usage: anomaly-vlm" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert main(["trian"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "did you mean train" in err
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "adaclip" in text and "eval_batch_size" in text
+    for command in ("evaluate", "predict", "sweep", "report", "data", "bench", "cache", "convert-weights"):
+        assert main([command, "--help"]) == 0
+        assert capsys.readouterr().out.startswith("usage: anomaly-vlm")
