@@ -107,7 +107,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
         self.layers = self.checked_layers(layers or self.quarters)
         self._positions: dict[tuple, Tensor] = {}
 
-    def run_facts(self) -> dict[str, str]:
+    def cache_key(self) -> dict[str, str]:
         return {"activation": self.activation, "positions": self.pos_resize}
 
     # ---- image tower -------------------------------------------------------------------------------------------------

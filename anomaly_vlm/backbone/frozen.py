@@ -53,7 +53,7 @@ class FrozenTower(nn.Module):
             digest.update(flat[:: max(1, flat.numel() // 256)].numpy().tobytes())
         return digest.hexdigest()
 
-    def run_facts(self) -> dict[str, str]:
+    def cache_key(self) -> dict[str, str]:
         """What the tokens of an image depend on besides weights, pixels and layers, for caches."""
         return {}
 

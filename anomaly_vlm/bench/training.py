@@ -271,7 +271,7 @@ def build_cache(
     for _ in range(max(1, turns // 2)):
         method.token_cache = TokenCache({}, memory_bytes=10**10)
         for batch in batches:
-            calls: tuple[Callable[[Batch], Any], ...] = (bare, method.frozen)
+            calls: tuple[Callable[[Batch], Any], ...] = (bare, method.frozen_tokens)
             pairs.append([seconds_of(partial(call, batch), setting) for call in calls])
     kept = method.token_cache
     assert kept is not None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 HELP = """usage: anomaly-vlm evaluate ckpt=FILE [dataset=NAME] [key=value ...]
-       anomaly-vlm evaluate ckpt=official:FILE method=NAME backbone=NAME ...   the published code's weights
+       anomaly-vlm evaluate ckpt=published:FILE method=NAME backbone=NAME ...   the published code's weights
        anomaly-vlm evaluate method=NAME ...                                    a method as it starts
 
 The checkpoint knows its method, backbone and options; data, trainer and batch size may change.
@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def configured(ckpt: str | None, overrides: Sequence[str], command: str) -> tuple[DictConfig, str | None]:
     """The configuration of a command that starts from a checkpoint (or from none), and where its weights are."""
-    if ckpt is None or ckpt.startswith("official:"):
+    if ckpt is None or ckpt.startswith("published:"):
         cfg = compose(overrides)
     else:
         from anomaly_vlm.runs.build import stored_config
@@ -88,31 +88,33 @@ def execute(cfg: DictConfig, spec: str | None, folder: Path) -> None:
     from omegaconf import OmegaConf
 
     from anomaly_vlm.reporting.console import is_first_process, say
-    from anomaly_vlm.runs.build import build, build_trainer, load_any, remember
-    from anomaly_vlm.runs.detect import look_ahead
+    from anomaly_vlm.runs.build import build, build_trainer, fit_references, load_any
+    from anomaly_vlm.runs.detect import precompute_detections
     from anomaly_vlm.runs.outcome import write_outcome
 
     seed_everything(cfg.seed, verbose=False)
-    memory = remembered_by(spec, cfg)
-    parts = build(cfg, sides=("test",), remembered=memory)
+    memory = memory_paths(spec, cfg)
+    parts = build(cfg, sides=("test",), excluded_paths=memory)
     said = [trained_on_of(spec)]
     if spec:
         load_any(parts.method, spec)
         parts.facts["checkpoint"] = spec
     if memory is None and cfg.shots:
-        remember(parts, folder)
+        fit_references(parts, folder)
         said = [*(said if cfg.train_on == "dataset" else []), parts.data.known]
     parts.facts["data"] = ", ".join([*said, parts.data.describe("test")])
     say(f"{parts.facts['method']} on {parts.facts['backbone']}: {parts.facts['data']}")
-    look_ahead(parts, "test")
+    precompute_detections(parts, "test")
     trainer = build_trainer(cfg, callbacks=[])
     trainer.test(parts.method, datamodule=parts.data, verbose=False)
     if is_first_process():
         OmegaConf.save(cfg, folder / "config.yaml")
-        write_outcome(cfg, folder, parts, parts.method.results, {**parts.facts, "choices": dict(cfg.choices)})
+        write_outcome(
+            cfg, folder, parts, parts.method.evaluation.result.values, {**parts.facts, "choices": dict(cfg.choices)}
+        )
 
 
-def remembered_by(spec: str | None, cfg: DictConfig) -> set[str] | None:
+def memory_paths(spec: str | None, cfg: DictConfig) -> set[str] | None:
     """Paths of the reference images in a checkpoint's memory (the published code's names none); None: it has no memory, and
     `shots` images of each category are picked now.
 
@@ -121,11 +123,11 @@ def remembered_by(spec: str | None, cfg: DictConfig) -> set[str] | None:
     """
     if spec is None:
         return None
-    if spec.startswith("official:"):
+    if spec.startswith("published:"):
         from hydra.utils import get_class
 
         method: Any = get_class(cfg.method._target_)
-        return set() if method.shots == "needed" else None
+        return set() if method.reference_support == "required" else None
     from anomaly_vlm.runs.build import stored_config
 
     facts = stored_config(Path(spec))[1]["anomaly_vlm"]
@@ -142,8 +144,8 @@ def trained_on_of(spec: str | None) -> str:
     """What the learned weights saw, in words."""
     if spec is None:
         return "not trained"
-    if spec.startswith("official:"):
-        return f"published weights {Path(spec.removeprefix('official:')).name}"
+    if spec.startswith("published:"):
+        return f"published weights {Path(spec.removeprefix('published:')).name}"
     from anomaly_vlm.runs.build import stored_config
 
     return stored_config(Path(spec))[1]["anomaly_vlm"]["trained_on"]

@@ -90,7 +90,7 @@ def adaclip(cfg: Any, ckpt: str, source: Any) -> tuple[Any, Any]:
     load_any(parts.method, ckpt)
     parts.method.eval()
     with torch.inference_mode():
-        made = [parts.method.checked_predict(batch) for batch in parts.data.test_dataloader()]
+        made = [parts.method.predict(batch).checked(batch) for batch in parts.data.test_dataloader()]
     return torch.cat([one.score for one in made]).numpy(), torch.cat([one.map for one in made]).half().numpy()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly_vlm.cli.evaluate import configured, remembered_by
+from anomaly_vlm.cli.evaluate import configured, memory_paths
 from anomaly_vlm.cli.train import pop_key
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checks import writable_folder
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     if ckpt is None and not any(word.startswith("method=") for word in rest):
         raise UserError("no checkpoint given: add ckpt=FILE, a .ckpt that 'train' wrote")
     cfg, spec = configured(ckpt, rest, "predict")
-    if cfg.shots and remembered_by(spec, cfg) is None:
+    if cfg.shots and memory_paths(spec, cfg) is None:
         raise UserError(
             f"method={cfg.name} with shots={cfg.shots} has no reference images at prediction: give ckpt=FILE, a .ckpt that"
             " 'train' wrote with them"
@@ -50,14 +50,14 @@ def execute(cfg: DictConfig, spec: str | None, images: Path, category: str, fold
     from anomaly_vlm.data import folder_source
     from anomaly_vlm.reporting.console import say
     from anomaly_vlm.runs.build import build, build_trainer, load_any
-    from anomaly_vlm.runs.detect import look_ahead
+    from anomaly_vlm.runs.detect import precompute_detections
 
     cfg.dataset.test = folder_source(images, category)
     parts = build(cfg, sides=("test",))
     if spec:
         load_any(parts.method, spec)
     say(f"{parts.facts['method']} on {parts.facts['backbone']}: {parts.data.describe('test')}")
-    look_ahead(parts, "test")
+    precompute_detections(parts, "test")
     writer = _writer(parts, folder)
     trainer = build_trainer(cfg, callbacks=[writer])
     trainer.predict(parts.method, datamodule=parts.data, return_predictions=False)

@@ -66,7 +66,7 @@ class AnomalyDataModule(L.LightningDataModule):
     Attributes:
         preprocess: set once the backbone is known, before any loader is asked for.
         selection_side: `val` or `test`, which `val_dataloader` serves; None: no validation loop.
-        remembered: paths of the reference images in a checkpoint's memory, which leave the test set in place of picks.
+        excluded_paths: paths of the reference images in a checkpoint's memory, which leave the test set in place of picks.
         tokens: cache of what the method's frozen image tower makes of the pixels; what it holds comes without its image.
     """
 
@@ -104,7 +104,7 @@ class AnomalyDataModule(L.LightningDataModule):
         self._cache = PixelCache(cache_mb * 10**6) if num_workers == 0 and cache_mb else None
         self._samples: dict[str, list[Sample]] = {}
         self._picks: list[Sample] | None = None
-        self.remembered: set[str] | None = None
+        self.excluded_paths: set[str] | None = None
         self._totals: dict[str, int] = {}
         self.tokens: TokenCache | None = None
         self._datasets: dict[tuple[str, Preprocess], AnomalyDataset] = {}
@@ -132,7 +132,7 @@ class AnomalyDataModule(L.LightningDataModule):
             if side != "test":
                 _need_labels(found, f"the {side} set {source.name}")
             if side == "test" and self.shots:
-                taken = {sample.path for sample in self.picks()} if self.remembered is None else self.remembered
+                taken = {sample.path for sample in self.picks()} if self.excluded_paths is None else self.excluded_paths
                 found = [sample for sample in found if sample.path not in taken]
             self._totals[side] = len(found)
             self._samples[side] = balanced(found, self.limits[side])
@@ -202,7 +202,7 @@ class AnomalyDataModule(L.LightningDataModule):
     def check(self) -> None:
         """Looks at every file of all sides, in threads; see `check_files`."""
         sides = [self.samples(side) for side, source in self.sources.items() if source is not None]
-        picks = self.picks() if self.remembered is None else []
+        picks = self.picks() if self.excluded_paths is None else []
         check_files(sample for samples in (*sides, picks) for sample in samples)
 
     # ---- loaders -----------------------------------------------------------------------------------------------------

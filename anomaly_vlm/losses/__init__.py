@@ -4,6 +4,7 @@ from anomaly_vlm.losses.cross_entropy import cross_entropy, focal_of_logits
 from anomaly_vlm.losses.dice import dice_loss
 from anomaly_vlm.losses.few_shot import alignment_loss, contrastive_loss, level_loss, margin_loss
 from anomaly_vlm.losses.focal import focal_loss
+from anomaly_vlm.losses.maps import map_losses, training_mask
 from anomaly_vlm.losses.masks import bce_of_logits, cross_entropy_with_void
 from anomaly_vlm.losses.prompts import orthogonality_loss, prior_loss
 from anomaly_vlm.losses.terms import KINDS, PROBABILITY, LossTerm, build_terms
@@ -22,7 +23,9 @@ __all__ = [
     "focal_loss",
     "focal_of_logits",
     "level_loss",
+    "map_losses",
     "margin_loss",
     "orthogonality_loss",
     "prior_loss",
+    "training_mask",
 ]

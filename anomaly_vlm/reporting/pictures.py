@@ -79,7 +79,7 @@ def save_panel(
     title: str,
     scale: tuple[float, float],
     boxes: np.ndarray | None = None,
-    blend: Literal["even", "heat"] = "even",
+    blend: Literal["blend", "heat"] = "blend",
 ) -> None:
     """Writes one PNG: input, truth (where known), overlay with the truth outlined, map; boxes on the input and the map.
 
@@ -99,7 +99,7 @@ def save_panel(
         full = (image.shape[1], image.shape[0])
         colours = np.asarray(Image.fromarray(colours).resize(full, Image.Resampling.BILINEAR))
         mask = None if mask is None else np.asarray(Image.fromarray(mask).resize(full, Image.Resampling.NEAREST))
-    overlay = laid_over(image, colours, None if blend == "even" else unit)
+    overlay = laid_over(image, colours, None if blend == "blend" else unit)
     named = "input" if boxes is None else f"input, {len(boxes)} box{'es' * (len(boxes) != 1)}"
     tiles = [(named, with_boxes(_tile(image, size), boxes, heat.shape))]
     if mask is not None:

@@ -6,12 +6,13 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback
@@ -24,15 +25,19 @@ from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.data.references import write_list
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.base.checkpoints import load_official, read_tensors
+from anomaly_vlm.methods.base.checkpoints import read_tensors
+from anomaly_vlm.methods.base.few_shot import FewShot
+from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.method import AnomalyMethod
+from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.metrics import AnomalyMetrics
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.progress import progress_bar
 from anomaly_vlm.runs.checks import check_targets, shipped_targets
 from anomaly_vlm.runs.compose import conf_dir
+from anomaly_vlm.runs.migrate import migrated
 
-OFFICIAL = "official:"
+PUBLISHED = "published:"
 
 
 @dataclass
@@ -67,12 +72,12 @@ def build(
     *,
     sides: tuple[str, ...],
     data: AnomalyDataModule | None = None,
-    remembered: set[str] | None = None,
+    excluded_paths: set[str] | None = None,
 ) -> Parts:
     """Detector, segmenter and data first (what they need is checked before any weights are read), then backbone and method.
 
     Args:
-        remembered: paths of the reference images that a checkpoint to come holds in its memory.
+        excluded_paths: paths of the reference images that a checkpoint to come holds in its memory.
     """
     if lacks_gpu(cfg):
         raise UserError(
@@ -81,15 +86,13 @@ def build(
         )
     ready = {group: make(cfg[group]) for group in ("detector", "segmenter") if group in cfg}
     data = data or build_data(cfg, sides)
-    data.remembered = remembered
+    data.excluded_paths = excluded_paths
     data.check()
     backbone: Any = make(cfg.backbone)
     size = backbone.checked_size(cfg.image_size)
     data.preprocess = Preprocess(size=size, mean=backbone.mean, std=backbone.std, **_pixels(cfg))
-    options = _plain(cfg.metrics)
-
-    def metrics() -> AnomalyMetrics:
-        return AnomalyMetrics(pixel=options)
+    method_class: Any = get_class(cfg.method._target_)
+    evaluation = method_class.evaluation_type(partial(AnomalyMetrics, pixel=_plain(cfg.metrics)))
 
     method: AnomalyMethod = make(
         cfg.method,
@@ -97,15 +100,15 @@ def build(
         losses=build_terms(_plain(cfg.loss)),
         optimizer=make(cfg.optimizer) if cfg.optimizer else None,
         scheduler=make(cfg.scheduler) if cfg.scheduler else None,
-        metrics=metrics,
+        evaluation=evaluation,
         **ready,
     )
-    if method.shots == "needed" and cfg.train_on == "nothing":
+    if method.reference_support == "required" and cfg.train_on == "nothing":
         raise UserError(f"{cfg.name} learns from its reference images: set train_on=references")
-    if cfg.shots and method.shots == "none":
+    if cfg.shots and method.reference_support == "none":
         raise UserError(f"{cfg.name} uses no reference images: set shots=0, or choose a few-shot method")
     facts = {
-        "method": method.labelled(cfg.name),
+        "method": method.display_name(cfg.name),
         "backbone": backbone.describe(),
         "random_weights": backbone.is_random,
         "fingerprint": backbone.fingerprint(),
@@ -113,7 +116,7 @@ def build(
         "seed": cfg.seed,
         "image_size": size,
     }
-    method.run_facts = {
+    method.run_record = {
         "version": __version__,
         "config": OmegaConf.to_container(cfg, resolve=False),
         "fingerprint": facts["fingerprint"],
@@ -123,14 +126,15 @@ def build(
     return Parts(cfg, data, method, facts)
 
 
-def remember(parts: Parts, folder: Path) -> None:
+def fit_references(parts: Parts, folder: Path) -> None:
     """Gives a few-shot method its reference images, and writes which they are."""
-    if not parts.cfg.shots:
+    method = parts.method
+    if not parts.cfg.shots or not isinstance(method, FewShot):
         return
     if is_first_process():
         write_list(folder / "references.json", parts.data.picks(), shots=parts.cfg.shots, seed=parts.cfg.seed)
-    parts.method.run_facts["references"] = [sample.path for sample in parts.data.picks()]
-    parts.method.remember(parts.data.references())
+    parts.method.run_record["references"] = [sample.path for sample in parts.data.picks()]
+    method.fit_references(parts.data.references())
 
 
 def attach_cache(cfg: DictConfig, data: AnomalyDataModule, method: AnomalyMethod) -> None:
@@ -138,12 +142,12 @@ def attach_cache(cfg: DictConfig, data: AnomalyDataModule, method: AnomalyMethod
 
     Augmented images have no key, so that they pass it by.
     """
-    wanted, facts = cfg.cache.tokens, method.frozen_facts()
+    wanted, facts = cfg.cache.tokens, method.cache_key() if isinstance(method, FrozenTokens) else None
     if wanted == "off" or facts is None or cfg.pixels.fit != "square":  # else a token's place in its image is unknown
         return
     about = {
-        "weights": f"{method.backbone.describe()} {method.run_facts['fingerprint']}",
-        **method.backbone.run_facts(),
+        "weights": f"{method.backbone.describe()} {method.run_record['fingerprint']}",
+        **method.backbone.cache_key(),
         "pixels": repr(data.preprocess),
         "precision": str(cfg.trainer.precision),
         **facts,
@@ -154,7 +158,8 @@ def attach_cache(cfg: DictConfig, data: AnomalyDataModule, method: AnomalyMethod
         disk_bytes=int(cfg.cache.disk_gb * 1e9),
         memory_bytes=int(cfg.cache.memory_gb * 1e9),
     )
-    method.token_cache = data.tokens = cache
+    if isinstance(method, FrozenTokens):
+        method.token_cache = data.tokens = cache
     if "train" in data.sources and data.augmented:
         say("token cache: off for training images, as augmentation changes their pixels")
 
@@ -265,15 +270,16 @@ def stored_config(path: Path) -> tuple[DictConfig, dict[str, Any]]:
     facts = content.get("anomaly_vlm") if isinstance(content, dict) else None
     if not isinstance(facts, dict) or "state_dict" not in content:
         raise UserError(
-            f"'{path}' is no checkpoint of this suite: give a .ckpt that 'train' wrote, or ckpt=official:{path} method=NAME"
+            f"'{path}' is no checkpoint of this suite: give a .ckpt that 'train' wrote, or ckpt=published:{path} method=NAME"
         )
     check_targets(facts["config"], shipped_targets(conf_dir()), f"checkpoint '{path}'")
+    facts["config"] = migrated(facts["config"])
     return DictConfig(facts["config"]), content
 
 
 def load_learned(method: AnomalyMethod, path: Path, content: dict[str, Any]) -> None:
     """Learned weights of one of the suite's checkpoints into `method`, after checking that they belong together."""
-    stored, own = content["anomaly_vlm"]["fingerprint"], method.run_facts["fingerprint"]
+    stored, own = content["anomaly_vlm"]["fingerprint"], method.run_record["fingerprint"]
     if stored != own:
         name = content["anomaly_vlm"]["config"]["backbone"].get("name")
         raise UserError(
@@ -285,16 +291,16 @@ def load_learned(method: AnomalyMethod, path: Path, content: dict[str, Any]) -> 
 
 
 def load_any(method: AnomalyMethod, spec: str) -> None:
-    """`FILE` (the suite's) or `official:FILE` (the published code's) into a built method."""
-    if spec.startswith(OFFICIAL):
-        load_official(method, spec.removeprefix(OFFICIAL))
+    """`FILE` (the suite's) or `published:FILE` (the published code's) into a built method."""
+    if spec.startswith(PUBLISHED):
+        load_published(method, spec.removeprefix(PUBLISHED))
         return
     path = Path(spec)
     _, content = stored_config(path)
     made = content["anomaly_vlm"]["config"]["name"]
-    if made != method.run_facts["config"]["name"]:
+    if made != method.run_record["config"]["name"]:
         raise UserError(
-            f"checkpoint '{path}' was made by method={made}, this run is method={method.run_facts['config']['name']}:"
+            f"checkpoint '{path}' was made by method={made}, this run is method={method.run_record['config']['name']}:"
             f" choose method={made} or another checkpoint"
         )
     load_learned(method, path, content)

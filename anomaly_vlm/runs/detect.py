@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from anomaly_vlm.data.transforms import read_sample
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.detectors import Detector, Picture
+from anomaly_vlm.methods.base.detections import UsesDetections
 from anomaly_vlm.reporting.console import console, is_first_process, say
 from anomaly_vlm.runs.build import Parts
 
@@ -17,20 +18,21 @@ CHUNK = 16  # images that the detector gets at a time
 SECONDS = 5.0  # between lines of progress
 
 
-def look_ahead(parts: Parts, *sides: str) -> None:
-    """Fills `method.detected` for all images of these sides, where the method has a detector that looks at images.
+def precompute_detections(parts: Parts, *sides: str) -> None:
+    """Fills `method.detections` for all images of these sides, where the method has a detector that looks at images.
 
     Answers that the detector has kept on disk are read; a stopped run goes on where it was.
     """
-    method, detector = parts.method, parts.method.detector
-    if not isinstance(detector, Detector):
+    method = parts.method
+    if not isinstance(method, UsesDetections) or not isinstance(method.detector, Detector):
         return
+    detector = method.detector
     todo = [
         (sample, caption)
         for side in sides
         for sample in parts.data.samples(side)
         for caption in method.captions(sample.category)
-        if (sample.path, caption) not in method.detected
+        if (sample.path, caption) not in method.detections
     ]
     detector.check_captions([caption for _, caption in todo])
     if todo:
@@ -42,7 +44,7 @@ def look_ahead(parts: Parts, *sides: str) -> None:
         pictures = [Picture(sample.path, _reader(sample)) for sample, _ in chunk]
         answers = detector.queries(pictures, [caption for _, caption in chunk])
         for (sample, caption), answer in zip(chunk, answers, strict=True):
-            method.detected[sample.path, caption] = answer
+            method.detections[sample.path, caption] = answer
 
 
 def _reader(sample: Sample) -> Any:

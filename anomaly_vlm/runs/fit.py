@@ -17,8 +17,8 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.sheet import contact_sheet
-from anomaly_vlm.runs.build import Parts, build, build_trainer, load_any, remember
-from anomaly_vlm.runs.detect import look_ahead
+from anomaly_vlm.runs.build import Parts, build, build_trainer, fit_references, load_any
+from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.outcome import write_outcome
 
 
@@ -45,13 +45,13 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     say(f"{parts.facts['method']} on {parts.facts['backbone']}")
     say(parts.facts["data"])
     say(f"output: {folder}")
-    remember(parts, folder)
+    fit_references(parts, folder)
     if used["train"] and is_first_process():
         show_labels(parts, folder)
     learns = cfg.train_on != "nothing"
     if learns:
         try_one_step(parts)
-    look_ahead(parts, *dict.fromkeys(("test", data.selection_side or "test")))
+    precompute_detections(parts, *dict.fromkeys(("test", data.selection_side or "test")))
     untrained = _untrained(cfg, folder, parts, resuming=last.is_file()) if learns else {}
 
     for logger in trainer.loggers:
@@ -76,7 +76,7 @@ def fit(cfg: DictConfig, folder: Path) -> float:
     if not learns:
         last.parent.mkdir(exist_ok=True)
         tester.save_checkpoint(last, weights_only=False)  # the memory, for `predict`
-    results = method.results
+    results = method.evaluation.result.values
     for logger in trainer.loggers:
         logger.log_metrics({f"test/{k.removeprefix('mean/')}": v for k, v in results.items() if k.startswith("mean/")})
         logger.finalize("success")
@@ -118,7 +118,7 @@ def _untrained(cfg: DictConfig, folder: Path, parts: Parts, *, resuming: bool) -
     record = folder / "untrained.yaml"
     if wanted and not resuming:
         build_trainer(cfg, callbacks=[]).test(parts.method, datamodule=parts.data, verbose=False)
-        means = {key: value for key, value in parts.method.results.items() if key.startswith("mean/")}
+        means = {key: value for key, value in parts.method.evaluation.result.values.items() if key.startswith("mean/")}
         if is_first_process():
             OmegaConf.save({"untrained": means}, record)
         return means

@@ -14,7 +14,8 @@ import torch
 from omegaconf import DictConfig
 
 from anomaly_vlm.data import Batch, collate
-from anomaly_vlm.methods.base.method import AnomalyMethod, ImageRow, Prediction
+from anomaly_vlm.methods.base.method import AnomalyMethod
+from anomaly_vlm.methods.base.prediction import ImageRow, Prediction
 from anomaly_vlm.reporting.console import say, show
 from anomaly_vlm.reporting.pictures import choose, save_panel
 from anomaly_vlm.reporting.record import environment, write_metrics
@@ -40,7 +41,7 @@ def write_outcome(
         facts["note"] = f"a trial on {cfg.eval_limit} test images only"
     write_metrics(folder / "metrics.json", results, {**facts, "environment": environment()})
     write_csv(folder / "results.csv", results, facts)
-    write_images(folder / "images.csv", parts.method.image_rows)
+    write_images(folder / "images.csv", parts.method.evaluation.result.rows)
     if cfg.pictures.per_category:
         pictures(cfg, folder / "pictures", parts)
     show(results_table(results, head=head(facts)))
@@ -75,7 +76,7 @@ def write_images(path: Path, rows: list[ImageRow]) -> None:
 
 def pictures(cfg: DictConfig, folder: Path, parts: Parts) -> None:
     """Heat maps of a few telling images a category, predicted again one by one (the same numbers as in the evaluation)."""
-    rows = {row.index: row for row in parts.method.image_rows}
+    rows = {row.index: row for row in parts.method.evaluation.result.rows}
     dataset = parts.data.dataset("test")
     by_category: dict[str, list[ImageRow]] = {}
     for row in choose(list(rows.values()), per_category=cfg.pictures.per_category):
@@ -112,7 +113,7 @@ def predict_one(method: AnomalyMethod, batch: Batch) -> tuple[Batch, Prediction]
     moved = method.transfer_batch_to_device(batch, method.device, 0)
     method.eval()
     with torch.inference_mode():
-        prediction = method.checked_predict(moved)
+        prediction = method.predict(moved).checked(moved)
     return batch, prediction._replace(score=prediction.score.cpu(), map=prediction.map.cpu())
 
 

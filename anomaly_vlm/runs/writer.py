@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from anomaly_vlm.data import Batch
-from anomaly_vlm.methods.base.method import Prediction
+from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.reporting.pictures import save_panel
 from anomaly_vlm.runs.build import Parts
 from anomaly_vlm.runs.outcome import boxes_of, slug
@@ -19,8 +19,8 @@ from anomaly_vlm.runs.outcome import boxes_of, slug
 class PredictionWriter(Callback):
     """Appends to `scores.csv` and writes `pictures/*.png` after every batch, so that an interrupted run keeps its results.
 
-    The colour scale of a heat map is the method's own (`map_range`), from 0 to 1 where its maps are probabilities, else the
-    map's.
+    The colour scale of a heat map is the method's `color_range`; without one from 0 to 1 where its maps are probabilities,
+    else the map's own.
     """
 
     def __init__(self, parts: Parts, folder: Path) -> None:
@@ -39,7 +39,7 @@ class PredictionWriter(Callback):
         for i, path in enumerate(batch.path):
             heat = outputs.map[i].cpu().numpy()
             own = (float(heat.min()), float(heat.max()))
-            scale = self.parts.method.map_range or ((0.0, 1.0) if own[0] >= 0 and own[1] <= 1 else own)
+            scale = self.parts.method.color_range or ((0.0, 1.0) if own[0] >= 0 and own[1] <= 1 else own)
             note = f"; {outputs.notes[i]}" if outputs.notes else ""
             save_panel(
                 self.folder / "pictures" / f"{int(batch.index[i]):05d}_{slug(Path(path).stem)}.png",
@@ -48,7 +48,7 @@ class PredictionWriter(Callback):
                 None,
                 score=float(outputs.score[i]),
                 title=f"{path}{note} | {self.parts.facts['method']}, {self.parts.facts['backbone']}",
-                scale=own if scale == "own" else scale,
+                scale=own if scale == "per_image" else scale,
                 boxes=boxes_of(outputs, i),
                 blend=self.parts.method.overlay,
             )

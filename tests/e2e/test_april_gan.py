@@ -71,7 +71,7 @@ def test_published_weights_with_references(runs: Path, capsys: pytest.CaptureFix
     state = torch.load(runs / "few/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     layers = {k.replace("projection", "fc"): v for k, v in state.items() if k.startswith("projection.")}
     torch.save({"trainable_linearlayer": layers}, "visa_pretrained.pth")
-    assert main(["evaluate", *WORDS, "ckpt=official:visa_pretrained.pth", "shots=2", "output_dir=again"]) == 0
+    assert main(["evaluate", *WORDS, "ckpt=published:visa_pretrained.pth", "shots=2", "output_dir=again"]) == 0
     assert "published weights visa_pretrained.pth, 2 normal images of each category known" in capsys.readouterr().out
     assert results(Path("again")) == results(runs / "few")
 

@@ -84,7 +84,7 @@ def test_published_folder() -> None:
             shapes = {"feature_gallery1": (36, 96), "feature_gallery2": (36, 96), "text_features": (2, 64)}
             state = {name: unit(torch.randn(*shape, generator=generator), dim=-1) for name, shape in shapes.items()}
             torch.save(state, f"published/{task}-Seed_111-{category}-check_point.pt")
-    assert main(["evaluate", *words("promptad"), "ckpt=official:published", "output_dir=out"]) == 0
+    assert main(["evaluate", *words("promptad"), "ckpt=published:published", "output_dir=out"]) == 0
     assert results(Path("out"))["mean/pixel_auroc"] > 0
 
 
@@ -93,7 +93,7 @@ def test_published_folder() -> None:
     [
         (["shots=0"], "promptad learns from reference images: set shots=1 or more"),
         (["train_on=dataset"], "few-shot prompts learn from the references alone"),
-        (["init=official:."], "has no .pt, .pth or .safetensors file"),
+        (["init=published:."], "has no .pt, .pth or .safetensors file"),
         (["method.memory_layers=[3]"], "has vision blocks 1 to 2"),
         (["method.texts.table=absent"], "unknown table of texts 'absent'"),
     ],

@@ -56,7 +56,7 @@ def test_names(refused: Refused, tmp_path: Path) -> None:
     assert "unknown method.hsf.mode 'kmeans'" in refused(["train", *QUICK, "method.hsf.mode=kmeans"])
     assert "unknown kind of loss.dice 'dize'" in refused(["train", *QUICK, "loss.dice.kind=dize"])
     assert "loss term of AdaCLIP 'extra'" in refused(["train", *QUICK, "+loss.extra.kind=dice"])
-    assert "adaclip.AdaCLIP" in refused(["train", *QUICK, "+method.speed=9"])
+    assert "unknown option of AdaCLIP 'speed'" in refused(["train", *QUICK, "+method.speed=9"])
 
 
 def test_data(refused: Refused, parts: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_checkpoints(refused: Refused, trained: Path, tmp_path: Path) -> None:
     assert "does not load" in refused(["evaluate", f"ckpt={tmp_path / 'junk.ckpt'}"])
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     assert "no checkpoint of this suite" in refused(["evaluate", f"ckpt={tmp_path / 'foreign.ckpt'}"])
-    assert "missing clip_model." in refused(["evaluate", f"ckpt=official:{tmp_path / 'foreign.ckpt'}", *QUICK])
+    assert "missing clip_model." in refused(["evaluate", f"ckpt=published:{tmp_path / 'foreign.ckpt'}", *QUICK])
     assert "no config.yaml" in refused(["train", f"resume={tmp_path}"])
 
 

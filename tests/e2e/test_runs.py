@@ -14,6 +14,7 @@ from PIL import Image
 
 from anomaly_vlm.backbone import load_vit
 from anomaly_vlm.cli import main
+from anomaly_vlm.methods.base.published import layout_of
 from tests.e2e.conftest import QUICK, SMALL_PICTURES, results
 
 pytestmark = pytest.mark.e2e
@@ -153,9 +154,10 @@ def test_published_checkpoints_load(trained: Path, tmp_path: Path) -> None:
     parts = build(cfg, sides=("test",))
     load_any(parts.method, str(ckpt))
     torch.save(
-        {parts.method.official_name(k): v.detach() for k, v in parts.method.learnable().items()}, tmp_path / "o.pth"
+        {layout_of(parts.method).key(parts.method, k): v.detach() for k, v in parts.method.learnable().items()},
+        tmp_path / "o.pth",
     )
-    assert main(["evaluate", f"ckpt=official:{tmp_path / 'o.pth'}", *QUICK, f"output_dir={tmp_path / 'out'}"]) == 0
+    assert main(["evaluate", f"ckpt=published:{tmp_path / 'o.pth'}", *QUICK, f"output_dir={tmp_path / 'out'}"]) == 0
     assert results(tmp_path / "out")["mean/image_auroc"] == pytest.approx(
         results(trained)["mean/image_auroc"], abs=1e-6
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from anomaly_vlm.methods.base.method import ImageRow
+from anomaly_vlm.methods.base.prediction import ImageRow
 from anomaly_vlm.reporting.pictures import BAND, GAP, TILE, choose, colour_map, outline, save_panel
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.methods.anomalyclip.dual_path import DualPathMethod
-from anomaly_vlm.methods.base.checkpoints import load_official
+from anomaly_vlm.methods.base.published import layout_of, load_published
 from tests.support.golden import Fixture, golden_backbone
 
 M = TypeVar("M", bound=DualPathMethod)
@@ -40,9 +40,9 @@ def backbone(fixture: Fixture) -> ClipBackbone:
 
 def load(fixture: Fixture, method: M, folder: Path) -> M:
     """The official parameters, all keys of the file, through the importer."""
-    path = folder / "official.safetensors"
+    path = folder / "published.safetensors"
     save_file(fixture.inputs("ckpt/"), path)
-    return load_official(method, path).eval()
+    return load_published(method, path).eval()
 
 
 def make_batch(fixture: Fixture) -> Batch:
@@ -84,7 +84,7 @@ def check_prompts(fixture: Fixture, key: str, sentences: tuple[Tensor, Tensor]) 
 def check_gradients(fixture: Fixture, method: DualPathMethod, group: str = "") -> None:
     """Gradients of the total loss; those that the reference pushes through float16 against their float32 twins, too."""
     for name, parameter in method.learnable().items():
-        key = method.official_name(name)
+        key = layout_of(method).key(method, name)
         assert parameter.grad is not None, f"{name}: no gradient"
         for kind in ("grad", "grad_fp32"):
             full = f"{group}{kind}/{key}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone, load_backbone
 from anomaly_vlm.data.types import Batch, References
-from anomaly_vlm.methods.base.checkpoints import load_official
+from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.methods.promptad.few_shot import VVMemoryMethod
 from anomaly_vlm.methods.promptad.fusion import Comparison
 from tests.support.golden import Fixture, golden_backbone
@@ -64,11 +64,11 @@ def load_group(fixture: Fixture, group: str, method: VVMemoryMethod, folder: Pat
     o = fixture.options(group)
     path = folder / f"{o['task'].upper()}-Seed_{o.get('seed', 111)}-{o['category']}-check_point.safetensors"
     save_file(fixture.inputs(f"{group}/ckpt/"), path)
-    load_official(method, path).eval()
+    load_published(method, path).eval()
 
 
 def check_towers(fixture: Fixture, group: str, method: VVMemoryMethod, batch: Batch) -> None:
-    tokens = method.frozen(batch)
+    tokens = method.frozen_tokens(batch)
     values = {"feat_cls": tokens["cls"], "feat_patch": tokens["patches"]}
     values |= {f"feat_mid{i + 1}": layer for i, layer in enumerate(tokens["memory"].unbind(dim=1))}
     for name, value in values.items():

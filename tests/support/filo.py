@@ -15,7 +15,7 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.detectors import Detector, Picture, Queries
 from anomaly_vlm.detectors.boxes import queries_of
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.base.checkpoints import load_official
+from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.methods.filo import FiLo
 from anomaly_vlm.texts import load_texts
 from tests.support.conf import loss_conf
@@ -74,9 +74,9 @@ def build(fixture: Fixture, group: str, folder: Path, **more: Any) -> FiLo:
         losses=build_terms(loss),
         **{**options, **more},
     )
-    path = folder / "official.safetensors"
+    path = folder / "published.safetensors"
     save_file(official_parameters(fixture), path)
-    return load_official(method, path).eval()
+    return load_published(method, path).eval()
 
 
 def make_batch(fixture: Fixture, rows: slice = slice(None)) -> Batch:
@@ -98,4 +98,4 @@ def give_detections(method: FiLo, fixture: Fixture, words: dict[str, Any]) -> No
     """The stored raw answers, under the captions that the fixture was made with."""
     for i, (caption, pieces) in enumerate(zip(words["captions"], words["tokens"], strict=True)):
         logits, boxes = fixture.input("det/logits")[i], fixture.input("det/boxes_cxcywh")[i]
-        method.detected[f"image {i}", caption] = queries_of(logits, boxes, pieces, f"image {i}")
+        method.detections[f"image {i}", caption] = queries_of(logits, boxes, pieces, f"image {i}")

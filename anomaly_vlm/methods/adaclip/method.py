@@ -20,8 +20,10 @@ from anomaly_vlm.backbone import ClipBackbone, ImageTokens, Prompts
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.losses import PROBABILITY
+from anomaly_vlm.losses.maps import map_losses, training_mask
 from anomaly_vlm.methods.adaclip.hsf import HybridSemanticFusion
-from anomaly_vlm.methods.base.method import AnomalyMethod, Prediction
+from anomaly_vlm.methods.base.method import AnomalyMethod
+from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.maps import fill_templates, gaussian_smooth, to_grid, upsample
 from anomaly_vlm.methods.shared.seeding import derived_generator
 
@@ -294,9 +296,9 @@ class AdaCLIP(AnomalyMethod):
             prob = self.image_logits(features, logits, self._seeds(batch, self.current_epoch)).softmax(dim=-1)[:, 1]
             values["focal_image"] = self.terms["focal_image"](prob, batch.label).mean()
         if "focal" in self.terms or "dice" in self.terms:
-            mask = self.training_mask(batch)
+            mask = training_mask(batch.mask, batch.path, self.terms)
             maps = self.layer_maps(logits, features.grid, (mask.shape[-2], mask.shape[-1]))
-            values.update(self.map_losses(maps, mask))
+            values.update(map_losses(self.terms, maps, mask))
         return values
 
     # ---- caches of what depends on learned values, checkpoints -------------------------------------------------------
@@ -305,28 +307,5 @@ class AdaCLIP(AnomalyMethod):
         """Drops everything computed once for an image, a category or a run."""
         self._sentences, self._texts, self._pooled = {}, {}, {}
 
-    def forget_learned(self) -> None:
+    def invalidate_caches(self) -> None:
         self._texts = {}
-
-    OFFICIAL: ClassVar[dict[str, str]] = {
-        "text_prompts.static.": "text_prompter.static_prompts.",
-        "image_prompts.static.": "visual_prompter.static_prompts.",
-        "text_prompts.dynamic.": "dynamic_text_prompt_generator.head.",
-        "image_prompts.dynamic.": "dynamic_visual_prompt_generator.head.",
-        "patch_projection.": "patch_token_layer.head.",
-        "cls_projection.": "cls_token_layer.head.0.",
-    }
-
-    def official_name(self, name: str) -> str:
-        for own, official in self.OFFICIAL.items():
-            if name.startswith(own):
-                return "clip_model." + official + name.removeprefix(own)
-        raise KeyError(name)
-
-    def official_ignored(self, key: str) -> bool:
-        """Type D keeps the generator of a branch without prompts, unused."""
-        unused = {
-            "dynamic_text_prompt_generator": self.text_prompts,
-            "dynamic_visual_prompt_generator": self.image_prompts,
-        }
-        return any(key.startswith(f"clip_model.{name}.") and prompts is None for name, prompts in unused.items())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import ClipBackbone, Prompts
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.base.method import AnomalyMethod
+from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 
 
 @dataclass
@@ -33,7 +33,7 @@ class FrozenFeatures:
     grid: tuple[int, int]
 
 
-class DualPathMethod(AnomalyMethod):
+class DualPathMethod(FrozenTokens):
     """A method whose image tower is frozen and whose last blocks run a V-V path beside the ordinary one.
 
     Args:
@@ -87,11 +87,11 @@ class DualPathMethod(AnomalyMethod):
 
     def frozen_features(self, batch: Batch) -> FrozenFeatures:
         """Global feature of the ordinary path, patches of the V-V path: from the cache, or computed."""
-        tokens = self.frozen(batch)
+        tokens = self.frozen_tokens(batch)
         rows, columns = (side // self.backbone.patch_size for side in batch.size)
         return FrozenFeatures(tokens["cls"].float(), tokens["patches"].float().transpose(0, 1), (rows, columns))
 
-    def frozen_facts(self) -> dict[str, Any]:
+    def cache_key(self) -> dict[str, Any]:
         return {"layers": list(self.layers), "vv_from": self.vv_from, "cls_ln_post": self.cls_ln_post}
 
     def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
@@ -121,20 +121,6 @@ class DualPathMethod(AnomalyMethod):
         states = embedded + self.backbone.text.positional_embedding[: ids.shape[1]]
         deep = Prompts(list(self.deep), first_block=1, place="start", insert=False) if len(self.deep) else None
         return self.backbone.encode_text(ids, states=states, prompts=deep).float()
-
-    # ---- checkpoints -------------------------------------------------------------------------------------------------
-
-    def official_name(self, name: str) -> str:
-        return {"normal": "ctx_pos", "abnormal": "ctx_neg"}.get(name, name.replace("deep.", "compound_prompts_text."))
-
-    def official_state(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        """The published files hold one entry, `prompt_learner`; its contexts have one more axis."""
-        state = state.get("prompt_learner", state)
-        return {key: value[0] if key in ("ctx_pos", "ctx_neg") else value for key, value in state.items()}
-
-    def official_ignored(self, key: str) -> bool:
-        """Projections that were never called, and buffers that follow from the backbone's token table."""
-        return key.startswith(("compound_prompt_projections.", "token_prefix_", "token_suffix_", "tokenized_prompts_"))
 
 
 def pad_sentences(sentences: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.losses import PROBABILITY
+from anomaly_vlm.losses.maps import map_losses, training_mask
 from anomaly_vlm.methods.anomalyclip.dual_path import DualPathMethod, FrozenFeatures, pad_sentences
-from anomaly_vlm.methods.base.method import Prediction
+from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
 
 
@@ -101,10 +102,10 @@ class AnomalyCLIP(DualPathMethod):
         if "image" in self.terms:
             values["image"] = self.terms["image"](self.image_prob(features, text), batch.label).mean()
         if "focal" in self.terms or "dice" in self.terms:
-            mask = self.training_mask(batch)
+            mask = training_mask(batch.mask, batch.path, self.terms)
             maps = self.layer_maps(self.patch_prob(features, text), features.grid, (mask.shape[-2], mask.shape[-1]))
-            values.update(self.map_losses(maps, mask))
+            values.update(map_losses(self.terms, maps, mask))
         return values
 
-    def forget_learned(self) -> None:
+    def invalidate_caches(self) -> None:
         self._text = None

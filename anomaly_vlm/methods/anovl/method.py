@@ -22,7 +22,8 @@ from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.anovl.views import augmented_views, joined, squares_of
-from anomaly_vlm.methods.base.method import AnomalyMethod, Prediction
+from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
+from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.maps import to_grid, upsample
 from anomaly_vlm.methods.shared.seeding import derived_generator
 from anomaly_vlm.texts import table_key
@@ -105,7 +106,7 @@ def adapt(
 # ---- the method ------------------------------------------------------------------------------------------------------
 
 
-class AnoVL(AnomalyMethod):
+class AnoVL(FrozenTokens):
     """Training-free: V-V patches against sentences, adapted to each image; the image score is a mean over 22 views.
 
     Maps and scores lie close to 0.5, as no temperature divides the similarities. The adaptation changes the map alone.
@@ -131,7 +132,7 @@ class AnoVL(AnomalyMethod):
     Reference: arXiv 2308.15939; published code, state of 2023-09-07.
     """
 
-    map_range = "own"
+    color_range = "per_image"
 
     def __init__(
         self,
@@ -189,7 +190,7 @@ class AnoVL(AnomalyMethod):
         self._carried: dict[str, tuple[TextAdapter, torch.optim.Optimizer]] = {}  # by category
         self._found: dict[tuple[int, str], Tensor] = {}  # `carry`: an image that comes again keeps its map
 
-    def labelled(self, name: str) -> str:
+    def display_name(self, name: str) -> str:
         return f"{name}, optimiser carried from image to image" if self.carry else name
 
     def setup(self, stage: str) -> None:
@@ -199,7 +200,7 @@ class AnoVL(AnomalyMethod):
                 " processes: set trainer.devices=1, or method.optimizer_state=fresh"
             )
 
-    def forget_learned(self) -> None:
+    def invalidate_caches(self) -> None:
         """A new pass over the images: nothing is carried over from the last one."""
         self._carried, self._found = {}, {}
 
@@ -220,7 +221,7 @@ class AnoVL(AnomalyMethod):
             )
         return squares_of(size)
 
-    def frozen_facts(self) -> dict[str, Any]:
+    def cache_key(self) -> dict[str, Any]:
         return {"anovl": {"vv_from": self.vv_from, "views": self.augment_views, "tiling": self.tiling}}
 
     def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
@@ -252,7 +253,7 @@ class AnoVL(AnomalyMethod):
         if category not in self._texts:
             sides = self.sentences(category)
             every = [sentence for side in sides for sentence in side]
-            raw = self.kept_text(sides, lambda: self.backbone.encode_sentences(every))
+            raw = self.cached_text_features(sides, lambda: self.backbone.encode_sentences(every))
             means = torch.stack([part.mean(dim=0) for part in raw.to(self.device).split([len(side) for side in sides])])
             self._texts[category] = Texts(F.normalize(means, dim=-1), F.normalize(raw.to(self.device), dim=-1))
         return Texts(*(part.to(self.device) for part in self._texts[category]))
@@ -264,7 +265,7 @@ class AnoVL(AnomalyMethod):
         return (F.normalize(features, dim=-1) @ texts.prototypes.T / self.temperature).softmax(dim=-1)[..., 1]
 
     def predict(self, batch: Batch) -> Prediction:
-        tokens = self.frozen(batch)
+        tokens = self.frozen_tokens(batch)
         self.squares(batch.size)
         score = torch.empty(len(batch), device=self.device)
         maps = torch.empty(len(batch), *batch.size, device=self.device)

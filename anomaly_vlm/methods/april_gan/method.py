@@ -17,12 +17,14 @@ from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import PROBABILITY
-from anomaly_vlm.methods.base.method import Prediction
+from anomaly_vlm.losses.maps import map_losses, training_mask
+from anomaly_vlm.methods.base.category_scores import CategoryScores
+from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.category_memory import MemoryMethod
 from anomaly_vlm.methods.shared.maps import fill_templates, to_grid, upsample
 
 
-class AprilGAN(MemoryMethod):
+class AprilGAN(CategoryScores, MemoryMethod):
     """Linear layers on the patches of several blocks, trained on an auxiliary set; with references also a patch memory.
 
     Learned: the linear layers (3,148,800 numbers on ViT-L/14), which start from `seed`. Frozen: both towers. References are
@@ -61,7 +63,7 @@ class AprilGAN(MemoryMethod):
             backbone, "few_shot_layers", self.layers if few_shot_layers is None else few_shot_layers
         )
         self.texts, self.scale = texts, float(scale)
-        self.map_range = (0.0, float(len(self.layers)))  # few-shot maps may exceed it a little
+        self.color_range = (0.0, float(len(self.layers)))  # few-shot maps may exceed it a little
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.projection = nn.ModuleList([nn.Linear(backbone.width, backbone.embed_dim) for _ in self.layers])
@@ -69,7 +71,7 @@ class AprilGAN(MemoryMethod):
 
     # ---- towers: frozen ----------------------------------------------------------------------------------------------
 
-    def frozen_facts(self) -> dict[str, Any]:
+    def cache_key(self) -> dict[str, Any]:
         return {"april_gan": list(self._taps)}
 
     @property
@@ -95,7 +97,7 @@ class AprilGAN(MemoryMethod):
         """Normal and abnormal text feature of a category [C, 2], unit norm: the mean of unit features of its sentences."""
         if category not in self._texts:
             sides = self.sentences(category)
-            self._texts[category] = self.kept_text(sides, lambda: self._encode(sides))
+            self._texts[category] = self.cached_text_features(sides, lambda: self._encode(sides))
         return self._texts[category].to(self.device)
 
     def _encode(self, sides: tuple[list[str], list[str]]) -> Tensor:
@@ -135,7 +137,7 @@ class AprilGAN(MemoryMethod):
 
     # ---- few-shot ------------------------------------------------------------------------------------------------------
 
-    def remembered(self) -> list[str]:
+    def memory_token_names(self) -> list[str]:
         return [f"block_{layer}" for layer in self.few_shot_layers]
 
     def distances(self, tokens: Mapping[str, Tensor], categories: Sequence[str]) -> Tensor | None:
@@ -144,7 +146,7 @@ class AprilGAN(MemoryMethod):
         for row, category in enumerate(categories):
             if (memory := self.memory(category)) is None:
                 return None
-            far.append(torch.stack([2 * memory[name](tokens[name][row]) for name in self.remembered()]))
+            far.append(torch.stack([2 * memory[name](tokens[name][row]) for name in self.memory_token_names()]))
         return torch.stack(far, dim=1)
 
     @property
@@ -160,18 +162,18 @@ class AprilGAN(MemoryMethod):
         over all test images of the category, which `category_scores` does at the end of an evaluation; an image alone gets
         m / `bound`.
         """
-        tokens = self.frozen(batch)
+        tokens = self.frozen_tokens(batch)
         maps, score = self.layer_maps(tokens, batch).sum(dim=0), self.image_score(tokens, batch.category)
         if (far := self.distances(tokens, batch.category)) is None:
             return Prediction(score, maps)
         maps = maps + self._upsampled(far, batch).sum(dim=0)
         peak = maps.flatten(1).amax(dim=1)
-        return Prediction((score + peak / self.bound) / 2, maps, parts=torch.stack([score, peak], dim=1))
+        return Prediction((score + peak / self.bound) / 2, maps, score_components=torch.stack([score, peak], dim=1))
 
-    def category_scores(self, parts: Tensor) -> Tensor:
+    def category_scores(self, components: Tensor) -> Tensor:
         """Few-shot scores [n] of a category from zero-shot scores and maxima [n, 2]: the maxima stretched to [0, 1], or 0
         where all are the same."""
-        score, peak = parts.unbind(dim=1)
+        score, peak = components.unbind(dim=1)
         spread = peak.max() - peak.min()
         stretched = (peak - peak.min()) / spread if spread > 0 else torch.zeros_like(peak)
         return (score + stretched) / 2
@@ -180,15 +182,8 @@ class AprilGAN(MemoryMethod):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`focal` and `dice`, the dice of the abnormal map alone; sums over the layers."""
-        mask = self.training_mask(batch)
-        return self.map_losses(self.layer_maps(self.frozen(batch), batch), mask, normal_dice=False)
-
-    def official_name(self, name: str) -> str:
-        return name.replace("projection.", "fc.")
-
-    def official_state(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        """The published files hold one entry, `trainable_linearlayer`."""
-        return state.get("trainable_linearlayer", state)
+        mask = training_mask(batch.mask, batch.path, self.terms)
+        return map_losses(self.terms, self.layer_maps(self.frozen_tokens(batch), batch), mask, dice_of_normal=False)
 
 
 def _layers(backbone: ClipBackbone, name: str, layers: Sequence[int]) -> tuple[int, ...]:

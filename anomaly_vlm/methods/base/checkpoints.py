@@ -1,21 +1,22 @@
-"""Checkpoints: the published code's files, and this suite's own."""
+"""Files of learned weights: reading them without running code, and checking that they fit."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.base.method import AnomalyMethod
 
 
-def read_tensors(path: Path) -> dict:
+def read_tensors(path: Path) -> dict[str, Any]:
     """A `.safetensors` file, or a PyTorch file of plain containers (`weights_only=True`: nothing in it can run).
 
     Raises:
-        UserError: missing, damaged, or a file that only loads by running code.
+        UserError: The file is missing, damaged, or only loads by running code.
     """
     if not path.is_file():
         raise UserError(f"checkpoint '{path}' does not exist: give an existing file")
@@ -32,59 +33,29 @@ def read_tensors(path: Path) -> dict:
         ) from error
 
 
-def _read_all(path: Path) -> dict[str, dict]:
-    """A file, or the files of a folder, by name."""
-    if not path.is_dir():
-        return {path.name: read_tensors(path)}
-    paths = sorted(file for file in path.iterdir() if file.suffix in (".pt", ".pth", ".safetensors"))
-    if not paths:
-        raise UserError(
-            f"folder '{path}' has no .pt, .pth or .safetensors file: give the folder of the published files"
-        )
-    return {file.name: read_tensors(file) for file in paths}
-
-
-def load_official(method: AnomalyMethod, path: str | Path) -> AnomalyMethod:
-    """Loads a checkpoint of the published code into `method`.
-
-    The method translates the key layout (its `official_name`); shapes are checked and every missing or surplus key is named.
+def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str, owner: str) -> None:
+    """Compares the keys and shapes of a stored state with those of a method.
 
     Args:
-        method: built with the options that the checkpoint was trained with.
-        path: `.pth`/`.pt` or `.safetensors` in the published key layout; a folder of them for methods that publish one a
-            category.
-
-    Returns:
-        The same method.
+        own: The method's state.
+        state: The stored one.
+        source: Where it comes from, for the message.
+        owner: Method and backbone, for the message.
 
     Raises:
-        UserError: see above, or the method has no published checkpoints.
+        UserError: Names keys that are missing, surplus or of another shape.
     """
-    path = Path(path)
-    files = _read_all(path)
-    if (whole := method.official_files(files)) is not None:
-        method.check_learned(whole, f"official checkpoint '{path}'")
-        method.load_state_dict(whole, strict=False)
-        return method
-    if path.is_dir():
-        raise UserError(f"official checkpoint '{path}' is a folder, {type(method).__name__} has one file: give that")
-    state = method.official_state(files[path.name])
-    own: dict[str, Tensor] = {}
-    used = set()
-    for name in method.learnable():
-        key = method.official_name(name)
-        if key in state:
-            own[name] = state[key].to(torch.float32)
-            used.add(key)
-    names = {method.official_name(name): name for name in method.learnable()}
-    missing = [key for key in names if key not in state]
-    surplus = [key for key in state if key not in used and not method.official_ignored(key)]
-    if missing or surplus:
-        listed = [f"missing {key}" for key in missing] + [f"surplus {key}" for key in surplus]
+    wrong = [f"missing {key}" for key in own if key not in state] + [
+        f"surplus {key}" for key in state if key not in own
+    ]
+    wrong += [
+        f"{key} is {list(state[key].shape)}, expected {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise UserError(
-            f"official checkpoint '{path}' does not fit {type(method).__name__} as configured: {'; '.join(listed)}:"
-            " set the options that it was trained with"
+            f"{source} does not fit {owner} as configured: {'; '.join(wrong[:4])}{more}: choose the method, backbone and"
+            " options that it was made with"
         )
-    method.check_learned(own, f"official checkpoint '{path}'")
-    method.load_state_dict(own, strict=False)
-    return method

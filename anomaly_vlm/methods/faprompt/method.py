@@ -18,8 +18,9 @@ from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.losses import PROBABILITY
+from anomaly_vlm.losses.maps import map_losses, training_mask
 from anomaly_vlm.methods.anomalyclip.dual_path import DualPathMethod, FrozenFeatures, pad_sentences
-from anomaly_vlm.methods.base.method import Prediction
+from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
 
 
@@ -215,16 +216,11 @@ class FAPrompt(DualPathMethod):
         if "prior" in terms:
             values["prior"] = terms["prior"](stages.offset, batch.label)
         if any("_map" in name for name in terms):
-            mask = self.training_mask(batch)
+            mask = training_mask(batch.mask, batch.path, self.terms)
             both = self.maps(stages, features.grid, (mask.shape[-2], mask.shape[-1]))
             for i, maps in enumerate(both, start=1):
-                values.update(self.map_losses(maps[None], mask, suffix=f"_map{i}"))
+                values.update(map_losses(self.terms, maps[None], mask, suffix=f"_map{i}"))
         return values
 
-    def forget_learned(self) -> None:
+    def invalidate_caches(self) -> None:
         self._texts = None
-
-    # ---- checkpoints -------------------------------------------------------------------------------------------------
-
-    def official_name(self, name: str) -> str:
-        return super().official_name(name).replace("prior.", "patch_meta_net.")

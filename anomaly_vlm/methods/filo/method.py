@@ -22,7 +22,10 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.detectors import Detector, MapDetector, caption_of
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.losses import PROBABILITY
-from anomaly_vlm.methods.base.method import AnomalyMethod, Prediction
+from anomaly_vlm.losses.maps import map_losses, training_mask
+from anomaly_vlm.methods.base.detections import UsesDetections
+from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
+from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.filo.boxes import Located, Locator
 from anomaly_vlm.methods.filo.heads import Adapter, Heads, TokenList
 from anomaly_vlm.methods.filo.mmci import KERNELS
@@ -54,7 +57,7 @@ def probabilities(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack([one.sigmoid().mean(dim=0) for one in logits])
 
 
-class FiLo(AnomalyMethod):
+class FiLo(FrozenTokens, UsesDetections):
     """Sentences with descriptions and positions, linear and MMCI heads on frozen tokens, an adapter, boxes.
 
     Learned: contexts and their meta nets, heads (stage 1), adapter (stage 2). Frozen: both towers.
@@ -133,7 +136,7 @@ class FiLo(AnomalyMethod):
         lr_adapter: float = 1e-5,
         **base: Any,
     ) -> None:
-        super().__init__(backbone, **base)
+        super().__init__(backbone, detector=None if "grounding" in without else detector, **base)
         fuse = {"fuse": "features", **(mmci or {})}
         blur = {"kernel": 3, "sigma": 4.0, **(gaussian or {})}
         given = (token_capture, score, map_norm, training, fuse["fuse"])
@@ -157,7 +160,6 @@ class FiLo(AnomalyMethod):
             fine_grained="fg_des" not in without,
         )
         self.sentences = Sentences(self.texts, n_ctx, positioned="position_prompt" not in without)
-        self.detector = None if "grounding" in without else detector
         self.layers = backbone.checked_layers(sorted(layers or backbone.quarters))
         self.n_plain = round(backbone.num_layers / 4) if n_plain is None else n_plain
         if not 0 <= self.n_plain < backbone.num_layers:
@@ -198,7 +200,7 @@ class FiLo(AnomalyMethod):
 
     # ---- image tower: frozen -----------------------------------------------------------------------------------------
 
-    def frozen_facts(self) -> dict[str, Any]:
+    def cache_key(self) -> dict[str, Any]:
         listed = self.token_list
         return {"entries": listed.names, "n_plain": listed.n_plain, "as_held": listed.as_held, "cls": "projected"}
 
@@ -211,7 +213,7 @@ class FiLo(AnomalyMethod):
         cls = cls.to(self.normal.ctx.dtype)
         return F.normalize(self.adapter(cls) if adapted and self.adapter is not None else cls, dim=-1)
 
-    def forget_learned(self) -> None:
+    def invalidate_caches(self) -> None:
         self.heads.forget()
 
     # ---- sentences: FG-Des -------------------------------------------------------------------------------------------
@@ -288,14 +290,14 @@ class FiLo(AnomalyMethod):
         places = []
         for path, category in zip(batch.path, batch.category, strict=True):
             (caption,), words = self.captions(category), self.texts.detector_words(category)
-            places.append(self.locator.by_queries(self.found(path, caption), words, batch.size))
+            places.append(self.locator.by_queries(self.detections_for(path, caption), words, batch.size))
         return places
 
     # ---- prediction --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
-        tokens, size, grid = self.frozen(batch), batch.size, self.grid(batch)
+        tokens, size, grid = self.frozen_tokens(batch), batch.size, self.grid(batch)
         feature = self.feature(tokens["cls"], adapted=True)
         heads = self.heads(tokens, grid)
         places = self.located(batch) if isinstance(self.detector, Detector) else None
@@ -324,7 +326,7 @@ class FiLo(AnomalyMethod):
         rows, columns = (side // self.backbone.patch_size for side in batch.size)
         return rows, columns
 
-    def labelled(self, name: str) -> str:
+    def display_name(self, name: str) -> str:
         """Results that the paper's detector had no part in say so."""
         if self.detector is None:
             return f"{name} (no detector)"
@@ -363,40 +365,23 @@ class FiLo(AnomalyMethod):
         """Stage 1: focal and dice of each head's map, over all nine positions."""
         if not {"focal", "dice"} & self.terms.keys():
             return {}
-        tokens, mask, grid = self.frozen(batch), self.training_mask(batch), self.grid(batch)
+        tokens, mask, grid = (
+            self.frozen_tokens(batch),
+            training_mask(batch.mask, batch.path, self.terms),
+            self.grid(batch),
+        )
         feature = self.feature(tokens["cls"], adapted=adapted)
         pairs = self.pairs(self.raw_texts(batch.category, feature))
         logits = self.map_logits(self.heads(tokens, grid), pairs, grid, (mask.shape[-2], mask.shape[-1]))
         normal = probabilities([-one for one in logits])  # near 0 it has digits that 1 minus the abnormal one lost
-        return self.map_losses(probabilities(logits), mask, normal=normal)
+        return map_losses(self.terms, probabilities(logits), mask, normal=normal)
 
     def image_term(self, batch: Batch, *, through_text: bool) -> dict[str, Tensor]:
         """Stage 2: cross entropy of the adapted global feature. Its sentences follow it, without gradient when staged."""
         if "image" not in self.terms:
             return {}
-        feature = self.feature(self.frozen(batch)["cls"], adapted=True)
+        feature = self.feature(self.frozen_tokens(batch)["cls"], adapted=True)
         with torch.set_grad_enabled(through_text and torch.is_grad_enabled()):
             pairs = self.pairs(self.raw_texts(batch.category, feature))
         prob = (self.similarity(feature, pairs) / self.adapter_temperature).softmax(dim=-1)[:, 1]
         return {"image": self.terms["image"](prob, batch.label).mean()}
-
-    # ---- checkpoints -------------------------------------------------------------------------------------------------
-
-    def official_name(self, name: str) -> str:
-        part, *rest = name.split(".")
-        if part != "heads":
-            return name.replace("normal.", "normal_prompt_learner.", 1) if part.endswith("normal") else name
-        if rest[0] == "linear":
-            return f"decoder_linear.fc.{'.'.join(rest[1:])}"
-        _, head, _, kernel, kind = rest
-        return f"decoder_cov.fc_{kernel}.{head}.{kind}"
-
-    def official_state(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        """The published files hold one entry, `filo`: the whole model."""
-        return state.get("filo", state)
-
-    def official_ignored(self, key: str) -> bool:
-        """The frozen towers, twice over, and parts that an ablation leaves out."""
-        if key.startswith("decoder_cov."):
-            return not self.heads.mmci_names
-        return key.startswith(("clip_model.", "text_encoder.")) or (key.startswith("adapter.") and self.adapter is None)

@@ -137,18 +137,3 @@ class QueryFormer(nn.Module):
         """[..., C] twice -> [..., C]."""
         both = [self.out1(self.value1(normal)), self.out2(self.value2(abnormal))]
         return self.fuse(torch.cat(both, dim=-1))
-
-
-OFFICIAL_FORMER = "q_former."
-
-
-def official_query_former(state: dict[str, Tensor], dim: int) -> dict[str, Tensor]:
-    """The published module's weights, where a file of a whole state has them, under `QueryFormer`'s names: the value half of
-    each `kv_proj`, both `proj` and the last layer."""
-    own = {}
-    for kind in ("weight", "bias"):
-        for i in (1, 2):
-            own[f"value{i}.{kind}"] = state[f"{OFFICIAL_FORMER}cross_attn{i}.kv_proj.{kind}"][dim:]
-            own[f"out{i}.{kind}"] = state[f"{OFFICIAL_FORMER}cross_attn{i}.proj.{kind}"]
-        own[f"fuse.{kind}"] = state[f"{OFFICIAL_FORMER}fuse_layer.{kind}"]
-    return own

@@ -22,20 +22,14 @@ from anomaly_vlm.data.types import References
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.finegrainedad.captions import Captions, Texts
 from anomaly_vlm.methods.finegrainedad.levels import (
-    GROUPS,
-    OFFICIAL_FORMER,
     LevelLearner,
     QueryFormer,
-    official_query_former,
 )
 from anomaly_vlm.methods.finegrainedad.regions import RegionOptions, find_regions, pool_weights
 from anomaly_vlm.methods.promptad.category import Category
 from anomaly_vlm.methods.promptad.few_shot import VVMemoryMethod
 from anomaly_vlm.methods.promptad.prompt_learner import PromptLearner, RawTexts, TextFamily, class_phrases
-from anomaly_vlm.methods.promptad.published import take_contexts
 from anomaly_vlm.methods.shared.seeding import derived_generator
-
-WEIGHTS = tuple(f"{kind}_{group}_w" for kind in ("normal", "abnormal") for group in GROUPS)  # published names, in order
 
 
 class FineGrainedAD(VVMemoryMethod):
@@ -214,26 +208,3 @@ class FineGrainedAD(VVMemoryMethod):
 
     def image_score(self, textual: Tensor, peak: Tensor) -> Tensor:
         return (textual + peak) / 2 if self.fusion == "mean" else super().image_score(textual, peak)
-
-    # ---- published files ---------------------------------------------------------------------------------------------
-
-    def official_learner(self, content: dict[str, Tensor]) -> dict[str, Tensor]:
-        entities, image = content.pop("entity_features_list"), content.pop("text_features")
-        background = content.pop("background_features")
-        features = torch.cat([entities, image[None], background[None]]) if self.mlsa else image[None]
-        contexts = take_contexts(content, ("normal_ctx", "abnormal_ctx", *WEIGHTS))
-        weights = [contexts.pop(name) for name in WEIGHTS if name in contexts]
-        if weights and self.mllp:
-            contexts["weights"] = torch.cat(weights).view(2, len(GROUPS))
-        return {"features": features, **contexts}
-
-    def official_shared(self, files: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:
-        whole = [content for content in files.values() if any(key.startswith(OFFICIAL_FORMER) for key in content)]
-        if self.query_former is None or not whole:
-            return {}
-        own = official_query_former(whole[0], self.backbone.embed_dim)
-        return {f"query_former.{name}": tensor for name, tensor in own.items()}
-
-    def official_ignored(self, key: str) -> bool:
-        """The query former belongs to no category, and its queries and key weights have no effect."""
-        return key.startswith(OFFICIAL_FORMER)

@@ -19,11 +19,13 @@ from anomaly_vlm.backbone import ClipBackbone, ViTBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.losses import PROBABILITY
-from anomaly_vlm.methods.base.method import AnomalyMethod, Prediction
+from anomaly_vlm.losses.maps import map_losses, training_mask
+from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
+from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
 
 
-class LinearHeads(AnomalyMethod):
+class LinearHeads(FrozenTokens):
     """Patches of each layer, normalised, through a linear layer to (normal, abnormal); the layers' maps averaged.
 
     Learned: the heads (3,080 numbers on DINOv2 ViT-S/14, 8,200 on SAM ViT-L). Frozen: the tower.
@@ -42,7 +44,7 @@ class LinearHeads(AnomalyMethod):
         UserError: an option out of its range.
     """
 
-    towers = (ViTBackbone, ClipBackbone)
+    backbone_types = (ViTBackbone, ClipBackbone)
     loss_terms = {"focal": PROBABILITY, "dice": frozenset({"dice"})}  # noqa: RUF012 (read only)
 
     def __init__(
@@ -76,7 +78,7 @@ class LinearHeads(AnomalyMethod):
 
     # ---- the tower: frozen -------------------------------------------------------------------------------------------
 
-    def frozen_facts(self) -> dict[str, Any]:
+    def cache_key(self) -> dict[str, Any]:
         return {"layers": list(self.layers)}
 
     def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
@@ -87,7 +89,7 @@ class LinearHeads(AnomalyMethod):
 
     def layer_maps(self, batch: Batch, size: tuple[int, int]) -> Tensor:
         """Abnormal probabilities [layers, B, H, W]: logits are upsampled, then compared."""
-        patches = self.frozen(batch)["patches"].float().transpose(0, 1)  # [layers, B, N, Dv]
+        patches = self.frozen_tokens(batch)["patches"].float().transpose(0, 1)  # [layers, B, N, Dv]
         rows, columns = (side // self.backbone.patch_size for side in batch.size)
         maps = []
         for head, layer in zip(self.heads, patches, strict=True):
@@ -106,5 +108,5 @@ class LinearHeads(AnomalyMethod):
         return Prediction(pixels.topk(count, dim=1).values.mean(dim=1), found)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        mask = self.training_mask(batch)
-        return self.map_losses(self.layer_maps(batch, (mask.shape[-2], mask.shape[-1])), mask)
+        mask = training_mask(batch.mask, batch.path, self.terms)
+        return map_losses(self.terms, self.layer_maps(batch, (mask.shape[-2], mask.shape[-1])), mask)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import ClipBackbone, plus_next_attention
 from anomaly_vlm.data.types import Batch, References
 from anomaly_vlm.errors import UserError, unknown_choice
-from anomaly_vlm.methods.base.method import Prediction
+from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
+from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.promptad.category import Category, Learners
 from anomaly_vlm.methods.promptad.fusion import Comparison, harmonic, similarity_factor
 from anomaly_vlm.methods.promptad.prompt_learner import ContextSizes, PromptLearner
-from anomaly_vlm.methods.promptad.published import read_official
 from anomaly_vlm.methods.shared.category_memory import CategoryMethod, category_key, category_name, of_categories
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, swap_red_blue, upsample
 from anomaly_vlm.methods.shared.patch_memory import PatchMemory, checked_memory
@@ -32,7 +32,7 @@ from anomaly_vlm.methods.shared.seeding import derived_generator
 TASKS = ("seg", "cls")
 
 
-class VVMemoryMethod(CategoryMethod):
+class VVMemoryMethod(FrozenTokens, CategoryMethod):
     """Few-shot prompts with a patch memory.
 
     Args:
@@ -51,11 +51,11 @@ class VVMemoryMethod(CategoryMethod):
         bgr_test: test images with red and blue swapped, against references in RGB, as the published codes read them. Their
             tokens are not cached.
         coreset: share of the reference patches that the memory keeps. memory_mb: bound on its distances, in MB.
-        official_category: of a published file whose name does not tell it.
+        published_category: of a published file whose name does not tell it.
         base: see `AnomalyMethod`.
     """
 
-    shots: ClassVar[str] = "needed"
+    reference_support = "required"
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class VVMemoryMethod(CategoryMethod):
         bgr_test: bool = False,
         coreset: float = 1.0,
         memory_mb: float = 256.0,
-        official_category: str | None = None,
+        published_category: str | None = None,
         **base: Any,
     ) -> None:
         super().__init__(backbone, **base)
@@ -104,7 +104,7 @@ class VVMemoryMethod(CategoryMethod):
         self.factor = similarity_factor(temperature, backbone)
         self.eval_size, self.sigma = eval_size, sigma
         self.coreset, self.memory_mb = coreset, memory_mb
-        self.official_category = official_category
+        self.published_category = published_category
         self.categories = nn.ModuleDict()  # category_key -> Category
 
     # ---- what a method defines ---------------------------------------------------------------------------------------
@@ -128,17 +128,9 @@ class VVMemoryMethod(CategoryMethod):
     def prepare(self, category: Category, references: References) -> None:
         """What else is made of the references, once."""
 
-    def official_learner(self, content: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Takes from a published file's tensors what a learner holds, under the learner's names."""
-        raise NotImplementedError
-
-    def official_shared(self, files: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:
-        """What published files bring that belongs to no category, under this method's names."""
-        return {}
-
     # ---- image tower: frozen -----------------------------------------------------------------------------------------
 
-    def frozen_facts(self) -> dict[str, Any] | None:
+    def cache_key(self) -> dict[str, Any] | None:
         if self.bgr_test:
             return None  # an image has other tokens as a test image than as a reference
         return {"vv_from": 0, "memory_layers": list(self.memory_layers), "memory_tap": self.memory_tap}
@@ -158,17 +150,13 @@ class VVMemoryMethod(CategoryMethod):
 
     # ---- references --------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def remember(self, references: Sequence[References]) -> None:
-        for shots in references:
-            batch = replace(shots.batch, image=shots.batch.image.to(self.device))
-            memory = self.frozen(batch)["memory"].to(self.device)
-            banks = [
-                PatchMemory(memory[:, i], coreset=self.coreset, memory_mb=self.memory_mb, seed=self.seed)
-                for i in range(len(self.memory_layers))
-            ]
-            category = self._new_category(shots.category, banks, list(shots.batch.path))
-            self.prepare(category, shots)
+    def fit_category(self, references: References) -> None:
+        memory = self.frozen_tokens(references.batch)["memory"].to(self.device)
+        banks = [
+            PatchMemory(memory[:, i], coreset=self.coreset, memory_mb=self.memory_mb, seed=self.seed)
+            for i in range(len(self.memory_layers))
+        ]
+        self.prepare(self._new_category(references.category, banks, list(references.batch.path)), references)
 
     def _new_category(self, name: str, banks: Sequence[PatchMemory], paths: Sequence[str] = ()) -> Category:
         """A category with this memory; prompts that it has already (loaded from a checkpoint) stay."""
@@ -182,7 +170,7 @@ class VVMemoryMethod(CategoryMethod):
         """Random numbers of a category's prompts: they depend on seed, category and task alone."""
         return derived_generator(self.seed, zlib.crc32(category.encode()), TASKS.index(task))
 
-    def known(self) -> list[Category]:
+    def all_categories(self) -> list[Category]:
         """All categories that have a memory."""
         return list(cast("Mapping[str, Category]", self.categories).values())
 
@@ -212,7 +200,7 @@ class VVMemoryMethod(CategoryMethod):
         """A batch, whose categories may differ, against memory and texts."""
         if self.bgr_test:
             batch = replace(batch, image=swap_red_blue(batch.image, self.backbone.mean, self.backbone.std))
-        tokens = self.frozen(batch)
+        tokens = self.frozen_tokens(batch)
         cls, patches, memory = (tokens[name].float() for name in ("cls", "patches", "memory"))
         visual, textual, score = (
             patches.new_empty(shape) for shape in (patches.shape[:2], patches.shape[:2], len(cls))
@@ -250,7 +238,7 @@ class VVMemoryMethod(CategoryMethod):
                 f"training image '{batch.path[0]}' is of category '{batch.category[0]}', which has no reference images:"
                 " few-shot prompts learn from the references alone (train_on=references)"
             )
-        category, tokens = self.category(batch.category[0]), self.frozen(batch)
+        category, tokens = self.category(batch.category[0]), self.frozen_tokens(batch)
         values: dict[str, Tensor] = {}
         for task in self.tasks:
             learner = category.learner(task)
@@ -264,15 +252,15 @@ class VVMemoryMethod(CategoryMethod):
             learner.stale = True
         return values
 
-    def forget_learned(self) -> None:
-        for category in self.known():
+    def invalidate_caches(self) -> None:
+        for category in self.all_categories():
             for learner in category.by_task.values():
                 learner.stale = learner.learns
 
     # ---- checkpoints: what is learned, the memories, the text features -----------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for category in self.known():
+        for category in self.all_categories():
             for task in self.tasks:
                 self.texts(category, task)  # brought up to date in place, so in the checkpoint's state dict as well
         super().on_save_checkpoint(checkpoint)
@@ -285,6 +273,3 @@ class VVMemoryMethod(CategoryMethod):
                 empty = [PatchMemory(torch.zeros(0, width), memory_mb=self.memory_mb) for _ in self.memory_layers]
                 self._new_category(name, empty)
             self.category(name).fit(tensors)
-
-    def official_files(self, files: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:
-        return read_official(self, files)

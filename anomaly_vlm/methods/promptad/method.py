@@ -23,7 +23,6 @@ from anomaly_vlm.methods.promptad.prompt_learner import (
     encode_filled,
     fill_family,
 )
-from anomaly_vlm.methods.promptad.published import take_contexts
 
 
 class PromptAD(VVMemoryMethod):
@@ -83,8 +82,3 @@ class PromptAD(VVMemoryMethod):
         if "alignment" in terms:
             values["alignment"] = terms["alignment"](raw.manual, raw.learned)
         return values
-
-    # ---- published files ---------------------------------------------------------------------------------------------
-
-    def official_learner(self, content: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"features": content.pop("text_features")[None], **take_contexts(content)}

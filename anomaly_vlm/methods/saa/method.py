@@ -22,7 +22,8 @@ from anomaly_vlm.backbone import ConvNextBackbone, FrozenTower, TrunkBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.detectors import Detector, MapDetector, Queries, Segmenter, check_floor, corners, phrases_of
 from anomaly_vlm.errors import UserError, unknown_choice
-from anomaly_vlm.methods.base.method import AnomalyMethod, Prediction
+from anomaly_vlm.methods.base.detections import UsesDetections
+from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.saa.prompts import HybridPrompts, Plan
 from anomaly_vlm.methods.saa.saliency import joined_stages, unlike_the_others, unlike_the_rest
 from anomaly_vlm.methods.shared.maps import upsample
@@ -86,7 +87,7 @@ def fused(masks: Tensor, scores: Tensor, how: str = "official") -> Tensor:
     return total / (1 + count if how == "official" else count.clamp_min(1))
 
 
-class SAA(AnomalyMethod):
+class SAA(UsesDetections):
     """Boxes for phrases on defects, a mask each, the mean of the most salient ones' scores.
 
     Args:
@@ -117,7 +118,7 @@ class SAA(AnomalyMethod):
     Reference: sections 3 and 4; published code.
     """
 
-    towers: ClassVar[tuple[type[FrozenTower], ...]] = (TrunkBackbone, ConvNextBackbone)
+    backbone_types: ClassVar[tuple[type[FrozenTower], ...]] = (TrunkBackbone, ConvNextBackbone)
 
     def __init__(
         self,
@@ -143,7 +144,7 @@ class SAA(AnomalyMethod):
         memory_mb: float = 256.0,
         **base: Any,
     ) -> None:
-        super().__init__(backbone, **base)
+        super().__init__(backbone, detector=detector, **base)
         for name, value in (("fusion", fusion), ("channel_order", channel_order)):
             if value not in CHOICES[name]:
                 raise unknown_choice(f"method.{name}", str(value), CHOICES[name])
@@ -170,7 +171,7 @@ class SAA(AnomalyMethod):
             object_word=object_word,
             generic={"objects": 1, "max_anomalies": 5, "max_area": 0.9, **(generic or {})},
         )
-        self.detector, self.segmenter = detector, segmenter
+        self.segmenter = segmenter
         self.by_property, self.by_saliency, self.by_confidence = (part not in without for part in PARTS)
         self.fusion, self.channel_order = fusion, channel_order
         self.thresholds: dict[str, Any] = {"box_threshold": box_threshold, "text_threshold": text_threshold}
@@ -192,16 +193,19 @@ class SAA(AnomalyMethod):
         assert isinstance(self.detector, Detector)
         object_limit = 1 / plan.objects
         if not self.detector.reads_captions:
-            found = keep(self.found(path, ANY_CAPTION), **self.thresholds)
+            found = keep(self.detections_for(path, ANY_CAPTION), **self.thresholds)
             named = torch.tensor([phrase == plan.word for phrase in phrases_of(found, 0)], dtype=torch.bool)
             objects = found.only((named & (areas(found.boxes) < object_limit) & self.by_property).nonzero().flatten())
             defects = found.only((~named & (areas(found.boxes) < self.defect_limit(objects, plan))).nonzero().flatten())
             return defects, objects
-        asked = self.found(path, plan.target) if self.by_property else Queries(torch.zeros(0, 4), torch.zeros(0))
+        asked = (
+            self.detections_for(path, plan.target) if self.by_property else Queries(torch.zeros(0, 4), torch.zeros(0))
+        )
         objects = keep(asked, **self.thresholds, max_area=object_limit)
         limit = self.defect_limit(objects, plan)
         each = [
-            keep(self.found(path, caption), word, **self.thresholds, max_area=limit) for caption, word in plan.phrases
+            keep(self.detections_for(path, caption), word, **self.thresholds, max_area=limit)
+            for caption, word in plan.phrases
         ]
         return Queries(torch.cat([one.boxes for one in each]), torch.cat([one.scores for one in each])), objects
 
@@ -275,7 +279,7 @@ class SAA(AnomalyMethod):
             masks, scores, boxes = masks[best], scores[best], boxes[best.cpu()]
         return fused(masks, scores, self.fusion), boxes
 
-    def labelled(self, name: str) -> str:
+    def display_name(self, name: str) -> str:
         """SAA or SAA+; and which of the paper's parts were replaced."""
         plain = self.prompts.language == "naive" and not (self.by_property or self.by_saliency or self.by_confidence)
         notes = [part.name for part in (self.detector, self.segmenter) if part is not None and part.replaces]

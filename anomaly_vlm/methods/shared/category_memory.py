@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 from urllib.parse import quote, unquote
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import References
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.base.method import AnomalyMethod
+from anomaly_vlm.methods.base.few_shot import FewShot
+from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.shared.patch_memory import PatchMemory, checked_memory
 
 PREFIX = "categories."
@@ -39,7 +39,7 @@ def of_categories(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-class CategoryMethod(AnomalyMethod):
+class CategoryMethod(FewShot):
     """A method whose checkpoints bring the categories that it knows."""
 
     def make_categories(self, state: Mapping[str, Tensor]) -> None:
@@ -55,7 +55,7 @@ class CategoryMethod(AnomalyMethod):
         return super().load_state_dict(state, *args, **kwargs)
 
 
-class MemoryMethod(CategoryMethod):
+class MemoryMethod(FrozenTokens, CategoryMethod):
     """A method with memories of each category's reference patches and nothing else of its own; without references it goes on
     without them.
 
@@ -64,7 +64,7 @@ class MemoryMethod(CategoryMethod):
         base: see `AnomalyMethod`.
     """
 
-    shots: ClassVar[str] = "optional"
+    reference_support = "optional"
 
     def __init__(self, backbone: ClipBackbone, *, memory_mb: float = 256.0, **base: Any) -> None:
         super().__init__(backbone, **base)
@@ -72,15 +72,13 @@ class MemoryMethod(CategoryMethod):
         self.memory_mb = memory_mb
         self.categories = nn.ModuleDict()  # category_key -> memories by name
 
-    def remembered(self) -> Sequence[str]:
-        """The names of the frozen tokens that are remembered."""
+    def memory_token_names(self) -> Sequence[str]:
+        """Names of the frozen tokens that go into the memory."""
         raise NotImplementedError
 
-    @torch.no_grad()
-    def remember(self, references: Sequence[References]) -> None:
-        for shots in references:
-            tokens = self.frozen(replace(shots.batch, image=shots.batch.image.to(self.device)))
-            self._set_memories(shots.category, {name: tokens[name] for name in self.remembered()})
+    def fit_category(self, references: References) -> None:
+        tokens = self.frozen_tokens(references.batch)
+        self._set_memories(references.category, {name: tokens[name] for name in self.memory_token_names()})
 
     def memory(self, category: str) -> Mapping[str, PatchMemory] | None:
         """The memories of a category by the name of their tokens; None where nothing is remembered (zero-shot).

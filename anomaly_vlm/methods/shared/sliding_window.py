@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.vl4ad.pixel_scores import PixelClasses
-
-Pass = Callable[[Tensor, tuple[int, int]], PixelClasses]  # images [B, 3, H, W], size of the result
 
 
-class Views:
-    """Averages the class sums of all passes at every pixel.
+class PixelValues(Protocol):
+    """What a pass says of every pixel, so that passes can be summed."""
+
+    def map(self, function: Callable[[Tensor], Tensor], /) -> Self:
+        """The function of every tensor `[B, C, H, W]`."""
+        ...
+
+    def add(self, other: Any, at: Any = ..., /) -> None:
+        """Adds another's values to the pixels `at`, in place."""
+        ...
+
+
+Values = TypeVar("Values", bound=PixelValues)
+Pass = Callable[[Tensor, tuple[int, int]], Values]  # images [B, 3, H, W], size of the result
+
+
+class SlidingWindow:
+    """Averages the values of all passes at every pixel.
 
     Args:
-        scales: of the image, one pass each.
-        window: height and width of sliding windows in pixels of the scaled image; None: the whole image at once.
-        overlap: of neighbouring windows, as a fraction of their sides, in [0, 1).
-        multiple: scaled images have sides that are multiples of it (except at scale 1).
+        scales: Factors on the image, one pass each.
+        window: Height and width of sliding windows in pixels of the scaled image; None for the whole image at once.
+        overlap: Of neighbouring windows, as a fraction of their sides, in [0, 1).
+        multiple: Scaled images have sides that are multiples of it (except at scale 1).
 
     Raises:
-        UserError: an option out of its range.
+        UserError: An option is out of its range.
     """
 
     def __init__(
@@ -44,16 +58,18 @@ class Views:
         self.scales, self.overlap, self.multiple = tuple(scales), overlap, multiple
         self.window = None if window is None else (int(window[0]), int(window[1]))
 
-    def __call__(self, one: Pass, images: Tensor, size: tuple[int, int]) -> PixelClasses:
-        """Class sums at `size` of images [B, 3, H, W]."""
-        total: PixelClasses | None = None
-        for scale in self.scales:
-            found = self._windows(one, self._scaled(images, scale), size)
-            if total is None:
-                total = found
-            else:
-                total.add(found)
-        assert total is not None
+    def __call__(self, one_pass: Pass[Values], images: Tensor, size: tuple[int, int]) -> Values:
+        """Mean values of all passes.
+
+        Args:
+            one_pass: Values of images at a size.
+            images: `[B, 3, H, W]`.
+            size: Height and width of the result.
+        """
+        passes = (self._windows(one_pass, self._scaled(images, scale), size) for scale in self.scales)
+        total = next(passes)
+        for found in passes:
+            total.add(found)
         return total if len(self.scales) == 1 else total.map(lambda part: part / len(self.scales))
 
     def _scaled(self, images: Tensor, scale: float) -> Tensor:
@@ -62,20 +78,20 @@ class Views:
         size = [max(1, round(side * scale / self.multiple)) * self.multiple for side in images.shape[-2:]]
         return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
-    def _windows(self, one: Pass, images: Tensor, size: tuple[int, int]) -> PixelClasses:
+    def _windows(self, one_pass: Pass[Values], images: Tensor, size: tuple[int, int]) -> Values:
         whole = (images.shape[-2], images.shape[-1])
         if self.window is None or (self.window[0] >= whole[0] and self.window[1] >= whole[1]):
-            return one(images, size)
+            return one_pass(images, size)
         height, width = (min(side, full) for side, full in zip(self.window, whole, strict=True))
-        total: PixelClasses | None = None
+        total: Values | None = None
         count = images.new_zeros(whole)
         for top in starts(whole[0], height, self.overlap):
             for left in starts(whole[1], width, self.overlap):
                 at = (..., slice(top, top + height), slice(left, left + width))
-                part = one(images[at], (height, width))
+                found = one_pass(images[at], (height, width))
                 if total is None:
-                    total = part.map(lambda one: one.new_zeros(*one.shape[:2], *whole))
-                total.add(part, at)
+                    total = found.map(lambda part: part.new_zeros(*part.shape[:2], *whole))
+                total.add(found, at)
                 count[top : top + height, left : left + width] += 1
         assert total is not None
         mean = total.map(lambda part: part / count)

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import ConvNextBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError, unknown_choice
-from anomaly_vlm.methods.base.method import AnomalyMethod, Prediction
+from anomaly_vlm.methods.base.method import AnomalyMethod
+from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.seeding import derived_generator
-from anomaly_vlm.methods.shared.sliding_window import Views
-from anomaly_vlm.methods.vl4ad import published
+from anomaly_vlm.methods.shared.sliding_window import SlidingWindow
+from anomaly_vlm.methods.vl4ad.evaluation import RoadEvaluation
 from anomaly_vlm.methods.vl4ad.mask_decoder import Decoded, MaskClassifier, MaskDecoder, decoder_config, pool
 from anomaly_vlm.methods.vl4ad.mask_matching import MaskMatching, Segments, count_segments, seeded, segments
 from anomaly_vlm.methods.vl4ad.pixel_scores import (
@@ -38,7 +39,6 @@ from anomaly_vlm.methods.vl4ad.pixel_scores import (
     pixel_classes,
 )
 from anomaly_vlm.methods.vl4ad.vocabulary import Columns, Vocabulary, centred, concept_vectors
-from anomaly_vlm.metrics import RoadMetrics
 
 COMPARED = tuple(name for name in SCORES if name != "max")  # shown beside the paper's score
 
@@ -62,7 +62,7 @@ class VL4AD(AnomalyMethod):
         points: at which masks are compared with segments in training.
         center_text: subtract what the class texts have in common. train_backbone: train the trunk. None: both exactly where
             the backbone's weights are random (the paper does neither).
-        scales, window, overlap: passes of inference, see `Views`. chunk: masks at full size at a time (memory alone).
+        scales, window, overlap: passes of inference, see `SlidingWindow`. chunk: masks at full size at a time (memory).
         components: options of the component metrics, see `ComponentMetrics`.
         poly_power: the learning rate falls as (1 - step / steps) ** poly_power; 0: constant.
         options: see `AnomalyMethod`.
@@ -71,8 +71,9 @@ class VL4AD(AnomalyMethod):
         UserError: an option out of its range, or options that exclude each other.
     """
 
-    towers = (ConvNextBackbone,)
-    overlay: ClassVar[Literal["even", "heat"]] = "heat"
+    backbone_types = (ConvNextBackbone,)
+    evaluation_type = RoadEvaluation
+    overlay: ClassVar[Literal["blend", "heat"]] = "heat"
     loss_terms: ClassVar[dict[str, frozenset[str]]] = {
         "class": frozenset({"ce_with_void"}),
         "mask": frozenset({"bce_of_logits"}),
@@ -136,9 +137,9 @@ class VL4AD(AnomalyMethod):
         self.columns = self.vocabulary.columns(merge, ood_prompts)  # what is tested
         self.void, self.ensemble, self.alpha, self.beta = void, ensemble, alpha, beta
         self.score, self.compare = score, tuple(dict.fromkeys([score, *compare]))
-        self.map_range = (-1.0, 0.0) if score in ("max", "margin", "max_softmax") else None
+        self.color_range = (-1.0, 0.0) if score in ("max", "margin", "max_softmax") else None
         self.center_text = backbone.is_random if center_text is None else center_text
-        self.views = Views(scales=scales, window=window, overlap=overlap, multiple=backbone.stride)
+        self.views = SlidingWindow(scales=scales, window=window, overlap=overlap, multiple=backbone.stride)
         self.chunk, self.components, self.poly_power = chunk, dict(components or {}), poly_power
         config = decoder_config(
             queries=queries,
@@ -240,7 +241,7 @@ class VL4AD(AnomalyMethod):
         own = (images.shape[-2], images.shape[-1])
         return self.views(self._pass, images, size or own)
 
-    def _prediction(self, batch: Batch, y: PixelClasses) -> Prediction:
+    def prediction(self, batch: Batch, y: PixelClasses) -> Prediction:
         found = anomaly_score(y, self.score)
         valid = found if batch.mask is None else found.masked_fill(batch.mask == 255, -torch.inf)
         score = valid.flatten(1).amax(dim=1)
@@ -254,24 +255,7 @@ class VL4AD(AnomalyMethod):
         return f"most like {self.columns.names[column]}"
 
     def predict(self, batch: Batch) -> Prediction:
-        return self._prediction(batch, self.pixel_classes(batch.image))
-
-    def new_metrics(self) -> RoadMetrics:
-        return RoadMetrics(self.compare, components=self.components)
-
-    def measure(self, metrics: RoadMetrics, batch: Batch) -> Prediction:
-        """All compared scores from the same masks, and the accuracy of the known classes where their labels are there."""
-        y = self.pixel_classes(batch.image)
-        prediction = self.checked(self._prediction(batch, y), batch)
-        maps = {name: anomaly_score(y, name).float() for name in self.compare}
-        metrics.update(maps, batch.mask, index=batch.index)
-        if batch.semantic is not None:
-            of_class = torch.tensor(self.columns.of_class, device=y.by_class.device)
-            known = batch.semantic < len(of_class)
-            metrics.update_classes(
-                y.by_class[:, : y.known].argmax(dim=1)[known], of_class[batch.semantic[known].long()]
-            )
-        return prediction
+        return self.prediction(batch, self.pixel_classes(batch.image))
 
     # ---- learning ----------------------------------------------------------------------------------------------------
 
@@ -338,14 +322,3 @@ class VL4AD(AnomalyMethod):
             {"params": [p for name, p in learned.items() if name not in plain]},
             {"params": [learned[name] for name in plain], "weight_decay": 0.0},
         ]
-
-    # ---- FC-CLIP's checkpoints, from which a decoder may start --------------------------------------------------------
-
-    def official_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return published.unwrapped(state)
-
-    def official_name(self, name: str) -> str:
-        return published.official_name(name) or f"(nothing in FC-CLIP is {name})"
-
-    def official_ignored(self, key: str) -> bool:
-        return key.startswith(published.IGNORED)

@@ -73,10 +73,10 @@ class PixelClasses:
     owner: Tensor
     known: int
 
-    def map(self, how: Callable[[Tensor], Tensor]) -> PixelClasses:
-        """`how` of every [B, C, H, W]; single maps come and go with C = 1."""
-        inside, owner = (how(part[:, None])[:, 0] for part in (self.inside, self.owner))
-        return PixelClasses(how(self.by_class), inside, owner, self.known)
+    def map(self, function: Callable[[Tensor], Tensor]) -> PixelClasses:
+        """`function` of every [B, C, H, W]; single maps come and go with C = 1."""
+        inside, owner = (function(part[:, None])[:, 0] for part in (self.inside, self.owner))
+        return PixelClasses(function(self.by_class), inside, owner, self.known)
 
     def add(self, other: PixelClasses, at: Any = ...) -> None:
         """Adds another's values to the pixels `at`, in place."""

@@ -1,13 +1,17 @@
-"""FC-CLIP's checkpoint layout (detectron2, entry `model`) under this suite's names."""
+"""FC-CLIP's checkpoints (detectron2, entry `model`), from which a decoder may start: VL4AD itself has published none."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from anomaly_vlm.methods.base.published import PublishedLayout
+
+if TYPE_CHECKING:
+    from anomaly_vlm.methods.vl4ad.method import VL4AD
 
 HEAD, PIXEL = "sem_seg_head.predictor", "sem_seg_head.pixel_decoder"
 SELF, CROSS, FFN = (f"{HEAD}.transformer_{part}_layers" for part in ("self_attention", "cross_attention", "ffn"))
@@ -44,15 +48,20 @@ NAMES = (
 IGNORED = ("backbone.", "criterion.empty_weight")
 
 
-def official_name(name: str) -> str | None:
-    """The key of parameter `name`; None where FC-CLIP has none."""
+def key(method: VL4AD, name: str) -> str:
+    """The key of a learnable parameter; a text that names it where FC-CLIP has none."""
     for pattern, there in NAMES:
         if found := re.fullmatch(pattern, name):
             return found.expand(there) if "\\" in there else there
-    return None
+    return f"(nothing in FC-CLIP is {name})"
 
 
-def unwrapped(content: Mapping[str, Any]) -> dict[str, Tensor]:
+def ignored(method: VL4AD, key: str) -> bool:
+    """Whether a key belongs to the frozen trunk or to the training alone."""
+    return key.startswith(IGNORED)
+
+
+def unwrap(method: VL4AD, content: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint, the fused self-attention projections of queries in three."""
     model = content.get("model", content)
     state: dict[str, Tensor] = {}
@@ -64,3 +73,6 @@ def unwrapped(content: Mapping[str, Any]) -> dict[str, Tensor]:
         else:
             state[key] = tensor
     return state
+
+
+LAYOUT = PublishedLayout(key=key, unwrap=unwrap, ignored=ignored)

@@ -18,7 +18,7 @@ from torch import Tensor
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError, unknown_choice
-from anomaly_vlm.methods.base.method import Prediction
+from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.category_memory import MemoryMethod
 from anomaly_vlm.methods.shared.maps import fill_templates, swap_red_blue, to_grid, upsample
 from anomaly_vlm.methods.shared.patch_memory import PatchMemory, nearest_distance
@@ -125,7 +125,7 @@ class WinCLIP(MemoryMethod):
             self._windows[key] = Windows(*(part.to(self.device) for part in windows_of(size, grid)))
         return self._windows[key]
 
-    def frozen_facts(self) -> dict[str, Any] | None:
+    def cache_key(self) -> dict[str, Any] | None:
         return None if self.bgr_test else {"winclip": list(self.scales)}
 
     def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
@@ -146,7 +146,7 @@ class WinCLIP(MemoryMethod):
             sides = [
                 fill_templates(templates, self.texts[name], category) for name in ("normal_states", "anomalous_states")
             ]
-            self._prompts[category] = self.kept_text(sides, lambda: self.encode_prompts(sides))
+            self._prompts[category] = self.cached_text_features(sides, lambda: self.encode_prompts(sides))
         return self._prompts[category].to(self.device)
 
     def encode_prompts(self, sides: Sequence[Sequence[str]]) -> Tensor:
@@ -154,7 +154,7 @@ class WinCLIP(MemoryMethod):
         features = self.backbone.encode_sentences([sentence for side in sides for sentence in side])
         return torch.stack([part.mean(dim=0) for part in features.split([len(side) for side in sides])])
 
-    def remembered(self) -> list[str]:
+    def memory_token_names(self) -> list[str]:
         patches = [PATCHES] if self.variant == "anomalib" else []  # `cao` compares windows alone
         return [*(f"windows_{size}" for size in self.scales), *patches]
 
@@ -163,7 +163,7 @@ class WinCLIP(MemoryMethod):
     def predict(self, batch: Batch) -> Prediction:
         if self.bgr_test:
             batch = replace(batch, image=swap_red_blue(batch.image, self.backbone.mean, self.backbone.std))
-        tokens = {name: value.float() for name, value in self.frozen(batch).items()}
+        tokens = {name: value.float() for name, value in self.frozen_tokens(batch).items()}
         grid = (batch.size[0] // self.backbone.patch_size, batch.size[1] // self.backbone.patch_size)
         size = batch.size if self.eval_size is None else (self.eval_size, self.eval_size)
         score = torch.empty(len(batch), device=self.device)

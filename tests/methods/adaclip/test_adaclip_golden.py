@@ -12,10 +12,10 @@ from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone, Prompts, run_blocks
 from anomaly_vlm.data.types import Batch
-from anomaly_vlm.losses import build_terms
+from anomaly_vlm.losses import build_terms, training_mask
 from anomaly_vlm.methods.adaclip import AdaCLIP
 from anomaly_vlm.methods.adaclip.hsf import cluster_means
-from anomaly_vlm.methods.base.checkpoints import load_official
+from anomaly_vlm.methods.base.published import layout_of, load_published
 from anomaly_vlm.methods.shared.maps import gaussian_smooth
 from tests.support.conf import method_conf
 from tests.support.golden import Fixture, fixture_paths, golden_backbone
@@ -52,11 +52,11 @@ def build(fixture: Fixture, group: str, folder: Path) -> AdaCLIP:
         sigma=o["sigma"],
         losses=build_terms(losses),
     )
-    names = {method.official_name(name) for name in method.learnable()}
+    names = {layout_of(method).key(method, name) for name in method.learnable()}
     ckpt = {key: value for key, value in fixture.inputs("ckpt/").items() if key in names}
     path = folder / f"{group or 'main'}.safetensors"
     save_file(ckpt, path)
-    return load_official(method, path).eval()
+    return load_published(method, path).eval()
 
 
 def make_batch(fixture: Fixture) -> Batch:
@@ -174,7 +174,7 @@ class Run:
 
     def losses(self, maps: Tensor, image_prob: Tensor) -> None:
         method, batch = self.method, self.batch
-        mask = method.training_mask(batch)
+        mask = training_mask(batch.mask, batch.path, method.terms)
         terms = method.terms
         classification = terms["focal_image"](image_prob[:, 1], batch.label)
         focal = torch.stack([terms["focal"](m, mask) for m in maps], dim=1)  # [B, layers]
@@ -192,7 +192,7 @@ class Run:
         self.check("loss/batch", total)
         total.backward()
         for name, parameter in method.learnable().items():
-            key = "grad/" + method.official_name(name)
+            key = "grad/" + layout_of(method).key(method, name)
             if parameter.grad is None or not parameter.grad.any():
                 assert not self.fixture.has(self.prefix + key), f"{self.prefix + key}: no gradient"
                 continue

@@ -11,7 +11,7 @@ from PIL import Image
 
 from anomaly_vlm.data.transforms import normalise, resize_image, resize_mask
 from anomaly_vlm.data.types import Batch, Preprocess
-from anomaly_vlm.losses import build_terms
+from anomaly_vlm.losses import build_terms, training_mask
 from anomaly_vlm.methods.anomalyclip import AnomalyCLIP
 from anomaly_vlm.methods.shared.maps import gaussian_smooth
 from tests.support.conf import loss_conf
@@ -68,7 +68,7 @@ def check_outputs(fixture: Fixture, method: AnomalyCLIP, batch: Batch, group: st
 
 
 def check_losses(fixture: Fixture, method: AnomalyCLIP, batch: Batch, group: str) -> None:
-    mask = method.training_mask(batch)
+    mask = training_mask(batch.mask, batch.path, method.terms)
     features, text = method.frozen_features(batch), method.text_features()
     maps = method.layer_maps(method.patch_prob(features, text), features.grid, (mask.shape[-2], mask.shape[-1]))
     focal, dice = method.terms["focal"], method.terms["dice"]

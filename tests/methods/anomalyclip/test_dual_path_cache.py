@@ -75,7 +75,7 @@ def test_the_same_loss_and_gradients(
     batch = make_batch(fixture)
     for method in METHODS[name](fixture, tmp_path):
         expected = loss_and_gradients(method, batch)
-        about = method.frozen_facts() or {}
+        about = method.cache_key() or {}
         options = {"memory_bytes": 10**8} if kind == "memory" else {"folder": tmp_path / "cache"}
         cache = method.token_cache = TokenCache(about, **options)
         check_same(loss_and_gradients(method, batch), expected)  # the epoch that fills the cache
@@ -95,7 +95,7 @@ def test_a_batch_half_from_the_cache(name: str, path: Path, tmp_path: Path) -> N
     batch = make_batch(fixture)
     for method in METHODS[name](fixture, tmp_path):
         expected = loss_and_gradients(method, batch)
-        method.token_cache = TokenCache(method.frozen_facts() or {}, memory_bytes=10**8)
+        method.token_cache = TokenCache(method.cache_key() or {}, memory_bytes=10**8)
         loss_and_gradients(method, batch)
         mixed = loss_and_gradients(method, served(batch, method.token_cache, missing=1))
         for key, value in expected.items():

@@ -16,6 +16,7 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.anovl.method import AnoVL, Start, Texts, adapt
 from anomaly_vlm.methods.anovl.views import augmented_views, joined, squares_of
+from anomaly_vlm.methods.base.published import layout_of
 from anomaly_vlm.texts import load_texts
 from tests.support.few_shot import make_batch
 
@@ -178,7 +179,7 @@ def test_the_temperature_spreads_scores_and_leaves_the_adaptation(backbone):
     warm, cold = (build(backbone, temperature=t, augment_views=False, smooth_kernel=1) for t in (1.0, 0.1))
     logit = predict(warm, batch).score.logit()
     torch.testing.assert_close(predict(cold, batch).score.logit(), 10 * logit, rtol=1e-4, atol=1e-4)
-    patches, texts = warm.frozen(batch)["patches"], warm.texts("gear")
+    patches, texts = warm.frozen_tokens(batch)["patches"], warm.texts("gear")
     assert torch.equal(warm.adapted(patches, texts, [0, 1]), cold.adapted(patches, texts, [0, 1]))
 
 
@@ -224,7 +225,7 @@ def step_by_step(patches: Tensor, starts: list[Start], texts: Texts, *, carry: b
 def test_adaptation_is_what_it_says_step_by_step(backbone):
     """In float64: AdamW turns rounding of small gradients into movement."""
     method = build(backbone)
-    patches, texts = method.frozen(make_batch(images(3), "gear"))["patches"][:, 0].double(), method.texts("gear")
+    patches, texts = method.frozen_tokens(make_batch(images(3), "gear"))["patches"][:, 0].double(), method.texts("gear")
     starts = [in_double(method.start([i], 16, texts)) for i in range(3)]
     together, texts = in_double(method.start([0, 1, 2], 16, texts)), in_double(texts)
 
@@ -264,14 +265,14 @@ def test_carry_goes_through_the_images_in_order(backbone):
     method = build(backbone, optimizer_state="carry")
     whole = predict(method, batch).map
     assert torch.equal(predict(method, some(batch, [2])).map[0], whole[2]), "an image that comes again keeps its map"
-    method.forget_learned()
+    method.invalidate_caches()
     one_by_one = torch.cat([predict(method, some(batch, [i])).map for i in range(3)])
     torch.testing.assert_close(one_by_one, whole, rtol=0, atol=2e-6)
-    method.forget_learned()
+    method.invalidate_caches()
     alone = predict(method, some(batch, [2])).map[0]
     torch.testing.assert_close(alone, predict(build(backbone), batch).map[2], rtol=0, atol=2e-6)
     assert (alone - whole[2]).abs().max() > 1e-5
-    assert method.labelled("anovl") == "anovl, optimiser carried from image to image"
+    assert method.display_name("anovl") == "anovl, optimiser carried from image to image"
 
 
 def test_carry_refuses_several_processes(backbone):
@@ -293,18 +294,18 @@ def test_tokens_and_texts_are_kept(backbone, tmp_path, monkeypatch):
     batch = make_batch(images(2), "gear")
     batch.key = ["aa", "bb"]
     first = build(backbone)
-    first.token_cache = TokenCache(first.frozen_facts(), folder=tmp_path)
+    first.token_cache = TokenCache(first.cache_key(), folder=tmp_path)
     expected = predict(first, batch)
     second = build(backbone, optimizer_state="carry")  # the adaptation is no part of what is kept
-    second.token_cache = TokenCache(second.frozen_facts(), folder=tmp_path)
+    second.token_cache = TokenCache(second.cache_key(), folder=tmp_path)
     batch.tokens = [second.token_cache.get(key) for key in batch.key]
     batch.image = torch.empty(0, 3, 32, 32)
     for name in ("encode_image", "encode_text"):
         monkeypatch.setattr(type(backbone), name, lambda *_, **__: pytest.fail("encoded again"))
     found = predict(second, batch)
     assert torch.equal(found.score, expected.score) and torch.equal(found.map[0], expected.map[0])
-    other = [build(backbone, **o).frozen_facts() for o in ({"augment_views": False}, {"vv_blocks": 1})]
-    assert first.frozen_facts() not in other
+    other = [build(backbone, **o).cache_key() for o in ({"augment_views": False}, {"vv_blocks": 1})]
+    assert first.cache_key() not in other
 
 
 def test_nothing_is_stored_and_nothing_is_published(backbone):
@@ -313,7 +314,7 @@ def test_nothing_is_stored_and_nothing_is_published(backbone):
     assert method.state_dict() == {} and method.learnable() == {}
     method.check_learned({}, "checkpoint")
     with pytest.raises(UserError, match="AnoVL has no published checkpoints"):
-        method.official_name("x")
+        layout_of(method)
 
 
 @pytest.mark.parametrize(

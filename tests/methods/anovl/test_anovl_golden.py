@@ -105,7 +105,7 @@ def check_texts(fixture: Fixture, method: AnoVL, categories: list[str]) -> None:
 
 def check_steps(fixture: Fixture, method: Given, batch: Batch) -> None:
     """Losses of every step, the first step's probabilities and the last weights, in the state that the fixture has."""
-    patches = method.frozen(batch)["patches"].flatten(1, 2)
+    patches = method.frozen_tokens(batch)["patches"].flatten(1, 2)
     for i, start in method.given.items():
         category = batch.category[i]
         texts, x = method.texts(category), patches[i : i + 1]
@@ -156,7 +156,7 @@ def test_anovl_matches_the_published_implementation(path: Path) -> None:
     check_texts(fixture, method, categories)
     check_towers(fixture, method, batch.image, method.texts(batch.category[0]))
     check_steps(fixture, method, batch)
-    method.forget_learned()
+    method.invalidate_caches()
 
     with torch.inference_mode():  # as an evaluation runs
         found = method.predict(batch)

@@ -14,9 +14,9 @@ from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.losses import build_terms, dice_loss, focal_loss
+from anomaly_vlm.losses import build_terms, dice_loss, focal_loss, map_losses
 from anomaly_vlm.methods.april_gan import AprilGAN
-from anomaly_vlm.methods.base.checkpoints import load_official
+from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.runs.checks import check_values
 from anomaly_vlm.runs.compose import compose
 from anomaly_vlm.texts import load_texts
@@ -85,17 +85,17 @@ def test_logits_are_upsampled_before_the_softmax_and_maps_summed(backbone):
     cls = F.normalize(backbone.encode_image(batch.image).cls, dim=-1)
     probability = (100 * cls[1] @ method.text_features("metal_nut")).softmax(dim=-1)[1]
     torch.testing.assert_close(prediction.score[1], probability, rtol=1e-4, atol=1e-5)
-    assert prediction.parts is None
-    assert method.map_range == (0.0, 2.0) and prediction.map.min() >= 0 and prediction.map.max() <= 2
+    assert prediction.score_components is None
+    assert method.color_range == (0.0, 2.0) and prediction.map.min() >= 0 and prediction.map.max() <= 2
 
 
 @torch.no_grad()
 def test_distances_to_the_references_are_added(backbone):
     zero, few = build(backbone), build(backbone, few_shot_layers=[1, 3])
     references, foreign = images(2), images(1, seed=9)
-    few.remember([make_references(references, "gear"), make_references(images(1, seed=5), "tile")])
+    few.fit_references([make_references(references, "gear"), make_references(images(1, seed=5), "tile")])
     both = make_batch(torch.cat([references[:1], foreign]), "gear")
-    far = few.distances(few.frozen(both), both.category)
+    far = few.distances(few.frozen_tokens(both), both.category)
     assert far is not None and far.shape == (2, 2, 16)
     assert far[:, 0].abs().max() < 1e-5 and far[:, 1].min() > 1e-3
     bank = torch.cat(list(backbone.encode_image(references, layers=[3]).patches[0]))
@@ -108,8 +108,8 @@ def test_distances_to_the_references_are_added(backbone):
     peak = after.map.flatten(1).amax(dim=1)
     assert few.bound == 2 + 2 * 2
     torch.testing.assert_close(after.score, (before.score + peak / 6) / 2)
-    assert after.parts is not None
-    torch.testing.assert_close(after.parts, torch.stack([before.score, peak], dim=1))
+    assert after.score_components is not None
+    torch.testing.assert_close(after.score_components, torch.stack([before.score, peak], dim=1))
 
 
 def test_scores_of_a_whole_category_by_hand(backbone):
@@ -122,37 +122,37 @@ def test_scores_of_a_whole_category_by_hand(backbone):
 def test_an_evaluation_ends_in_scores_over_the_category(backbone):
     """In batches that mix the categories, with a repeat as a distributed sampler adds one."""
     method = build(backbone)
-    method.remember([make_references(images(1), "gear"), make_references(images(1, seed=1), "tile")])
+    method.fit_references([make_references(images(1), "gear"), make_references(images(1, seed=1), "tile")])
     names = ["gear", "tile", "gear", "tile", "gear", "gear"]
     whole = replace(make_batch(images(6, seed=3), names), label=torch.tensor([0, 1, 1, 0, 0, 1]))
     with torch.no_grad():
-        parts = method.predict(whole).parts
+        parts = method.predict(whole).score_components
     assert parts is not None
     expected = torch.empty(6)
     for name in ("gear", "tile"):
         rows = [i for i, other in enumerate(names) if other == name]
         expected[rows] = method.category_scores(parts[rows])
-    method._evaluate_start()
+    method.evaluation.start(method)
     for rows in ([0, 1, 2], [3, 4], [5, 0]):
         few = make_batch(whole.image[rows], [names[i] for i in rows])
-        method._evaluate_batch(replace(few, label=whole.label[rows], index=torch.tensor(rows)))
-    method._evaluate_end()
-    found = torch.tensor([row.score for row in method.image_rows])
+        method.evaluation.update(method, replace(few, label=whole.label[rows], index=torch.tensor(rows)))
+    method.evaluation.finish(method)
+    found = torch.tensor([row.score for row in method.evaluation.result.rows])
     torch.testing.assert_close(found, expected)
     normal, anomalous = expected[[0, 4]], expected[[2, 5]]
     auroc = (anomalous[:, None] > normal[None]).float().mean()
-    assert method.results["gear/image_auroc"] == pytest.approx(float(auroc))
-    assert {method.results["tile/image_auroc"]} <= {0.0, 1.0}
+    assert method.evaluation.result.values["gear/image_auroc"] == pytest.approx(float(auroc))
+    assert {method.evaluation.result.values["tile/image_auroc"]} <= {0.0, 1.0}
 
 
 def test_the_dice_of_the_normal_map_is_left_out(backbone):
     method, batch = build(backbone), masked()
     values = method.losses(batch)
     assert batch.mask is not None
-    maps, mask = method.layer_maps(method.frozen(batch), batch), batch.mask.float()
+    maps, mask = method.layer_maps(method.frozen_tokens(batch), batch), batch.mask.float()
     torch.testing.assert_close(values["dice"], sum(dice_loss(m, mask).mean() for m in maps))
     torch.testing.assert_close(values["focal"], sum(focal_loss(m, mask).mean() for m in maps))
-    both = method.map_losses(maps, mask)["dice"]
+    both = map_losses(method.terms, maps, mask)["dice"]
     torch.testing.assert_close(both - values["dice"], sum(dice_loss(1 - m, 1 - mask).mean() for m in maps))
 
 
@@ -190,7 +190,7 @@ def test_the_seed_decides_the_start_and_nothing_else_is_drawn(backbone):
 
 def test_layers_and_memory_travel_in_a_checkpoint(backbone):
     method, again = build(backbone), build(backbone, seed=8)
-    method.remember([make_references(images(2), "metal nut. v2"), make_references(images(1, 4), "gear")])
+    method.fit_references([make_references(images(2), "metal nut. v2"), make_references(images(1, 4), "gear")])
     state = method.state_dict()
     assert not any(key.startswith("backbone.") for key in state)
     again.check_learned(state, "checkpoint")
@@ -205,7 +205,7 @@ def test_references_after_a_zero_shot_checkpoint(backbone):
     again.check_learned(method.state_dict(), "checkpoint")
     again.load_state_dict(method.state_dict(), strict=False)
     for one in (method, again):
-        one.remember([make_references(images(2), "gear")])
+        one.fit_references([make_references(images(2), "gear")])
     batch = make_batch(images(2, 7), "gear")
     torch.testing.assert_close(again.predict(batch), method.predict(batch))
 
@@ -214,18 +214,18 @@ def test_published_files_have_one_entry(backbone, tmp_path):
     method, again = build(backbone), build(backbone, seed=8)
     content = {name.replace("projection", "fc"): p.detach().half() for name, p in method.learnable().items()}
     torch.save({"trainable_linearlayer": content}, tmp_path / "visa_pretrained.pth")
-    load_official(again, tmp_path / "visa_pretrained.pth")
+    load_published(again, tmp_path / "visa_pretrained.pth")
     torch.testing.assert_close(again.projection[1].weight, method.projection[1].weight, atol=1e-3, rtol=0)
     torch.save({"trainable_linearlayer": {**content, "fc.2.bias": torch.zeros(16)}}, tmp_path / "more.pth")
     with pytest.raises(UserError, match=r"surplus fc\.2\.bias"):
-        load_official(again, tmp_path / "more.pth")
+        load_published(again, tmp_path / "more.pth")
     with pytest.raises(UserError, match=r"missing fc\.2\.weight; missing fc\.2\.bias"):
-        load_official(build(backbone, layers=[1, 2, 4]), tmp_path / "visa_pretrained.pth")
+        load_published(build(backbone, layers=[1, 2, 4]), tmp_path / "visa_pretrained.pth")
 
 
 def test_a_category_without_references_is_told(backbone):
     method = build(backbone)
-    method.remember([make_references(images(1), "gear")])
+    method.fit_references([make_references(images(1), "gear")])
     with pytest.raises(
         UserError, match=r"category 'tile' has no reference images in AprilGAN's memory \(it has: gear\)"
     ):
@@ -259,18 +259,18 @@ def test_the_cache_serves_tokens_of_both_uses_and_texts(backbone, tmp_path: Path
     batch = masked()
     method = build(backbone, few_shot_layers=[3])
     expected = method.total_loss(method.losses(batch))
-    method.token_cache = TokenCache(method.frozen_facts(), folder=tmp_path)
+    method.token_cache = TokenCache(method.cache_key(), folder=tmp_path)
     method._texts.clear()
     method.losses(batch)
     again = build(backbone, few_shot_layers=[3])
-    again.token_cache = cache = TokenCache(again.frozen_facts(), folder=tmp_path)
+    again.token_cache = cache = TokenCache(again.cache_key(), folder=tmp_path)
     monkeypatch.setattr(type(backbone), "encode_image", lambda *_, **__: pytest.fail("an image passed the tower"))
     monkeypatch.setattr(type(backbone), "encode_text", lambda *_, **__: pytest.fail("a text was encoded again"))
     served = replace(batch, image=batch.image[:0], tokens=[cache.get(key) for key in batch.key])
     torch.testing.assert_close(again.total_loss(again.losses(served)), expected)
     references = make_references(images(2), "gear")
     references.batch = replace(references.batch, image=batch.image[:0], tokens=served.tokens)
-    again.remember([references])
+    again.fit_references([references])
     assert again.predict(served).map.shape == (2, 32, 32)
 
 

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anomaly_vlm.data.types import Batch
-from anomaly_vlm.losses import build_terms
+from anomaly_vlm.losses import build_terms, training_mask
 from anomaly_vlm.methods.april_gan import AprilGAN
-from anomaly_vlm.methods.base.checkpoints import load_official
+from anomaly_vlm.methods.base.published import layout_of, load_published
 from anomaly_vlm.texts import load_texts
 from tests.support.conf import loss_conf
 from tests.support.few_shot import make_batch, make_references
@@ -38,9 +38,9 @@ def build(fixture: Fixture, o: dict[str, Any], folder: Path) -> AprilGAN:
         losses=build_terms(loss_conf("april_gan")),
         **{name: o[name] for name in ("layers", "few_shot_layers", "scale")},
     )
-    path = folder / "official.safetensors"
+    path = folder / "published.safetensors"
     save_file(fixture.inputs("ckpt/"), path)
-    return load_official(method, path).eval()
+    return load_published(method, path).eval()
 
 
 def batch_of(fixture: Fixture, categories: list[str]) -> Batch:
@@ -68,7 +68,7 @@ class Group:
 
 @torch.no_grad()
 def check_zero_shot(group: Group, method: AprilGAN, batch: Batch) -> None:
-    clip, tokens = method.backbone, method.frozen(batch)
+    clip, tokens = method.backbone, method.frozen_tokens(batch)
     blocks = [int(name.rpartition("_")[2]) for name in group.names(r"mid/block_\d+")]
     seen = clip.encode_image(batch.image[:1], layers=blocks)
     for block, states in zip(blocks, seen.tokens, strict=True):
@@ -84,7 +84,7 @@ def check_zero_shot(group: Group, method: AprilGAN, batch: Batch) -> None:
     maps = method.layer_maps(tokens, batch)
     group.check("out/layer_maps", maps.transpose(0, 1), first=True)
     prediction = method.predict(batch)
-    assert prediction.parts is None, "zero-shot"
+    assert prediction.score_components is None, "zero-shot"
     group.check("out/anomaly_map", prediction.map)
     group.check("out/image_prob", torch.stack([1 - prediction.score, prediction.score], dim=1))
 
@@ -92,8 +92,8 @@ def check_zero_shot(group: Group, method: AprilGAN, batch: Batch) -> None:
 def check_losses(group: Group, method: AprilGAN, batch: Batch) -> None:
     if not group.names("(loss|grad)/.*"):
         return
-    mask = method.training_mask(batch)
-    maps = method.layer_maps(method.frozen(batch), batch)
+    mask = training_mask(batch.mask, batch.path, method.terms)
+    maps = method.layer_maps(method.frozen_tokens(batch), batch)
     group.check("loss/focal", torch.stack([method.terms["focal"](m, mask).mean() for m in maps]))
     group.check("loss/dice", torch.stack([method.terms["dice"](m, mask).mean() for m in maps]))
     total = method.total_loss(method.losses(batch))  # the public way, as training calls it
@@ -101,32 +101,32 @@ def check_losses(group: Group, method: AprilGAN, batch: Batch) -> None:
     total.backward()
     for name, parameter in method.learnable().items():
         assert parameter.grad is not None, f"{name}: no gradient"
-        group.check(f"grad/{method.official_name(name)}", parameter.grad)
+        group.check(f"grad/{layout_of(method).key(method, name)}", parameter.grad)
 
 
 @torch.no_grad()
 def check_few_shot(group: Group, method: AprilGAN, batch: Batch, categories: list[str], shots: int) -> None:
     """All images whose category has references in the fixture (a slim one may hold fewer)."""
     references = group.fixture.input("in/references")[:, :shots]
-    method.remember([make_references(images, name) for images, name in zip(references, categories, strict=False)])
+    method.fit_references([make_references(images, name) for images, name in zip(references, categories, strict=False)])
     rows = [i for i, name in enumerate(batch.category) if name in categories[: len(references)]]
     some = make_batch(batch.image[rows], [batch.category[i] for i in rows])
-    far = method.distances(method.frozen(some), some.category)
+    far = method.distances(method.frozen_tokens(some), some.category)
     assert far is not None
     grid = (some.size[0] // method.backbone.patch_size, some.size[1] // method.backbone.patch_size)
     for i, distance in enumerate(far):
         group.check(f"distance_{i}", distance[0].unflatten(0, grid))
     prediction = method.predict(some)
-    assert prediction.parts is not None
-    zero_shot = method.layer_maps(method.frozen(some), some).sum(dim=0)
+    assert prediction.score_components is not None
+    zero_shot = method.layer_maps(method.frozen_tokens(some), some).sum(dim=0)
     group.check("map", prediction.map - zero_shot)
     group.check("anomaly_map", prediction.map)
-    group.check("map_max", prediction.parts[:, 1])
+    group.check("map_max", prediction.score_components[:, 1])
     scores = torch.empty(len(some))
     for name in categories:
         mine = [i for i, other in enumerate(some.category) if other == name]
         if mine:
-            scores[mine] = method.category_scores(prediction.parts[mine])
+            scores[mine] = method.category_scores(prediction.score_components[mine])
     group.check("image_score", scores)
 
 
@@ -152,6 +152,6 @@ def test_a_group_of_the_wrong_activation_does_not_agree(tmp_path: Path) -> None:
     other = {**o, "activation": "quick_gelu" if o["activation"] == "gelu" else "gelu"}
     method = build(fixture, other, tmp_path)
     with torch.no_grad(), pytest.raises(AssertionError, match="mid/image_raw"):
-        cls = method.frozen(batch_of(fixture, o["categories"]))["cls"]
+        cls = method.frozen_tokens(batch_of(fixture, o["categories"]))["cls"]
         assert F.normalize(cls, dim=-1).isfinite().all()
         fixture.check("mid/image_raw", cls)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from anomaly_vlm.data.types import Batch
-from anomaly_vlm.losses import build_terms
+from anomaly_vlm.losses import build_terms, training_mask
 from anomaly_vlm.methods.faprompt import FAPrompt
 from tests.support.conf import loss_conf
 from tests.support.dual_path import (
@@ -89,7 +89,7 @@ class Run:
 
     def losses(self) -> None:
         method, batch, terms = self.method, self.batch, self.method.terms
-        mask = method.training_mask(batch)
+        mask = training_mask(batch.mask, batch.path, method.terms)
         features = method.frozen_features(batch)
         maps = method.maps(method.stages(features, method.texts()), features.grid, (mask.shape[-2], mask.shape[-1]))
         for i, m in enumerate(maps, start=1):

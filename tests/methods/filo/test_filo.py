@@ -20,7 +20,7 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.detectors import ComponentsDetector, Detections
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.base.checkpoints import load_official
+from anomaly_vlm.methods.base.published import layout_of, load_published
 from anomaly_vlm.methods.filo.boxes import best_box, cell, damped, position_of, with_valid_phrases
 from anomaly_vlm.methods.filo.method import PARTS, FiLo, first_stage, probabilities
 from anomaly_vlm.methods.filo.mmci import MMCI, convolve
@@ -163,7 +163,7 @@ def test_heads_of_other_tokens_than_the_shared_ones(clip: ClipBackbone) -> None:
 def parts(method: FiLo, one: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Feature, pairs over all positions, heads."""
     with torch.no_grad():
-        tokens = method.frozen(one)
+        tokens = method.frozen_tokens(one)
         feature = method.feature(tokens["cls"], adapted=True)
         return feature, method.pairs(method.raw_texts(one.category, feature)), method.heads(tokens, method.grid(one))
 
@@ -209,7 +209,7 @@ def test_the_pairs_norm(clip: ClipBackbone) -> None:
 def test_chosen_position_alone_is_that_row_of_all_nine(clip: ClipBackbone) -> None:
     method, one = make(clip), batch()
     with torch.no_grad():
-        feature = method.feature(method.frozen(one)["cls"], adapted=True)
+        feature = method.feature(method.frozen_tokens(one)["cls"], adapted=True)
         nine, chosen = method.raw_texts(one.category, feature), method.raw_texts(one.category, feature, [3, 8])
         torch.testing.assert_close(method.pairs(chosen), method.pairs(nine, [3, 8]), rtol=1e-4, atol=1e-5)
     assert chosen[0].abnormal.shape[1] == 1 and nine[0].abnormal.shape[1] == 9
@@ -247,9 +247,9 @@ def test_boxes_from_the_methods_own_map(clip: ClipBackbone) -> None:
 
 
 def test_results_say_what_had_a_part_in_them(clip: ClipBackbone) -> None:
-    assert make(clip, detector=ComponentsDetector()).labelled("filo") == "filo (components)"
-    assert make(clip).labelled("filo") == "filo (no detector)"
-    assert make(clip, detector=StoredDetector()).labelled("filo") == "filo"
+    assert make(clip, detector=ComponentsDetector()).display_name("filo") == "filo (components)"
+    assert make(clip).display_name("filo") == "filo (no detector)"
+    assert make(clip, detector=StoredDetector()).display_name("filo") == "filo"
 
 
 def test_images_that_the_detector_has_not_seen(clip: ClipBackbone) -> None:
@@ -280,11 +280,11 @@ def test_each_part_can_be_left_out(clip: ClipBackbone, part: str) -> None:
 
 def test_published_weights_without_the_parts_left_out(clip: ClipBackbone, tmp_path: Path) -> None:
     whole = make(clip, seed=1)
-    state = {whole.official_name(name): p.detach().clone() for name, p in whole.learnable().items()}
+    state = {layout_of(whole).key(whole, name): p.detach().clone() for name, p in whole.learnable().items()}
     extra = {"clip_model.visual.proj": torch.zeros(1), "text_encoder.ln_final.bias": torch.zeros(1)}
     torch.save({"filo": {**state, **extra}}, tmp_path / "filo.pth")
     for without in ([], ["mmci"], ["adapter"]):
-        method = load_official(make(clip, without=without), tmp_path / "filo.pth")
+        method = load_published(make(clip, without=without), tmp_path / "filo.pth")
         for name, parameter in method.learnable().items():
             assert torch.equal(parameter, dict(whole.named_parameters())[name]), name
     expected = {
@@ -295,7 +295,7 @@ def test_published_weights_without_the_parts_left_out(clip: ClipBackbone, tmp_pa
     assert {*expected, "decoder_cov.fc_15.2.bias", "adapter.fc.2.weight"} <= state.keys()
     torch.save({"filo": {**state, "decoder_linear.fc.9.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"surplus decoder_linear\.fc\.9\.weight"):
-        load_official(make(clip), tmp_path / "other.pth")
+        load_published(make(clip), tmp_path / "other.pth")
 
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_tokens_from_the_cache_change_nothing(path: Path, tmp_path: Path, monkey
     give_detections(method, fixture, info(fixture, path))
     expected = method.predict(whole)
     loss = method.total_loss(method.losses(whole)).item()
-    cache = method.token_cache = TokenCache(method.frozen_facts() or {}, folder=tmp_path / "cache")
+    cache = method.token_cache = TokenCache(method.cache_key() or {}, folder=tmp_path / "cache")
     method.predict(whole)
     served = replace(whole, image=whole.image[:0], tokens=[cache.get(key) for key in whole.key])
     assert served.tokens is not None and all(entry is not None for entry in served.tokens)

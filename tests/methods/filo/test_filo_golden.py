@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from anomaly_vlm.losses import training_mask
+from anomaly_vlm.methods.base.published import layout_of
 from anomaly_vlm.methods.filo.method import FiLo, probabilities
 from anomaly_vlm.methods.filo.texts import embed
 from tests.support.filo import build, give_detections, info, make_batch
@@ -39,7 +41,7 @@ class Run:
 
     def forward(self) -> None:
         method, batch = self.method, self.batch
-        tokens, grid = method.frozen(batch), method.grid(batch)
+        tokens, grid = method.frozen_tokens(batch), method.grid(batch)
         cls = tokens["cls"]
         feature = method.feature(cls, adapted=True)
         self.check("out/cls_raw", cls)
@@ -67,7 +69,11 @@ class Run:
 
     def stage1(self) -> None:
         method, batch = self.method, self.batch
-        mask, tokens, grid = method.training_mask(batch), method.frozen(batch), method.grid(batch)
+        mask, tokens, grid = (
+            training_mask(batch.mask, batch.path, method.terms),
+            method.frozen_tokens(batch),
+            method.grid(batch),
+        )
         feature = method.feature(tokens["cls"], adapted=False)
         pairs = method.pairs(method.raw_texts(batch.category, feature))
         self.check("train/text_probs", method.similarity(feature, pairs))
@@ -93,7 +99,7 @@ class Run:
 
     def gradients(self, image: str) -> None:
         for name, parameter in self.method.learnable().items():
-            key = f"{image}{self.method.official_name(name)}"
+            key = f"{image}{layout_of(self.method).key(self.method, name)}"
             if parameter.grad is None:
                 assert not self.fixture.has(f"{self.prefix}grad/{key}")
                 continue
@@ -113,7 +119,7 @@ class Run:
             for name, parameter in method.learnable().items():
                 if name.startswith("adapter."):
                     assert parameter.grad is not None
-                    self.check(f"grad_adapter/{i}/{method.official_name(name)}", parameter.grad)
+                    self.check(f"grad_adapter/{i}/{layout_of(method).key(method, name)}", parameter.grad)
                 else:
                     assert parameter.grad is None, name
         self.check("loss/adapter_ce", torch.stack(entropy))

@@ -13,7 +13,7 @@ from torch import Tensor
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.base.checkpoints import load_official
+from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.methods.finegrainedad import FineGrainedAD
 from anomaly_vlm.methods.finegrainedad.levels import LevelLearner, QueryFormer
 from anomaly_vlm.methods.promptad import PromptAD
@@ -49,7 +49,9 @@ def build(backbone: ClipBackbone, **options: Any) -> FineGrainedAD:
 
 def remembering(backbone: ClipBackbone, *categories: str, **options: Any) -> FineGrainedAD:
     method = build(backbone, **options)
-    method.remember([make_references(draw(2, i), name, draw(2, 50 + i, 4 * SIDE)) for i, name in enumerate(categories)])
+    method.fit_references(
+        [make_references(draw(2, i), name, draw(2, 50 + i, 4 * SIDE)) for i, name in enumerate(categories)]
+    )
     return method
 
 
@@ -103,7 +105,7 @@ def test_without_mllp_and_mlsa_it_is_promptad(tiny: ClipBackbone) -> None:
     """Both off: PromptAD's sentences, contexts and scores, and its losses but for the margin."""
     method = remembering(tiny, "bottle", mllp=False, mlsa=False)
     other = PromptAD(tiny, texts=load_texts("promptad_prompts"), losses=build_terms(loss_conf("promptad")))
-    other.remember([make_references(draw(2, 0), "bottle")])
+    other.fit_references([make_references(draw(2, 0), "bottle")])
     other.seed = method.seed
     batch = make_batch(draw(2, 9), "bottle")
     expected, found = other.predict(batch), method.predict(batch)
@@ -136,7 +138,9 @@ def method_features(method: FineGrainedAD, category: str) -> Tensor:
 def test_fine_features_are_those_of_the_tiles_in_their_places(tiny: ClipBackbone) -> None:
     method, images = build(tiny), draw(2, 3, 3 * SIDE)
     fine = method.fine_features(images, SIDE).unflatten(1, (12, 12))
-    tile = method.frozen(make_batch(images[:, :, SIDE : 2 * SIDE, 2 * SIDE :], "any"))["patches"].unflatten(1, (4, 4))
+    tile = method.frozen_tokens(make_batch(images[:, :, SIDE : 2 * SIDE, 2 * SIDE :], "any"))["patches"].unflatten(
+        1, (4, 4)
+    )
     torch.testing.assert_close(fine[:, 4:8, 8:12], tile)
 
 
@@ -206,7 +210,7 @@ def test_published_files(tiny: ClipBackbone, tmp_path: Path) -> None:
             "entity_features_list": unit(6 + i, 4, 2, 16),
         }
         torch.save(state, tmp_path / f"{task}-Seed_111-transistor-check_point.pt")
-    method = load_official(build(tiny), tmp_path)
+    method = load_published(build(tiny), tmp_path)
     assert isinstance(method, FineGrainedAD)
     features = method_features(method, "transistor")
     assert torch.equal(features[:4], unit(6, 4, 2, 16))
@@ -214,13 +218,13 @@ def test_published_files(tiny: ClipBackbone, tmp_path: Path) -> None:
     assert torch.equal(features[5], unit(4, 2, 16))
     assert method.predict(make_batch(draw(1, 0), "transistor")).score.shape == (1,)
     assert not method.learnable()
-    alone = load_official(build(tiny, mlsa=False), tmp_path)
+    alone = load_published(build(tiny, mlsa=False), tmp_path)
     assert isinstance(alone, FineGrainedAD)
     assert torch.equal(method_features(alone, "transistor")[0], unit(2, 2, 16))
     del state["background_features"]
     torch.save(state, tmp_path / "CLS-Seed_111-transistor-check_point.pt")
     with pytest.raises(UserError, match="has no background_features"):
-        load_official(build(tiny), tmp_path)
+        load_published(build(tiny), tmp_path)
 
 
 def test_options_that_change_the_numbers(tiny: ClipBackbone) -> None:

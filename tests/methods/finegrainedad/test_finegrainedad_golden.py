@@ -10,7 +10,8 @@ import torch
 
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.finegrainedad.levels import LevelLearner
-from anomaly_vlm.methods.finegrainedad.method import WEIGHTS, FineGrainedAD
+from anomaly_vlm.methods.finegrainedad.method import FineGrainedAD
+from anomaly_vlm.methods.finegrainedad.published import WEIGHTS
 from anomaly_vlm.methods.finegrainedad.regions import (
     Clusters,
     Regions,
@@ -76,7 +77,7 @@ class Run:
         load_group(fixture, group, self.method, folder)
         self.prepare = self.method.prepare
         self.method.prepare = lambda *_: None  # type: ignore[method-assign]  # the regions follow, with the fixture's noise
-        self.method.remember([self.shots])
+        self.method.fit_references([self.shots])
         check_memory(fixture, group, self.method)
         self.learner = self.learner_of(self.method)
         assert len(self.learner.parts) == self.options["n_entities"] + 1
@@ -200,7 +201,7 @@ class Run:
 
     def score_one(self, method: FineGrainedAD, test: Any, prefix: str) -> None:
         texts = method.texts(method.category(self.category), self.task).detach()
-        tokens = method.frozen(test)
+        tokens = method.frozen_tokens(test)
         self.check(f"{prefix}intrinsic", method.intrinsic(texts))
         self.check(f"{prefix}patch_match", method.nearest_family(tokens["patches"], texts))
         self.check(f"{prefix}image_match", method.nearest_family(tokens["cls"], texts))
@@ -216,7 +217,7 @@ class Run:
 
     def losses(self) -> None:
         method, learner, batch = self.method, self.learner, self.shots.batch
-        features = method.frozen(batch)["patches" if self.task == "seg" else "cls"]
+        features = method.frozen_tokens(batch)["patches" if self.task == "seg" else "cls"]
         rows = method.category(self.category).rows(batch.path)
         values = method.family_losses(self.task, learner, features, rows)
         self.check("loss/v2t", values["v2t"][0][None])

@@ -12,7 +12,7 @@ from torch import Tensor
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.base.checkpoints import load_official
+from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.methods.promptad import PromptAD
 from anomaly_vlm.methods.promptad.prompt_learner import TextFamily, class_phrases
 from anomaly_vlm.texts import load_texts
@@ -46,7 +46,7 @@ def build(backbone: ClipBackbone, **options: Any) -> PromptAD:
 
 def remembering(backbone: ClipBackbone, *categories: str, **options: Any) -> PromptAD:
     method = build(backbone, **options)
-    method.remember([make_references(draw(2, seed), name) for seed, name in enumerate(categories)])
+    method.fit_references([make_references(draw(2, seed), name) for seed, name in enumerate(categories)])
     return method
 
 
@@ -71,7 +71,7 @@ def test_a_mixed_batch_equals_its_categories_alone(tiny: ClipBackbone) -> None:
     method, images = remembering(tiny, "bottle", "metal_nut"), draw(3, 9)
     mixed = method.predict(make_batch(images, ["metal_nut", "bottle", "metal_nut"]))
     alone = remembering(tiny, "metal_nut", "other")
-    alone.remember([make_references(draw(2, 1), "metal_nut")])
+    alone.fit_references([make_references(draw(2, 1), "metal_nut")])
     nut = alone.predict(make_batch(images[[0, 2]], "metal_nut"))
     torch.testing.assert_close(mixed.map[[0, 2]], nut.map)
     torch.testing.assert_close(mixed.score[[0, 2]], nut.score)
@@ -142,7 +142,7 @@ def test_references_after_a_checkpoint_bring_memory_and_leave_prompts(tiny: Clip
     step(learned, "bottle", draw(2, 0), learned.configure_optimizers())
     method = build(tiny)
     method.load_state_dict(learned.state_dict(), strict=False)
-    method.remember([make_references(draw(3, 8), "bottle")])
+    method.fit_references([make_references(draw(3, 8), "bottle")])
     name = "categories.@bottle.learners.cls.abnormal_ctx"
     assert torch.equal(method.learnable()[name], learned.learnable()[name])
     assert len(method.category("bottle").banks[0].bank) == 3 * 16
@@ -170,12 +170,12 @@ def test_published_folder(tiny: ClipBackbone, tmp_path: Path) -> None:
         for j, task in enumerate(("SEG", "CLS")):
             state = official(tiny, 7 + i, 10 * i) | {"text_features": official(tiny, 1, 10 * i + j)["text_features"]}
             torch.save(state, tmp_path / f"{task}-Seed_111-{category}-check_point.pt")
-    method = load_official(build(tiny), tmp_path)
+    method = load_published(build(tiny), tmp_path)
     assert isinstance(method, PromptAD)
     assert len(method.category("metal_nut").memory[1].bank) == 8
     batch = make_batch(draw(2, 3), ["metal_nut", "bottle"])
     expected = method.predict(batch)
-    seg = load_official(build(tiny, task="seg"), tmp_path)
+    seg = load_published(build(tiny, task="seg"), tmp_path)
     torch.testing.assert_close(seg.predict(batch).map, expected.map)
     assert not method.learnable()
     with pytest.raises(UserError, match="nothing to learn"):
@@ -190,14 +190,14 @@ def test_published_file_of_one_category(tiny: ClipBackbone, tmp_path: Path) -> N
     path = tmp_path / "renamed.pt"
     torch.save(official(tiny, 9, 0), path)
     for options, words in (
-        ({"task": "seg"}, "set method.official_category"),
-        ({"official_category": "bottle"}, "set method.task=seg or method.task=cls"),
+        ({"task": "seg"}, "set method.published_category"),
+        ({"published_category": "bottle"}, "set method.task=seg or method.task=cls"),
     ):
         with pytest.raises(UserError, match=words):
-            load_official(build(tiny, **options), path)
-    method = load_official(build(tiny, task="seg", official_category="bottle"), path)
+            load_published(build(tiny, **options), path)
+    method = load_published(build(tiny, task="seg", published_category="bottle"), path)
     assert method.predict(make_batch(draw(1, 0), "bottle")).map.shape == (1, SIDE, SIDE)
-    told = load_official(remembering(tiny, "cable", task="cls"), path)  # the only category there is
+    told = load_published(remembering(tiny, "cable", task="cls"), path)  # the only category there is
     assert isinstance(told, PromptAD)
     assert len(told.category("cable").memory[0].bank) == 9
 
@@ -228,7 +228,7 @@ def test_published_files_that_do_not_fit(
     state = {key: value for key, value in (official(tiny, 4, 0) | change).items() if value is not None}
     torch.save(state, tmp_path / file)
     with pytest.raises(UserError, match=words):
-        load_official(build(tiny, **options), tmp_path / file)
+        load_published(build(tiny, **options), tmp_path / file)
 
 
 def test_words_of_categories(tiny: ClipBackbone) -> None:
@@ -256,7 +256,7 @@ def test_unknown_category_and_foreign_training_images(tiny: ClipBackbone) -> Non
 
 def test_bgr_test_images_against_rgb_references(tiny: ClipBackbone) -> None:
     plain, swapped = remembering(tiny, "bottle"), remembering(tiny, "bottle", bgr_test=True)
-    assert swapped.frozen_facts() is None
+    assert swapped.cache_key() is None
     images = draw(2, 3)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (tiny.mean, tiny.std))
     pixels = images * std + mean

@@ -46,7 +46,7 @@ class Run:
         self.category: str = self.options["category"]
         self.test = make_batch(fixture.input(f"{group}/in/images"), self.category)
         self.shots = make_references(fixture.input(f"{group}/in/reference_images"), self.category)
-        self.method.remember([self.shots])
+        self.method.fit_references([self.shots])
         check_memory(fixture, group, self.method)
         load_group(fixture, group, self.method, folder)
         self.learner = self.method.category(self.category).learner(self.options["task"])

@@ -30,7 +30,7 @@ GENERIC = {"objects": 1, "max_anomalies": 5, "max_area": 0.9}
 
 
 class Asked(Detector):
-    """Grounding DINO's place: answers are put into `method.detected` by the tests."""
+    """Grounding DINO's place: answers are put into `method.detections` by the tests."""
 
     name = "transformers"
 
@@ -96,7 +96,7 @@ def say(
     assert set(answers) <= set(method.captions(category))
     for caption in method.captions(category):
         rows = torch.tensor(answers.get(caption, []), dtype=torch.float32).view(-1, 5)
-        method.detected["image 0", caption] = Queries(rows[:, :4], rows[:, 4], phrases=("defect",) * len(rows))
+        method.detections["image 0", caption] = Queries(rows[:, :4], rows[:, 4], phrases=("defect",) * len(rows))
 
 
 # ---- which boxes stay ------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_the_map_is_that_of_the_formulas(trunk: TrunkBackbone) -> None:
 def test_no_box_is_an_empty_map(trunk: TrunkBackbone) -> None:
     method = make(trunk)
     say(method, {})
-    made = method.checked_predict(batch(method))
+    made = method.predict(batch(method)).checked(batch(method))
     assert made.map.shape == (1, HEIGHT, WIDTH) and made.map.eq(0).all() and made.score.tolist() == [0.0]
 
 
@@ -341,7 +341,7 @@ def test_channel_order(trunk: TrunkBackbone) -> None:
         seen = method.segmenter.seen[-1][0]  # type: ignore[union-attr]
         assert torch.equal(seen, images()[0] if order == "rgb" else images()[0].flip(0))
     assert not torch.equal(maps["rgb"], maps["official"])
-    assert method.labelled("saa") == "saa+ (BGR)"
+    assert method.display_name("saa") == "saa+ (BGR)"
 
 
 def test_pixels_come_back_exactly(trunk: TrunkBackbone) -> None:
@@ -357,7 +357,7 @@ def test_pixels_come_back_exactly(trunk: TrunkBackbone) -> None:
 def test_boxes_from_the_saliency_map(trunk: TrunkBackbone) -> None:
     detector = ComponentsDetector(level=0.6, min_area=0.0)
     method = make(trunk, detector=detector)
-    assert method.labelled("saa") == "saa+ (components)"
+    assert method.display_name("saa") == "saa+ (components)"
     made = method.predict(batch(method))
     (image,) = images()
     saliency = method.saliency_map(image)
@@ -378,22 +378,22 @@ def test_phrases_of_a_file_tell_objects_from_defects(trunk: TrunkBackbone, tmp_p
     detector = FileDetector(str(tmp_path / "boxes.json"))
     method = make(trunk, detector=detector)
     assert method.captions("metal nut") == ("anomaly.",), "asked once"
-    method.detected["image 0", "anomaly."] = detector.queries([Picture("image 0", None)], ["anomaly."])[0]
+    method.detections["image 0", "anomaly."] = detector.queries([Picture("image 0", None)], ["anomaly."])[0]
     defects, objects = method.proposals("image 0", method.prompts.plan("metal nut"))
     assert areas_of(objects) == pytest.approx([0.2]) and areas_of(defects) == pytest.approx([0.01])
     free = make(trunk, detector=detector, without=["property"])
-    free.detected = method.detected
+    free.detections = method.detections
     defects, objects = free.proposals("image 0", free.prompts.plan("metal nut"))
     assert len(objects) == 0 and areas_of(defects) == pytest.approx([0.01, 0.81])
-    assert method.labelled("saa") == "saa+ (file)"
+    assert method.display_name("saa") == "saa+ (file)"
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------
 
 
 def test_names(trunk: TrunkBackbone) -> None:
-    assert make(trunk, language="naive", without=PARTS).labelled("saa") == "saa"
-    assert make(trunk, language="naive", without=PARTS[:2]).labelled("saa") == "saa+"
+    assert make(trunk, language="naive", without=PARTS).display_name("saa") == "saa"
+    assert make(trunk, language="naive", without=PARTS[:2]).display_name("saa") == "saa+"
 
 
 def test_nothing_is_learned_or_stored(trunk: TrunkBackbone) -> None:

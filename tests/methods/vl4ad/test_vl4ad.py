@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
+from anomaly_vlm.data import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.shared.sliding_window import Views, starts
+from anomaly_vlm.methods.shared.sliding_window import SlidingWindow, starts
+from anomaly_vlm.methods.vl4ad import VL4AD
 from anomaly_vlm.methods.vl4ad.mask_decoder import Mask2FormerConfig, MaskClassifier, pool
 from anomaly_vlm.methods.vl4ad.mask_matching import MaskMatching, segments
 from anomaly_vlm.methods.vl4ad.pixel_scores import (
@@ -90,9 +92,9 @@ def test_a_table_must_be_whole() -> None:
     [
         ({"score": "maximum"}, "unknown score 'maximum'"),
         ({"compare": ["rba", "msp"]}, "unknown compare 'msp'"),
-        ({"void": "keep"}, "unknown void 'keep'"),
-        ({"classifier": "mlp"}, "unknown classifier 'mlp'"),
-        ({"ensemble": "mean"}, "unknown ensemble 'mean'"),
+        ({"void": "keep"}, "unknown method.void 'keep'"),
+        ({"classifier": "mlp"}, "unknown method.classifier 'mlp'"),
+        ({"ensemble": "mean"}, "unknown method.ensemble 'mean'"),
         ({"alpha": 1.5}, "alpha is 1.5"),
         ({"hidden": 48}, "hidden is 48: give a multiple of 32"),
         ({"queries": 0}, "queries is 0"),
@@ -209,10 +211,10 @@ def test_windows_cover_every_pixel_and_average() -> None:
     assert starts(100, 40, 0.25) == [0, 30, 60] and starts(32, 40, 0.5) == [0]
     image = any_images(70, 100)
     for overlap in (0.0, 0.5):
-        found = Views(window=[32, 64], overlap=overlap)(ramp, image, (70, 100))
+        found = SlidingWindow(window=[32, 64], overlap=overlap)(ramp, image, (70, 100))
         torch.testing.assert_close(found.by_class[:, 0], image[:, 0])
-    assert Views(window=[32, 64])(ramp, image, (35, 50)).inside.shape == (1, 35, 50)
-    assert torch.equal(Views(window=[200, 200])(ramp, image, (70, 100)).inside, image[:, 0])
+    assert SlidingWindow(window=[32, 64])(ramp, image, (35, 50)).inside.shape == (1, 35, 50)
+    assert torch.equal(SlidingWindow(window=[200, 200])(ramp, image, (70, 100)).inside, image[:, 0])
 
 
 def test_scales_average() -> None:
@@ -224,7 +226,7 @@ def test_scales_average() -> None:
             torch.full((1, 1, *size), float(len(seen))), torch.zeros(1, *size), torch.zeros(1, *size), 1
         )
 
-    found = Views(scales=[1.0, 0.5, 2.0])(one, any_images(64, 96), (64, 96))
+    found = SlidingWindow(scales=[1.0, 0.5, 2.0])(one, any_images(64, 96), (64, 96))
     assert seen == [(64, 96), (32, 64), (128, 192)] or seen == [(64, 96), (32, 32), (128, 192)]
     assert (found.by_class == 2).all()
 
@@ -355,7 +357,7 @@ def test_evaluation_scores_all_of_the_same_masks() -> None:
     trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
                         enable_model_summary=False)  # fmt: skip
     trainer.test(method, datamodule=data, verbose=False)
-    rows = {key.split("/")[0] for key in method.results}
+    rows = {key.split("/")[0] for key in method.evaluation.result.values}
     assert rows == {
         "max",
         "rba",
@@ -366,9 +368,12 @@ def test_evaluation_scores_all_of_the_same_masks() -> None:
         "max_softmax_logits",
         "mean",
     }
-    assert method.results["mean/pixel_ap"] == method.results["max/pixel_ap"]
-    assert 0 <= method.results["mean/known_accuracy"] <= 1 and 0 < method.results["mean/prevalence"] < 0.5
-    assert len(method.image_rows) == 3
+    assert method.evaluation.result.values["mean/pixel_ap"] == method.evaluation.result.values["max/pixel_ap"]
+    assert (
+        0 <= method.evaluation.result.values["mean/known_accuracy"] <= 1
+        and 0 < method.evaluation.result.values["mean/prevalence"] < 0.5
+    )
+    assert len(method.evaluation.result.rows) == 3
 
 
 def test_merged_classes_are_counted_as_their_group() -> None:
@@ -377,15 +382,17 @@ def test_merged_classes_are_counted_as_their_group() -> None:
     accuracy = {}
     for merge in ("none", "cityscapes_groups", "surroundings"):
         method = small_vl4ad(merge=merge, components={"min_pred": 1, "min_gt": 1}).eval()
-        metrics = method.new_metrics()
-        method.measure(metrics, batch)
-        accuracy[merge] = float(metrics.compute()["mean/known_accuracy"])
+        accuracy[merge] = accuracy_of(method, batch)
     one_group = small_vl4ad(
         merge={"all": list(Vocabulary(TABLE).classes)}, components={"min_pred": 1, "min_gt": 1}
     ).eval()
-    metrics = one_group.new_metrics()
-    one_group.measure(metrics, batch)
-    assert float(metrics.compute()["mean/known_accuracy"]) == 1.0 and 0 <= accuracy["none"] <= 1
+    assert accuracy_of(one_group, batch) == 1.0 and 0 <= accuracy["none"] <= 1
+
+
+def accuracy_of(method: VL4AD, batch: Batch) -> float:
+    method.evaluation.start(method)
+    method.evaluation.update(method, batch)
+    return method.evaluation.finish(method).means["known_accuracy"]
 
 
 def test_the_find_is_named() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anomaly_vlm.backbone import ConvNextBackbone, load_backbone
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.base.checkpoints import load_official
+from anomaly_vlm.methods.base.published import layout_of, load_published
 from anomaly_vlm.methods.vl4ad import VL4AD
 from anomaly_vlm.methods.vl4ad.mask_matching import segments
 from anomaly_vlm.methods.vl4ad.pixel_scores import anomaly_score, mask_probabilities
@@ -71,9 +71,9 @@ def build(fixture: Fixture, towers: Towers, group: str = "", **changes: Any) -> 
         losses=terms(o),
         **{**{name: o[name] for name in names}, **changes},
     )
-    path = towers.path.with_name("official.safetensors")
+    path = towers.path.with_name("published.safetensors")
     save_file(fixture.inputs("ckpt/"), path)
-    load_official(method, path)
+    load_published(method, path)
     return method.eval()
 
 
@@ -201,7 +201,7 @@ def check_training(fixture: Fixture, towers: Towers, monkeypatch: pytest.MonkeyP
                 fixture.check(f"train/match_{key}", getattr(matched, key))
         else:
             total.backward()
-            named = {method.official_name(name): p for name, p in method.learnable().items()}
+            named = {layout_of(method).key(method, name): p for name, p in method.learnable().items()}
             for key in [key for key in fixture.tensors if key.startswith("grad/")]:
                 fixture.check(key, named[key.removeprefix("grad/")].grad, rtol=1e-3, atol=1e-4)
 
@@ -242,5 +242,5 @@ def test_official_checkpoints_are_checked(tmp_path: Path) -> None:
     method = build(fixture, towers)
     with torch.no_grad():
         method.classifier.void.zero_()
-    load_official(method, tmp_path / "model_final.pth")
+    load_published(method, tmp_path / "model_final.pth")
     assert torch.equal(method.classifier.void, state["void_embedding.weight"])

@@ -54,7 +54,7 @@ def test_means_over_the_windows_of_a_patch():
 def test_an_image_of_the_memory_is_more_normal_than_another(backbone, variant):
     method = build(backbone, variant=variant)
     references = images(2)
-    method.remember([make_references(references, "gear")])
+    method.fit_references([make_references(references, "gear")])
     with torch.no_grad():
         known, foreign = (method.predict(make_batch(x, "gear")) for x in (references[:1], images(1, seed=9)))
     assert known.map.shape == (1, 32, 32)
@@ -63,7 +63,7 @@ def test_an_image_of_the_memory_is_more_normal_than_another(backbone, variant):
 
 def test_a_memory_travels_in_a_checkpoint(backbone):
     method, again = build(backbone), build(backbone)
-    method.remember([make_references(images(2), "gear"), make_references(images(3, 4), "metal nut. v2")])
+    method.fit_references([make_references(images(2), "gear"), make_references(images(3, 4), "metal nut. v2")])
     state = method.state_dict()
     assert not any(key.startswith("backbone.") for key in state)
     again.check_learned(state, "checkpoint")
@@ -75,7 +75,7 @@ def test_a_memory_travels_in_a_checkpoint(backbone):
 
 def test_a_category_without_references_is_told(backbone):
     method = build(backbone)
-    method.remember([make_references(images(1), "gear")])
+    method.fit_references([make_references(images(1), "gear")])
     with pytest.raises(UserError, match=r"category 'tile' has no reference images .*it has: gear"):
         method.predict(make_batch(images(1), "tile"))
 
@@ -115,7 +115,7 @@ def test_a_window_larger_than_the_grid_is_told(backbone):
 
 def test_swapped_channels_change_the_test_images_alone(backbone):
     plain, swapped = build(backbone), build(backbone, bgr_test=True)
-    assert swapped.frozen_facts() is None and plain.frozen_facts() is not None
+    assert swapped.cache_key() is None and plain.cache_key() is not None
     picture = images(1)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.mean, backbone.std))
     by_hand = ((picture * std + mean).flip(1) - mean) / std

@@ -33,9 +33,9 @@ def test_winclip_matches_the_public_implementations(path: Path) -> None:
     batch = make_batch(images, names)
     for group in [name for name in fixture.settings["groups"] if "/" not in name]:
         zero, few = build(fixture, group), build(fixture, group)
-        few.remember([make_references(references[i], name) for i, name in enumerate(categories)])
+        few.fit_references([make_references(references[i], name) for i, name in enumerate(categories)])
         with torch.no_grad():
-            tokens = few.frozen(batch)
+            tokens = few.frozen_tokens(batch)
             check_tokens(fixture, tokens)
             check = check_anomalib if few.variant == "anomalib" else check_cao
             check(fixture, group, few, tokens, names, categories)

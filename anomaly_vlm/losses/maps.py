@@ -1,0 +1,77 @@
+"""Losses of anomaly maps, as the methods that are trained with pixel masks share them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.losses.terms import LossTerm
+
+
+def training_mask(mask: Tensor | None, path: Sequence[str], terms: Iterable[str]) -> Tensor:
+    """The mask of a training batch as numbers.
+
+    Args:
+        mask: `[B, H, W]` of 0, 1 and 255 (no label), or None where the set has no pixel labels.
+        path: B image files, for messages.
+        terms: Names of the configured loss terms, for messages.
+
+    Returns:
+        `[B, H, W]` float32 of 0.0 and 1.0; pixels without label count as normal.
+
+    Raises:
+        UserError: The set has image labels only, or an anomalous image has no mask although others have.
+    """
+    if mask is None:
+        raise UserError(
+            f"the training set has image labels only ('{path[0]}'), but the loss ({', '.join(sorted(terms))}) needs pixel"
+            " masks: train on a set with masks (TRAIN=procedural) or choose a loss without pixel terms"
+        )
+    if (unlabelled := (mask == 255).flatten(1).all(dim=1)).any():
+        image = path[int(unlabelled.nonzero()[0])]
+        raise UserError(
+            f"training image '{image}' is anomalous and has no mask, though others have: take it out, or give its mask"
+        )
+    return (mask == 1).float()
+
+
+def map_losses(
+    terms: Mapping[str, LossTerm],
+    maps: Tensor,
+    mask: Tensor,
+    *,
+    normal: Tensor | None = None,
+    suffix: str = "",
+    dice_of_normal: bool = True,
+) -> dict[str, Tensor]:
+    """The terms `focal` and `dice` of layers' maps, where they are configured.
+
+    Args:
+        terms: Configured terms by name.
+        maps: `[layers, B, H, W]` abnormal probabilities.
+        mask: `[B, H, W]` of 0.0 and 1.0.
+        normal: `[layers, B, H, W]` normal probabilities, where they are known to more digits than `1 - maps` has (FiLo).
+        suffix: Of the terms' names, where a method has several maps (FAPrompt).
+        dice_of_normal: Whether `dice` adds the loss of the normal map to that of the abnormal one (APRIL-GAN: not).
+
+    Returns:
+        Scalars by term: the mean over the batch, summed over the layers.
+    """
+    values = {}
+    if (focal := terms.get(f"focal{suffix}")) is not None:
+        if normal is None:
+            each = [focal(layer, mask).mean() for layer in maps]
+        else:  # of the probability of what each pixel is
+            true, ones = torch.where(mask > 0, maps, normal), torch.ones_like(mask)
+            each = [focal(layer, ones).mean() for layer in true]
+        values[f"focal{suffix}"] = torch.stack(each).sum()
+    if (dice := terms.get(f"dice{suffix}")) is not None:
+        each = [dice(layer, mask) for layer in maps]
+        if dice_of_normal:
+            other = 1 - maps if normal is None else normal
+            each = [value + dice(layer, 1 - mask) for value, layer in zip(each, other, strict=True)]
+        values[f"dice{suffix}"] = torch.stack([value.mean() for value in each]).sum()
+    return values

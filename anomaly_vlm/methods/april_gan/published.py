@@ -1,0 +1,23 @@
+"""APRIL-GAN's published checkpoints: one entry, `trainable_linearlayer`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from anomaly_vlm.methods.april_gan.method import AprilGAN
+from anomaly_vlm.methods.base.published import PublishedLayout
+
+
+def key(method: AprilGAN, name: str) -> str:
+    """The published key of a learnable parameter."""
+    return name.replace("projection.", "fc.")
+
+
+def unwrap(method: AprilGAN, content: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a published file."""
+    return content.get("trainable_linearlayer", content)
+
+
+LAYOUT = PublishedLayout(key=key, unwrap=unwrap)

@@ -1,0 +1,153 @@
+"""An evaluation: the metrics and the image rows of one pass over a test set, handed to a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+
+from anomaly_vlm.data.types import Batch
+from anomaly_vlm.methods.base.prediction import ImageRow, Prediction
+from anomaly_vlm.metrics import AnomalyMetrics
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    Attributes:
+        values: Metrics by `CATEGORY/NAME` and `mean/NAME`, fractions in [0, 1].
+        rows: One row an image, in the order of the data set.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    rows: list[ImageRow] = field(default_factory=list)
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Means over the categories, by metric."""
+        return {key.removeprefix("mean/"): value for key, value in self.values.items() if key.startswith("mean/")}
+
+
+class Evaluation:
+    """Collects metrics and image rows of one pass at a time.
+
+    Lightning's hooks of a method call `start`, `update` and `finish`; the result of the last pass stays in `result`.
+
+    Args:
+        metrics: Makes the metrics of one pass.
+    """
+
+    def __init__(self, metrics: Callable[[], Any] = AnomalyMetrics) -> None:
+        self.make_metrics = metrics
+        self.metrics: Any = None
+        self.result = EvaluationResult()
+        self._rows: list[ImageRow] = []
+
+    def start(self, method: Any) -> None:
+        """Begins a pass with new metrics."""
+        self.metrics, self._rows = self.make_metrics(), []
+
+    def update(self, method: Any, batch: Batch) -> Prediction:
+        """Predicts a batch and adds it to metrics and rows."""
+        prediction = self.measure(method, batch)
+        columns = (batch.index, batch.label, prediction.score)
+        components = prediction.score_components
+        each = [()] * len(batch) if components is None else [tuple(row) for row in components.tolist()]
+        for path, category, index, label, score, row in zip(
+            batch.path, batch.category, *(column.tolist() for column in columns), each, strict=True
+        ):
+            self._rows.append(ImageRow(index, path, category, label, score, row))
+        return prediction
+
+    def measure(self, method: Any, batch: Batch) -> Prediction:
+        """Predicts a batch and adds it to the metrics alone."""
+        prediction: Prediction = method.predict(batch).checked(batch)
+        self.metrics.update(
+            prediction.score, prediction.map, batch.label, batch.mask, category=batch.category, index=batch.index
+        )
+        return prediction
+
+    def finish(self, method: Any) -> EvaluationResult:
+        """Ends the pass on all processes: gathers the rows, settles scores over whole categories, computes the metrics."""
+        rows = self._rows
+        if dist.is_available() and dist.is_initialized():
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, rows)
+            rows = [row for part in gathered for row in part]
+        rows = self._settled(method, sorted({row.index: row for row in rows}.values()))
+        values = {key: float(value) for key, value in self.metrics.compute().items()}
+        self.metrics, self._rows = None, []
+        self.result = EvaluationResult(values, rows)
+        return self.result
+
+    def _settled(self, method: Any, rows: list[ImageRow]) -> list[ImageRow]:
+        """The rows with their final scores, which the metrics get too, where scores depend on a whole category."""
+        by_category: dict[str, list[ImageRow]] = {}
+        for row in rows:
+            if row.score_components:
+                by_category.setdefault(row.category, []).append(row)
+        final: dict[int, float] = {}
+        for members in by_category.values():
+            scores = method.category_scores(torch.tensor([row.score_components for row in members])).tolist()
+            final.update({row.index: score for row, score in zip(members, scores, strict=True)})
+        if final:
+            self.metrics.replace_scores(final)
+        return [replace(row, score=final.get(row.index, row.score)) for row in rows]
+
+
+class Evaluated(L.LightningModule):
+    """Lightning's hooks of a method's tests, validations and predictions; all the work is the evaluation's.
+
+    Attributes:
+        evaluation: Collects metrics and image rows; its `result` is that of the last pass.
+    """
+
+    evaluation: Evaluation
+
+    def predict(self, batch: Batch) -> Prediction:
+        """Scores and maps of a batch, without gradient."""
+        raise NotImplementedError(f"{type(self).__name__} defines no predict")
+
+    def invalidate_caches(self) -> None:
+        """Drops what was computed from learned values; called whenever these may have changed."""
+
+    def on_test_epoch_start(self) -> None:
+        self.invalidate_caches()
+        self.evaluation.start(self)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the evaluation."""
+        self.evaluation.update(self, batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._finish("test")
+
+    def on_validation_epoch_start(self) -> None:
+        self.invalidate_caches()
+        self.evaluation.start(self)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the evaluation."""
+        self.evaluation.update(self, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish("val")
+
+    def _finish(self, stage: str) -> None:
+        """Ends the pass, and logs the means that are numbers."""
+        for key, value in self.evaluation.finish(self).values.items():
+            row, _, name = key.rpartition("/")
+            if row in ("mean", "") and value == value:
+                self.log(f"{stage}/{name}", value, rank_zero_only=False, sync_dist=False)
+
+    def on_predict_epoch_start(self) -> None:
+        self.invalidate_caches()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
+        """The checked prediction of a batch."""
+        return self.predict(batch).checked(batch)

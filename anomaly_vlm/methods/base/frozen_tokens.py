@@ -1,0 +1,63 @@
+"""`FrozenTokens`: methods whose image tower is frozen, so that its tokens are computed once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anomaly_vlm.caching.tokens import TokenCache
+from anomaly_vlm.data.types import Batch
+from anomaly_vlm.methods.base.method import AnomalyMethod
+
+
+class FrozenTokens(AnomalyMethod):
+    """A method that reads tokens of a frozen image tower: from a cache, or computed and kept there.
+
+    A subclass defines `cache_key` and `encode_frozen`, and reads `frozen_tokens`.
+    """
+
+    token_cache: TokenCache | None = None
+
+    def cache_key(self) -> dict[str, Any] | None:
+        """What the frozen tokens depend on besides weights and pixels (layers, attention path, ...), as plain values; None
+        where they may not be kept."""
+        raise NotImplementedError(f"{type(self).__name__} defines no cache_key")
+
+    def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
+        """Frozen tokens of images `[M, 3, H, W]` by name, each with the batch axis first."""
+        raise NotImplementedError(f"{type(self).__name__} defines no encode_frozen")
+
+    def frozen_tokens(self, batch: Batch) -> dict[str, Tensor]:
+        """Frozen tokens of a batch by name, `[B, ...]`: those that the cache holds, the others computed now and kept."""
+        cached: list[dict[str, Tensor] | None] = [None] * len(batch) if batch.tokens is None else list(batch.tokens)
+        missing = [i for i, entry in enumerate(cached) if entry is None]
+        if missing:
+            with torch.no_grad():
+                fresh = self.encode_frozen(batch.image)
+            if len(missing) == len(cached) and self.token_cache is None:
+                return fresh
+            for row, i in enumerate(missing):
+                cached[i] = entry = {name: value[row] for name, value in fresh.items()}
+                if self.token_cache is not None:
+                    self.token_cache.put(batch.key[i], entry)
+        entries = [entry for entry in cached if entry is not None]
+        return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
+
+    def cached_text_features(self, sentences: Sequence[Sequence[str]], encode: Callable[[], Tensor]) -> Tensor:
+        """What a frozen text tower makes of sentences.
+
+        Args:
+            sentences: All of them; they name the entry in the token cache.
+            encode: Computes the features where the cache has none; they are then kept.
+        """
+        key = "texts" + hashlib.blake2b(repr(sentences).encode(), digest_size=14).hexdigest()
+        entry = None if self.token_cache is None else self.token_cache.get(key)
+        if entry is None:
+            entry = {"prompts": encode()}
+            if self.token_cache is not None:
+                self.token_cache.put(key, entry)
+        return entry["prompts"]

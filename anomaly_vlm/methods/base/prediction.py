@@ -1,0 +1,68 @@
+"""What a method says of a batch, and what an evaluation keeps of each image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from anomaly_vlm.data.types import Batch
+from anomaly_vlm.errors import UserError
+
+
+class Prediction(NamedTuple):
+    """Scores and maps of a batch; higher means more anomalous.
+
+    Attributes:
+        score: Image scores `[B]`, finite.
+        map: Anomaly maps `[B, H, W]`, finite.
+        boxes: B tensors `[n, 4]` of corners (x0, y0, x1, y1) in pixels of the map, where boxes had a part in it.
+        notes: B texts for the titles of pictures.
+        score_components: `[B, K]`, what `CategoryScores.category_scores` needs of each image, where a score depends on the
+            other images of its category.
+    """
+
+    score: Tensor
+    map: Tensor
+    boxes: tuple[Tensor, ...] = ()
+    notes: tuple[str, ...] = ()
+    score_components: Tensor | None = None
+
+    def checked(self, batch: Batch) -> Prediction:
+        """The prediction as float32.
+
+        Raises:
+            UserError: A score or a map is not finite; the message names the image.
+        """
+        ready = self._replace(score=self.score.detach().float(), map=self.map.detach().float())
+        for values, name in ((ready.score[:, None], "score"), (ready.map.flatten(1), "map")):
+            bad = ~torch.isfinite(values).all(dim=1)
+            if bad.any():
+                path = batch.path[int(bad.nonzero()[0])]
+                raise UserError(
+                    f"the {name} of image '{path}' is not finite: the weights or the precision are at fault; use 32-true"
+                )
+        return ready
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ImageRow:
+    """One evaluated image, for `images.csv` and the choice of pictures.
+
+    Attributes:
+        index: Position in the data set.
+        path: Image file.
+        category: Row of the results table.
+        label: 0 normal, 1 anomalous, -1 unknown.
+        score: Image score.
+        score_components: As in its `Prediction`.
+    """
+
+    index: int
+    path: str
+    category: str
+    label: int
+    score: float
+    score_components: tuple[float, ...] = ()

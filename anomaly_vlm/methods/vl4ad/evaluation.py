@@ -1,0 +1,35 @@
+"""How road scenes are evaluated: several scores from the same masks, and the accuracy of the known classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from anomaly_vlm.data.types import Batch
+from anomaly_vlm.methods.base.evaluation import Evaluation
+from anomaly_vlm.methods.base.prediction import Prediction
+from anomaly_vlm.methods.vl4ad.pixel_scores import anomaly_score
+from anomaly_vlm.metrics import RoadMetrics
+
+
+class RoadEvaluation(Evaluation):
+    """An evaluation whose rows are scores in place of categories; the metrics follow from the method's options."""
+
+    def start(self, method: Any) -> None:
+        """Begins a pass with the metrics of the scores that the method compares."""
+        self.make_metrics = lambda: RoadMetrics(method.compare, components=method.components)
+        super().start(method)
+
+    def measure(self, method: Any, batch: Batch) -> Prediction:
+        """All compared scores of a batch, and the known classes where their labels are there."""
+        y = method.pixel_classes(batch.image)
+        prediction: Prediction = method.prediction(batch, y).checked(batch)
+        maps = {name: anomaly_score(y, name).float() for name in method.compare}
+        self.metrics.update(maps, batch.mask, index=batch.index)
+        if batch.semantic is not None:
+            of_class = torch.tensor(method.columns.of_class, device=y.by_class.device)
+            known = batch.semantic < len(of_class)
+            predicted = y.by_class[:, : y.known].argmax(dim=1)[known]
+            self.metrics.update_classes(predicted, of_class[batch.semantic[known].long()])
+        return prediction
