@@ -144,7 +144,7 @@ def checked_constructor(
     *,
     owner: str,
     hidden: Sequence[str] = (),
-    first: Callable[[Any], None] = lambda positional: None,
+    first: Callable[..., None] | None = None,
 ) -> Callable[..., None]:
     """A constructor whose keyword arguments are checked against its annotations before it runs.
 
@@ -152,13 +152,13 @@ def checked_constructor(
         init: The constructor. Keywords that neither it nor the class's other constructors have are told with the choices.
         owner: See `check_arguments`.
         hidden: Keywords that are no options of a user, and not listed among the choices.
-        first: Called with the first argument before anything else is looked at.
+        first: Called with all arguments before anything else is looked at.
     """
 
     @functools.wraps(init)
     def checked(self: Any, *args: Any, **options: Any) -> None:
-        for positional in args[:1]:
-            first(positional)
+        if first is not None:
+            first(self, *args, **options)
         known = option_names(type(self))
         if unknown := [name for name in options if name not in known and name not in hidden]:
             choices = [name for name in known if name not in hidden]

@@ -79,14 +79,13 @@ class AnomalyMethod(Evaluated):
         self.evaluation = self.evaluation_type() if evaluation is None else evaluation
         self.run_record: dict[str, Any] = {}  # what checkpoints say of the run
 
-    @classmethod
-    def check_backbone(cls, backbone: ClipBackbone) -> None:
+    def check_backbone(self, backbone: FrozenTower, **_: Any) -> None:
         """Raises a `UserError` where the method does not run on this kind of backbone; called before options are read."""
-        if not isinstance(backbone, cls.backbone_types):
-            wanted = " or ".join(kind.__name__ for kind in cls.backbone_types)
+        if not isinstance(backbone, self.backbone_types):
+            wanted = " or ".join(kind.__name__ for kind in self.backbone_types)
             raise UserError(
-                f"{cls.__name__} runs on a {wanted}, not on backbone {backbone.name} ({type(backbone).__name__}): choose"
-                " another backbone=NAME"
+                f"{type(self).__name__} runs on a {wanted}, not on backbone {backbone.name}"
+                f" ({type(backbone).__name__}): choose another backbone=NAME"
             )
 
     # ---- what a method defines ---------------------------------------------------------------------------------------
