@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.cli.train import pop_key
+from anomaly_vlm.cli.arguments import pop_key
 from anomaly_vlm.errors import UserError, unknown_choice
 
 HELP = """usage: anomaly-vlm cache [folder=FOLDER]             lists the token caches

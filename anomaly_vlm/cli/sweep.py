@@ -14,10 +14,10 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import open_dict
 
-from anomaly_vlm.cli.evaluate import timestamp
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checks import check_values, writable_folder
 from anomaly_vlm.runs.compose import compose, conf_dir, describe_choices, parse, sweeper_params
+from anomaly_vlm.runs.configs import timestamp
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
