@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from anomaly_vlm.cli.arguments import help_with_choices, pop_key
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.runs.configs import composed, from_checkpoint, run_folder, shared_with_children
+from anomaly_vlm.runs.configs import composed, from_checkpoint, run_folder, shared_with_children, trusted_packages
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -48,7 +48,7 @@ def configured(spec: str | None, overrides: Sequence[str], command: str) -> tupl
     cfg = composed(overrides) if spec.startswith("published:") else None  # its mistakes are told before torch is read
     from anomaly_vlm.runs.checkpoints import Checkpoint
 
-    checkpoint = Checkpoint.read(spec)
+    checkpoint = Checkpoint.read(spec, trusted=trusted_packages(overrides))
     if cfg is None:
         has_memory = bool(checkpoint.record.get("references"))
         cfg = from_checkpoint(checkpoint.config, overrides, command, has_memory=has_memory)

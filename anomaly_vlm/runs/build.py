@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm import __version__
+from anomaly_vlm.caching.folders import cache_folder
 from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data import AnomalyDataModule, Preprocess
 from anomaly_vlm.data.augment import TrainingAugmentation
@@ -24,7 +24,7 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.metrics import AnomalyMetrics
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
-from anomaly_vlm.runs.instantiate import instantiate, plain
+from anomaly_vlm.runs.instantiate import instantiate, plain, target_class
 from anomaly_vlm.runs.trainer import check_gpu
 
 
@@ -61,11 +61,12 @@ def build(
         excluded_paths: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
     """
     check_gpu(cfg)
-    collaborators = {group: instantiate(cfg[group]) for group in ("detector", "segmenter") if group in cfg}
+    create = partial(instantiate, trusted=cfg.trust)
+    collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if group in cfg}
     data = data or build_data(cfg, sides)
     data.excluded_paths = excluded_paths
     data.check()
-    backbone: Any = instantiate(cfg.backbone)
+    backbone: Any = create(cfg.backbone)
     method = build_method(cfg, backbone, **collaborators)
     data.preprocess = method.preprocess
     description = describe_data(data)
@@ -95,13 +96,14 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
     Raises:
         UserError: A wrong option, or `shots` that the method has no use for.
     """
-    method_class: Any = get_class(cfg.method._target_)
+    method_class: Any = target_class(cfg.method, trusted=cfg.trust)
     method: AnomalyMethod = instantiate(
         cfg.method,
+        trusted=cfg.trust,
         backbone=backbone,
         losses=build_terms(plain(cfg.loss)),
-        optimizer=instantiate(cfg.optimizer) if cfg.optimizer else None,
-        scheduler=instantiate(cfg.scheduler) if cfg.scheduler else None,
+        optimizer=instantiate(cfg.optimizer, trusted=cfg.trust) if cfg.optimizer else None,
+        scheduler=instantiate(cfg.scheduler, trusted=cfg.trust) if cfg.scheduler else None,
         evaluation=method_class.evaluation_type(partial(AnomalyMetrics, pixel=plain(cfg.metrics))),
         **collaborators,
     )
@@ -121,7 +123,8 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
 
 def build_data(cfg: DictConfig, sides: tuple[str, ...]) -> AnomalyDataModule:
     """The data module of the sides that a command needs."""
-    sources = {side: instantiate(cfg.dataset[side]) for side in sides if cfg.dataset.get(side) is not None}
+    create = partial(instantiate, trusted=cfg.trust)
+    sources = {side: create(cfg.dataset[side]) for side in sides if cfg.dataset.get(side) is not None}
     augment = cfg.augment
     picks = ReferencePicks(sources.get("test"), num_shots=cfg.shots, seed=cfg.seed, shots_list=cfg.shots_list)
     return AnomalyDataModule(
@@ -133,7 +136,7 @@ def build_data(cfg: DictConfig, sides: tuple[str, ...]) -> AnomalyDataModule:
         augment=TrainingAugmentation(
             mosaic=augment.mosaic,
             mosaic_on=None if augment.mosaic_on is None else list(augment.mosaic_on),
-            operations=[instantiate(operation) for operation in augment.operations],
+            operations=[create(operation) for operation in augment.operations],
             crop=None if augment.crop is None else RandomCrop(**plain(augment.crop)),
         ),
         limits={"train": cfg.train_limit, "val": cfg.eval_limit, "test": cfg.eval_limit},
@@ -172,7 +175,7 @@ def attach_cache(cfg: DictConfig, data: AnomalyDataModule, method: AnomalyMethod
     }
     cache = TokenCache(
         about,
-        folder=Path(cfg.cache.folder) if cfg.cache.tokens == "disk" else None,
+        folder=cache_folder("tokens", cfg.cache.folder) if cfg.cache.tokens == "disk" else None,
         disk_bytes=int(cfg.cache.disk_gb * 1e9),
         memory_bytes=int(cfg.cache.memory_gb * 1e9),
     )

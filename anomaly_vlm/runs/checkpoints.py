@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.published import load_published
-from anomaly_vlm.runs.checks import check_targets, shipped_targets
-from anomaly_vlm.runs.compose import conf_dir
+from anomaly_vlm.runs.instantiate import target_class
 from anomaly_vlm.runs.migrate import migrated
+from anomaly_vlm.runs.trust import foreign_config
 
 PUBLISHED = "published:"
 
@@ -36,8 +36,12 @@ class Checkpoint:
     state: dict[str, Any]
 
     @classmethod
-    def read(cls, spec: str) -> Checkpoint:
+    def read(cls, spec: str, *, trusted: Sequence[str] = ()) -> Checkpoint:
         """Reads one of the suite's files, or names a published one.
+
+        Args:
+            spec: `FILE` or `published:FILE`.
+            trusted: Packages of the user's own that the configuration in the file may name.
 
         Raises:
             UserError: The file is missing, damaged, not one of the suite's, or its configuration names foreign code.
@@ -52,8 +56,8 @@ class Checkpoint:
                 f"'{path}' is no checkpoint of this suite: give a .ckpt that 'train' wrote, or ckpt=published:{path}"
                 " method=NAME"
             )
-        check_targets(record["config"], shipped_targets(conf_dir()), f"checkpoint '{path}'")
-        return cls(spec, {**record, "config": migrated(record["config"])}, content["state_dict"])
+        config = foreign_config(migrated(record.get("config")), source=f"checkpoint '{path}'", trusted=trusted)
+        return cls(spec, {**record, "config": OmegaConf.to_container(config)}, content["state_dict"])
 
     @property
     def published(self) -> bool:
@@ -81,7 +85,7 @@ class Checkpoint:
             UserError: `shots` is not what the memory was made of.
         """
         if self.published:
-            method_class: Any = get_class(cfg.method._target_)
+            method_class: Any = target_class(cfg.method, trusted=cfg.trust)
             return set() if method_class.reference_support == "required" else None
         held, shots = set(self.record.get("references", [])), self.record["config"]["shots"]
         if held and cfg.shots != shots:

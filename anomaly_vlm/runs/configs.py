@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.runs.checks import check_targets, check_values, shipped_targets, writable_folder
-from anomaly_vlm.runs.compose import compose, conf_dir, merge_overrides
+from anomaly_vlm.runs.checks import check_values, writable_folder
+from anomaly_vlm.runs.compose import compose, merge_overrides, parse
+from anomaly_vlm.runs.trust import read_config
 
 FOLDER_VARIABLE = "ANOMALY_VLM_RUN_FOLDER"  # tells the other processes of a DDP run where the first one writes
 
@@ -47,10 +48,7 @@ def resumed(folder: Path, overrides: Sequence[str]) -> DictConfig:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"resume={folder}: no config.yaml in there: give the folder of a run that 'train' started")
-    stored = OmegaConf.load(path)
-    if not isinstance(stored, DictConfig):
-        raise UserError(f"'{path}' is no configuration of a run: give the folder of a run that 'train' started")
-    check_targets(OmegaConf.to_container(stored, resolve=False), shipped_targets(conf_dir()), f"'{path}'")
+    stored = read_config(path, trusted=trusted_packages(overrides))
     cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "dataset", "loss"))
     check_values(cfg)
     cfg.output_dir = str(writable_folder(folder))
@@ -88,6 +86,16 @@ def checked(cfg: DictConfig) -> DictConfig:
     check_values(cfg)
     cfg.output_dir = str(cfg.output_dir)
     return cfg
+
+
+def trusted_packages(overrides: Sequence[str]) -> list[str]:
+    """The packages that `trust=[...]` on the command line names."""
+    found: list[str] = []
+    for override in parse(overrides):
+        if override.key_or_group == "trust":
+            value = override.value()
+            found = [str(name) for name in (value if isinstance(value, list) else [value])]
+    return found
 
 
 def timestamp() -> str:

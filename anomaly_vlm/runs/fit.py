@@ -42,7 +42,7 @@ def fit(cfg: DictConfig, folder: Path) -> RunResult:
     run = build(cfg, sides=_sides(cfg))
     run.data.selection_side = {"best_val": "val", "best_test": "test"}.get(cfg.selection)  # type: ignore[assignment]
     if cfg.init:
-        Checkpoint.read(cfg.init).load_into(run.method)
+        Checkpoint.read(cfg.init, trusted=cfg.trust).load_into(run.method)
     validating = run.data.selection_side is not None
     trainer = build_trainer(cfg, callbacks=_savers(cfg, folder, validating), fitting=True, validating=validating)
     _announce(run, folder)

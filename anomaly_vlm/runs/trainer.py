@@ -37,8 +37,8 @@ def build_trainer(
         UserError: The trainer does not fit this machine.
     """
     bar = progress_bar(cfg.callbacks.progress)
-    extra = [instantiate(node) for node in cfg.callbacks.extra] if fitting else []
-    loggers = [_logger(node) for node in cfg.logger.values()] if fitting else False
+    extra = [instantiate(node, trusted=cfg.trust) for node in cfg.callbacks.extra] if fitting else []
+    loggers = [_logger(node, cfg) for node in cfg.logger.values()] if fitting else False
     quiet_lightning()
     torch.set_flush_denormal(True)  # gradients near 0 otherwise make a step on the CPU many times slower
     options: dict[str, Any] = {} if validating or not fitting else {"limit_val_batches": 0}
@@ -47,6 +47,7 @@ def build_trainer(
     try:
         trainer: L.Trainer = instantiate(
             cfg.trainer,
+            trusted=cfg.trust,
             callbacks=[*callbacks, *([bar] if bar is not None else []), *extra],
             logger=loggers,
             enable_progress_bar=bar is not None,
@@ -90,7 +91,7 @@ def fit_machine(cfg: DictConfig, *, processes: bool) -> None:
         cfg.trainer.pop("strategy", None)
 
 
-def _logger(node: DictConfig) -> Any:
+def _logger(node: DictConfig, cfg: DictConfig) -> Any:
     if "wandb" in node._target_.lower():
         try:
             import wandb  # noqa: F401
@@ -102,7 +103,7 @@ def _logger(node: DictConfig) -> Any:
             os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
         ):
             raise UserError("logger=wandb online needs a key: run 'wandb login', or set logger.wandb.offline=true")
-    return instantiate(node)
+    return instantiate(node, trusted=cfg.trust)
 
 
 def quiet_lightning() -> None:
