@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomaly_vlm.metrics._components import (
+from anomaly_vlm.metrics._engine.group import Alone, current_group
+from anomaly_vlm.metrics._engine.inputs import ArrayLike, split_images
+from anomaly_vlm.metrics.functional import (
     Counts,
     Frame,
     best_threshold,
@@ -19,8 +21,6 @@ from anomaly_vlm.metrics._components import (
     count_components,
     histograms,
 )
-from anomaly_vlm.metrics._group import Alone, current_group
-from anomaly_vlm.metrics._inputs import ArrayLike, split_images
 
 Stored = tuple[int | None, np.ndarray, np.ndarray]  # number in the data set, float16 scores, uint8 label
 

@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from anomaly_vlm.metrics._group import Alone
-from anomaly_vlm.metrics._image import ImageEngine
-from anomaly_vlm.metrics._inputs import ArrayLike
-from anomaly_vlm.metrics._metric import CurveMetric, EngineMetric
-from anomaly_vlm.metrics._names import Values, as_tensors
-from anomaly_vlm.metrics._options import checked_recall
+from anomaly_vlm.metrics._engine.group import Alone
+from anomaly_vlm.metrics._engine.image import ImageEngine
+from anomaly_vlm.metrics._engine.inputs import ArrayLike
+from anomaly_vlm.metrics._engine.metric import CurveMetric, EngineMetric
+from anomaly_vlm.metrics._engine.options import Values, as_tensors, checked_recall
 
 
 class ImageMetrics(CurveMetric, EngineMetric):

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomaly_vlm.metrics._engines import pixel_engine
-from anomaly_vlm.metrics._group import Alone
-from anomaly_vlm.metrics._inputs import ArrayLike
-from anomaly_vlm.metrics._metric import CurveMetric, EngineMetric
-from anomaly_vlm.metrics._names import Values, as_tensors
-from anomaly_vlm.metrics._options import PixelOptions
+from anomaly_vlm.metrics._engine import pixel_engine
+from anomaly_vlm.metrics._engine.group import Alone
+from anomaly_vlm.metrics._engine.inputs import ArrayLike
+from anomaly_vlm.metrics._engine.metric import CurveMetric, EngineMetric
+from anomaly_vlm.metrics._engine.options import PixelOptions, Values, as_tensors
 
 
 class PixelMetrics(CurveMetric, EngineMetric):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomaly_vlm.metrics._inputs import ArrayLike
+from anomaly_vlm.metrics._engine.inputs import ArrayLike
 from anomaly_vlm.metrics.components import ComponentMetrics
 from anomaly_vlm.metrics.pixel import PixelMetrics
 

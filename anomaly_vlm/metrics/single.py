@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomaly_vlm.metrics._engines import pixel_engine
-from anomaly_vlm.metrics._group import Alone
-from anomaly_vlm.metrics._image import ImageEngine
-from anomaly_vlm.metrics._inputs import ArrayLike
-from anomaly_vlm.metrics._metric import EngineMetric
-from anomaly_vlm.metrics._names import Values, as_tensors
-from anomaly_vlm.metrics._options import PixelOptions, recall_name
-from anomaly_vlm.metrics._pixel import PixelEngine
+from anomaly_vlm.metrics._engine import pixel_engine
+from anomaly_vlm.metrics._engine.group import Alone
+from anomaly_vlm.metrics._engine.image import ImageEngine
+from anomaly_vlm.metrics._engine.inputs import ArrayLike
+from anomaly_vlm.metrics._engine.metric import EngineMetric
+from anomaly_vlm.metrics._engine.options import PixelOptions, Values, as_tensors, recall_name
+from anomaly_vlm.metrics._engine.pixel import PixelEngine
 
 
 class SingleMetric(EngineMetric):

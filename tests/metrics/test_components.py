@@ -14,7 +14,7 @@ import torch
 from skimage.measure import label as skimage_label
 
 from anomaly_vlm.metrics import ComponentMetrics, PixelMetrics, RoadMetrics
-from anomaly_vlm.metrics._components import best_threshold, compare_components, histograms, ordered, score_of
+from anomaly_vlm.metrics.functional import best_threshold, compare_components, histograms, ordered, score_of
 
 ROOT = Path(__file__).parents[2]
 

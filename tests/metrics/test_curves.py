@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from anomaly_vlm.metrics import AUROC, AnomalyMetrics, ImageMetrics, PixelMetrics
-from anomaly_vlm.metrics._curves import _thin_function, _thin_rising
-from anomaly_vlm.metrics._group import Alone
+from anomaly_vlm.metrics._engine.curves import _thin_function, _thin_rising
+from anomaly_vlm.metrics._engine.group import Alone
 from tests.metrics.cases import random_case
 
 

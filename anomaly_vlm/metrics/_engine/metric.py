@@ -9,13 +9,12 @@ import torch
 from torch.nn import Module
 from torchmetrics import Metric
 
-from anomaly_vlm.metrics._curves import Curve, thinned
-from anomaly_vlm.metrics._group import Alone, current_group
-from anomaly_vlm.metrics._image import ImageEngine
-from anomaly_vlm.metrics._ledger import warn_unnumbered
-from anomaly_vlm.metrics._names import Values, warn_undefined
-from anomaly_vlm.metrics._pixel import PixelEngine
-from anomaly_vlm.metrics._plot import draw_curves
+from anomaly_vlm.metrics._engine.curves import Curve, draw_curves, thinned
+from anomaly_vlm.metrics._engine.group import Alone, current_group
+from anomaly_vlm.metrics._engine.image import ImageEngine
+from anomaly_vlm.metrics._engine.ledger import warn_unnumbered
+from anomaly_vlm.metrics._engine.options import Values, warn_undefined
+from anomaly_vlm.metrics._engine.pixel import PixelEngine
 
 Engine = PixelEngine | ImageEngine
 

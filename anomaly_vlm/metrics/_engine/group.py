@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from anomaly_vlm.metrics._counts import Points
+from anomaly_vlm.metrics._engine.counts import Points
 
 
 class Alone:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from anomaly_vlm.metrics._group import Alone
+from anomaly_vlm.metrics._engine.group import Alone
 
 Category = str | None
 T = TypeVar("T")

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from anomaly_vlm.metrics._curves import Polygon
-from anomaly_vlm.metrics._group import Alone
-from anomaly_vlm.metrics._inputs import Image, pack_image, split_images, unpack_image
-from anomaly_vlm.metrics._ledger import Category, Ledger, pack_text, part_of, unpack_text
-from anomaly_vlm.metrics._names import Values
-from anomaly_vlm.metrics._options import PixelOptions
+from anomaly_vlm.metrics._engine.curves import Polygon
+from anomaly_vlm.metrics._engine.group import Alone
+from anomaly_vlm.metrics._engine.inputs import Image, pack_image, split_images, unpack_image
+from anomaly_vlm.metrics._engine.ledger import Category, Ledger, pack_text, part_of, unpack_text
+from anomaly_vlm.metrics._engine.options import PixelOptions, Values
 
 
 class PixelEngine:

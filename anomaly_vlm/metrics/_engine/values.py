@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anomaly_vlm.metrics._counts import Above, Points, pieces
+from anomaly_vlm.metrics._engine.counts import Above, Points, pieces
 
 NAN = math.nan
 EXACT_INTEGERS = 2**62

@@ -1,23 +1,87 @@
-"""Exact pixel values of all categories over one or several processes. No normal pixel leaves its process.
-
-Gathered: the distinct anomalous scores with their counts and weights. Every process then counts its own normal pixels at
-these scores, and the counts are added.
-"""
+"""Exact mode: scores of every category, and their values over several processes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
-from anomaly_vlm.metrics import _legacy
-from anomaly_vlm.metrics._counts import Above, Points, count_above, join
-from anomaly_vlm.metrics._exact import View
-from anomaly_vlm.metrics._group import Alone
-from anomaly_vlm.metrics._names import Values
-from anomaly_vlm.metrics._options import PixelOptions, recall_name
-from anomaly_vlm.metrics._values import NAN, aupro, scalars
+from anomaly_vlm.metrics._engine import legacy
+from anomaly_vlm.metrics._engine.counts import Above, Points, count_above, join
+from anomaly_vlm.metrics._engine.curves import Polygon, exact_polygons
+from anomaly_vlm.metrics._engine.exact_state import ExactStore, View
+from anomaly_vlm.metrics._engine.group import Alone
+from anomaly_vlm.metrics._engine.inputs import Image
+from anomaly_vlm.metrics._engine.ledger import Category, part_of, pick
+from anomaly_vlm.metrics._engine.options import PixelOptions, Values, recall_name, with_means
+from anomaly_vlm.metrics._engine.pixel import PixelEngine
+from anomaly_vlm.metrics._engine.values import NAN, aupro, scalars
+
+
+class ExactEngine(PixelEngine):
+    """Exact state; see `ExactStore` for its memory."""
+
+    def __init__(self, options: PixelOptions) -> None:
+        super().__init__(options)
+        self.stores: dict[Category, ExactStore] = {}
+
+    def can_subtract(self, image: Image) -> bool:
+        return image.kind == "float32"
+
+    def absorb(self, image: Image) -> None:
+        self._store(image.category).add(image)
+
+    def absorb_other(self, other: ExactEngine, repeats: set[int]) -> None:
+        for name, store in other.stores.items():
+            self._store(name).merge(store, repeats)
+
+    def _store(self, category: Category) -> ExactStore:
+        if category not in self.stores:
+            self.stores[category] = ExactStore(self.options)
+        return self.stores[category]
+
+    def views(self, group: Alone, more: Sequence[Category] = ()) -> dict[Category, View]:
+        """What this process knows of every category; the same categories in the same order on every process."""
+        repeats = self.ledger.repeats(group)
+        out = {}
+        for name in self.ledger.order(group, more) or [None]:
+            store = self.stores.get(name) or ExactStore(self.options)
+            newest = self.newest_of(name, repeats)
+            out[name] = (store if newest is None else store.with_image(newest)).view(repeats)
+        return out
+
+    def results(self, group: Alone, more: Sequence[Category] = ()) -> Values:
+        counted, pooled = count_categories(self.views(group, more), self.options, group)
+        named = {name: values(one, self.options) for name, one in counted.items()}
+        return with_means(named, values(pooled, self.options))
+
+    def polygons(self, group: Alone, category: Category) -> dict[str, Polygon]:
+        counted, pooled = count_categories(self.views(group), self.options, group)
+        one = pick(counted, pooled, category)
+        regions = one.facts.regions
+        return exact_polygons(one.points, one.above, one.facts.normals, int(regions[0]) if regions.size else None)
+
+    def to(self, device: torch.device) -> None:
+        if self.moves:
+            self.options = replace(self.options, device=None if device.type == "cpu" else device)
+            for store in self.stores.values():
+                store.to(self.options)
+
+    def pack_states(self) -> dict[str, np.ndarray]:
+        return {
+            f"store{i}.{key}": array
+            for i, name in enumerate(self.ledger.categories)
+            if name in self.stores
+            for key, array in self.stores[name].pack().items()
+        }
+
+    def unpack_states(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.stores = {}
+        for i, name in enumerate(self.ledger.categories):
+            if parts := part_of(arrays, f"store{i}"):
+                self._store(name).unpack(parts)
 
 
 @dataclass
@@ -44,7 +108,7 @@ class Counted:
     facts: Facts
     points: Points
     above: Above
-    thresholds: _legacy.Thresholds
+    thresholds: legacy.Thresholds
     false_plain: np.ndarray
     false_filled: np.ndarray
     hits_filled: np.ndarray
@@ -101,10 +165,10 @@ def values(counted: Counted, options: PixelOptions) -> Values:
         plain, filled = counted.thresholds
         none = np.zeros(plain.size)
         out["pixel_aupro_legacy"] = (
-            _legacy.area(points, none, plain, counted.false_plain, *args, strict=True) if defined else NAN
+            legacy.area(points, none, plain, counted.false_plain, *args, strict=True) if defined else NAN
         )
         out["pixel_aupro_legacy_filled"] = (
-            _legacy.area(points, counted.hits_filled, filled, counted.false_filled, *args, strict=False)
+            legacy.area(points, counted.hits_filled, filled, counted.false_filled, *args, strict=False)
             if defined
             else NAN
         )
@@ -137,7 +201,7 @@ def _pooled_facts(parts: object, options: PixelOptions) -> Facts:
 
 
 def _blank(facts: Facts, points: Points, options: PixelOptions) -> Counted:
-    at = _legacy.thresholds(facts.low, facts.high) if options.legacy else _legacy.NO_THRESHOLDS
+    at = legacy.thresholds(facts.low, facts.high) if options.legacy else legacy.NO_THRESHOLDS
     plain, filled = (np.zeros(part.size, np.int64) for part in at)
     size = points.values.size
     above = Above(np.zeros(size, np.int64), np.zeros(size, np.int64))
@@ -150,4 +214,4 @@ def _sum(above: Above, group: Alone) -> Above:
 
 def _hole_hits(view: View, at: np.ndarray) -> np.ndarray:
     order = np.argsort(view.hole_scores)
-    return _legacy.weight_above(view.hole_scores[order], view.hole_weights[order], at)
+    return legacy.weight_above(view.hole_scores[order], view.hole_weights[order], at)

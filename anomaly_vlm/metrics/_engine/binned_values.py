@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anomaly_vlm.metrics._counts import from_order_keys
-from anomaly_vlm.metrics._names import Values
-from anomaly_vlm.metrics._options import PixelOptions, recall_name
-from anomaly_vlm.metrics._sketch import Sketch
-from anomaly_vlm.metrics._values import NAN, needed_hits
+from anomaly_vlm.metrics._engine.binned_state import Sketch
+from anomaly_vlm.metrics._engine.counts import from_order_keys
+from anomaly_vlm.metrics._engine.options import PixelOptions, Values, recall_name
+from anomaly_vlm.metrics._engine.values import NAN, needed_hits
 
 ROUNDING = 1e-12
 

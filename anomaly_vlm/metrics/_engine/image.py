@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anomaly_vlm.metrics._counts import Above, Points, count_above, distinct, join, sorted_copy
-from anomaly_vlm.metrics._curves import Polygon, exact_polygons
-from anomaly_vlm.metrics._group import Alone
-from anomaly_vlm.metrics._inputs import as_index, as_names, check_image_scores
-from anomaly_vlm.metrics._ledger import Category, Ledger, part_of, pick
-from anomaly_vlm.metrics._names import Values, with_means
-from anomaly_vlm.metrics._options import recall_name
-from anomaly_vlm.metrics._values import scalars
+from anomaly_vlm.metrics._engine.counts import Above, Points, count_above, distinct, join, sorted_copy
+from anomaly_vlm.metrics._engine.curves import Polygon, exact_polygons
+from anomaly_vlm.metrics._engine.group import Alone
+from anomaly_vlm.metrics._engine.inputs import as_index, as_names, check_image_scores
+from anomaly_vlm.metrics._engine.ledger import Category, Ledger, part_of, pick
+from anomaly_vlm.metrics._engine.options import Values, recall_name, with_means
+from anomaly_vlm.metrics._engine.values import scalars
 
 
 class Scored(NamedTuple):

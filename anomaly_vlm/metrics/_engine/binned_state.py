@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anomaly_vlm.metrics._counts import distinct, order_keys, pack, pieces, unpack
+from anomaly_vlm.metrics._engine.counts import distinct, order_keys, pack, pieces, unpack
 
 KEY_BITS = 32
 

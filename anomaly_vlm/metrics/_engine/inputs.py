@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_vlm.metrics._tables import Kind, histogram, non_finite
+from anomaly_vlm.metrics._engine.columns import Kind, histogram, non_finite
 
 Array = np.ndarray
 ArrayLike = Tensor | Array | Sequence[Any]

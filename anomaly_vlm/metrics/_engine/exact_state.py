@@ -10,13 +10,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anomaly_vlm.metrics._columns import AnyColumn, Column, DeviceColumn, Range, kept_ranges, sorted_blocks
-from anomaly_vlm.metrics._counts import Points, Sorted, block_size, distinct, join
-from anomaly_vlm.metrics._inputs import Image
-from anomaly_vlm.metrics._ledger import part_of
-from anomaly_vlm.metrics._options import PixelOptions
-from anomaly_vlm.metrics._split import Split, split
-from anomaly_vlm.metrics._tables import HALF_KINDS, HalfTables, Kind, histogram
+from anomaly_vlm.metrics._engine.columns import (
+    HALF_KINDS,
+    AnyColumn,
+    Column,
+    DeviceColumn,
+    HalfTables,
+    Kind,
+    Range,
+    histogram,
+    kept_ranges,
+    sorted_blocks,
+)
+from anomaly_vlm.metrics._engine.counts import Points, Sorted, block_size, distinct, join
+from anomaly_vlm.metrics._engine.inputs import Image
+from anomaly_vlm.metrics._engine.ledger import part_of
+from anomaly_vlm.metrics._engine.options import PixelOptions
+from anomaly_vlm.metrics._engine.regions import Split, split
 
 
 class Row(NamedTuple):

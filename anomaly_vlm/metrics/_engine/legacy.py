@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anomaly_vlm.metrics._counts import Points
-from anomaly_vlm.metrics._values import NAN
+from anomaly_vlm.metrics._engine.counts import Points
+from anomaly_vlm.metrics._engine.values import NAN
 
 STEPS = 200
 LIMIT = 0.3

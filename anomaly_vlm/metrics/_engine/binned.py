@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from anomaly_vlm.metrics._curves import Polygon, binned_polygons
-from anomaly_vlm.metrics._group import Alone
-from anomaly_vlm.metrics._inputs import Image
-from anomaly_vlm.metrics._interval import binned_values
-from anomaly_vlm.metrics._ledger import Category, part_of, pick
-from anomaly_vlm.metrics._names import Values, with_means
-from anomaly_vlm.metrics._options import PixelOptions
-from anomaly_vlm.metrics._pixel import PixelEngine
-from anomaly_vlm.metrics._sketch import Sketch
-from anomaly_vlm.metrics._split import split
-from anomaly_vlm.metrics._tables import half_values
+from anomaly_vlm.metrics._engine.binned_state import Sketch
+from anomaly_vlm.metrics._engine.binned_values import binned_values
+from anomaly_vlm.metrics._engine.columns import half_values
+from anomaly_vlm.metrics._engine.curves import Polygon, binned_polygons
+from anomaly_vlm.metrics._engine.group import Alone
+from anomaly_vlm.metrics._engine.inputs import Image
+from anomaly_vlm.metrics._engine.ledger import Category, part_of, pick
+from anomaly_vlm.metrics._engine.options import PixelOptions, Values, with_means
+from anomaly_vlm.metrics._engine.pixel import PixelEngine
+from anomaly_vlm.metrics._engine.regions import split
 
 FLUSH = 2 << 20  # buffered pixels
 
