@@ -1,11 +1,7 @@
-"""What the metrics are made of."""
+"""What the metrics are made of: state, counting and values, in NumPy, without torchmetrics (which `metric` alone wraps).
 
-from anomaly_vlm.metrics._engine.binned import BinnedEngine
-from anomaly_vlm.metrics._engine.exact import ExactEngine
-from anomaly_vlm.metrics._engine.options import PixelOptions
-from anomaly_vlm.metrics._engine.pixel import PixelEngine
-
-
-def pixel_engine(options: PixelOptions) -> PixelEngine:
-    """An empty engine."""
-    return ExactEngine(options) if options.mode == "exact" else BinnedEngine(options)
+A batch passes through `inputs` (checked images) and `regions` (each image split into normal and anomalous scores) into an
+engine: `exact` (with `exact_state`, `columns`), `binned` (with `binned_state`) or `image`. An engine keeps a `ledger` of the
+images that count, exchanges with the other processes of a `group`, counts (`counts`) and turns counts into values
+(`values`, `binned_values`, `legacy`) and curves (`curves`).
+"""

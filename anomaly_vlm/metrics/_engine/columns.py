@@ -1,8 +1,12 @@
-"""Append-only columns of numbers: many images' scores in a few large blocks, read back in any range."""
+"""Where the scores of many images are kept: columns of float32 scores, and tables of half-precision bit patterns.
+
+Columns are appended to and read back in any range. Tables count the at most 2^16 distinct scores of a half-precision dtype,
+so they are exact and of constant size, whatever the number of images.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from threading import local
@@ -11,28 +15,37 @@ from typing import Literal
 import numpy as np
 import torch
 
-from anomaly_vlm.metrics._engine.counts import Points, Sorted, distinct, sorted_copy
+from anomaly_vlm.metrics._engine.counts import BlockReader, DistinctScores, SortedBlock, distinct, sorted_block
 
 Range = tuple[int, int]
+Kind = Literal["float32", "float16", "bfloat16"]
+HALF_KINDS: tuple[Kind, ...] = ("float16", "bfloat16")
+NON_FINITE = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all exponent bits set: infinity or NaN
+PATTERNS = 1 << 16
 
 
 class Column:
-    """Numbers of one dtype in CPU blocks that double from 1 MB to 16 MB; unused room is never touched."""
+    """Numbers of one dtype in CPU blocks whose size doubles from `smallest` to `largest`; unused room is never touched.
 
-    smallest, largest = 1 << 18, 1 << 22  # elements
+    Args:
+        dtype: Dtype of the numbers.
+        arrays: One-dimensional arrays to append at once.
+    """
 
-    def __init__(self, dtype: type[np.generic], parts: Iterable[np.ndarray] = ()) -> None:
+    smallest, largest = 1 << 18, 1 << 22  # elements of a block: 1 MB and 16 MB of float32
+
+    def __init__(self, dtype: type[np.generic], arrays: Iterable[np.ndarray] = ()) -> None:
         self.dtype = np.dtype(dtype)
         self.blocks: list[np.ndarray] = []
         self.starts: list[int] = [0]  # of each block, and the end of the last
-        for part in parts:
-            self.append(part)
+        for array in arrays:
+            self.append(array)
 
     def __len__(self) -> int:
         return self.starts[-1]
 
     def append(self, values: np.ndarray) -> None:
-        """Copies [M] `values` to the end."""
+        """Copies `values` `[M]` to the end."""
         done = 0
         while done < values.shape[0]:
             used = self.starts[-1] - self.starts[-2] if self.blocks else 0
@@ -47,20 +60,20 @@ class Column:
             done += take
 
     def read(self, ranges: Sequence[Range], out: np.ndarray | None = None) -> np.ndarray:
-        """A copy of the elements in `ranges` (start, stop), in this order; into `out` if given."""
+        """Returns a copy of the elements in `ranges` (start, stop), in this order; written into `out` if that is given."""
         if out is None:
             out = np.empty(sum(stop - start for start, stop in ranges), self.dtype)
-        at = 0
+        written = 0
         for start, stop in ranges:
             for block, (first, last) in zip(self.blocks, pairwise(self.starts), strict=True):
                 low, high = max(start, first), min(stop, last)
                 if low < high:
-                    out[at : at + high - low] = block[low - first : high - first]
-                    at += high - low
+                    out[written : written + high - low] = block[low - first : high - first]
+                    written += high - low
         return out
 
     def all(self) -> np.ndarray:
-        """A copy of everything."""
+        """Returns a copy of everything."""
         return self.read([(0, len(self))])
 
     def __getstate__(self) -> dict[str, object]:
@@ -71,136 +84,146 @@ class Column:
 
 
 class DeviceColumn:
-    """float32 numbers on an accelerator, one tensor an image."""
+    """Float32 numbers on an accelerator, in one tensor an image.
 
-    def __init__(self, device: torch.device, parts: Iterable[torch.Tensor] = ()) -> None:
+    Args:
+        device: The accelerator.
+        tensors: One-dimensional tensors to append at once.
+    """
+
+    def __init__(self, device: torch.device, tensors: Iterable[torch.Tensor] = ()) -> None:
         self.device = device
-        self.parts: list[torch.Tensor] = []
+        self.tensors: list[torch.Tensor] = []
         self.starts = [0]
-        for part in parts:
-            self.append(part)
+        for tensor in tensors:
+            self.append(tensor)
 
     def __len__(self) -> int:
         return self.starts[-1]
 
     def append(self, values: torch.Tensor | np.ndarray) -> None:
-        """Takes [M] `values` over; NumPy arrays are copied to the device."""
+        """Appends `values` `[M]`; a tensor is taken over as it is, a NumPy array is copied to the device."""
         tensor = torch.from_numpy(values.copy()).to(self.device) if isinstance(values, np.ndarray) else values
         if tensor.numel():
-            self.parts.append(tensor)
+            self.tensors.append(tensor)
             self.starts.append(self.starts[-1] + tensor.numel())
 
     def read(self, ranges: Sequence[Range]) -> torch.Tensor:
-        """A copy of the elements in `ranges`, in this order."""
+        """Returns a copy of the elements in `ranges` (start, stop), in this order."""
         out = []
         for start, stop in ranges:
-            for part, (first, last) in zip(self.parts, pairwise(self.starts), strict=True):
+            for tensor, (first, last) in zip(self.tensors, pairwise(self.starts), strict=True):
                 if max(start, first) < min(stop, last):
-                    out.append(part[max(start - first, 0) : min(stop, last) - first])
+                    out.append(tensor[max(start - first, 0) : min(stop, last) - first])
         return torch.cat(out) if out else torch.empty(0, device=self.device)
 
     def all(self) -> np.ndarray:
-        """A copy of everything on the CPU."""
-        return self.read([(0, len(self))]).cpu().numpy()
-
-    def to(self, device: torch.device) -> DeviceColumn:
-        return DeviceColumn(device, [part.to(device) for part in self.parts])
+        """Returns a copy of everything on the CPU."""
+        array: np.ndarray = self.read([(0, len(self))]).cpu().numpy()
+        return array
 
 
 AnyColumn = Column | DeviceColumn
 
 
-def kept_ranges(length: int, dropped: Sequence[Range]) -> list[Range]:
-    """[0, length) without the `dropped` ranges."""
-    kept, at = [], 0
+def remaining_ranges(length: int, dropped: Sequence[Range]) -> list[Range]:
+    """Returns [0, length) without the `dropped` ranges."""
+    remaining, end = [], 0
     for start, stop in sorted(dropped):
-        if start > at:
-            kept.append((at, start))
-        at = max(at, stop)
-    if at < length:
-        kept.append((at, length))
-    return kept
+        if start > end:
+            remaining.append((end, start))
+        end = max(end, stop)
+    if end < length:
+        remaining.append((end, length))
+    return remaining
 
 
-def sorted_blocks(column: AnyColumn, kept: Sequence[Range], block: int) -> list[Callable[[], Sorted]]:
-    """Makers of sorted copies of about equal size, at most `block` elements each.
+def block_readers(column: AnyColumn, ranges: Sequence[Range], block: int) -> list[BlockReader]:
+    """Returns readers of sorted blocks that together hold the elements of a column in `ranges`.
 
-    Every thread copies into one piece of memory of its own: a block is valid until the next is made.
+    The blocks are of about equal size. Each thread copies its blocks into one array of its own, so a block is valid only
+    until the same thread reads the next one.
+
+    Args:
+        column: The column.
+        ranges: Ranges (start, stop) of the column.
+        block: Most elements in a block.
     """
-    total = sum(stop - start for start, stop in kept)
+    total = sum(stop - start for start, stop in ranges)
     count = -(-total // block)
     scratch = local()
 
-    def make(first: int, last: int) -> Sorted:
-        ranges = _slice_ranges(kept, first, last)
+    def read(first: int, last: int) -> SortedBlock:
+        some = _slice_ranges(ranges, first, last)
         if isinstance(column, DeviceColumn):
-            return sorted_copy(column.read(ranges))
+            return sorted_block(column.read(some))
         if not hasattr(scratch, "memory"):
             scratch.memory = np.empty(-(-total // count), column.dtype)
-        return sorted_copy(column.read(ranges, scratch.memory[: last - first]))
+        return sorted_block(column.read(some, scratch.memory[: last - first]))
 
-    return [partial(make, total * i // count, total * (i + 1) // count) for i in range(count)]
+    return [partial(read, total * i // count, total * (i + 1) // count) for i in range(count)]
 
 
-def _slice_ranges(kept: Sequence[Range], first: int, last: int) -> list[Range]:
-    """The part of the concatenated ranges between positions `first` and `last`."""
-    out, at = [], 0
-    for start, stop in kept:
-        low, high = max(first, at), min(last, at + stop - start)
+def _slice_ranges(ranges: Sequence[Range], first: int, last: int) -> list[Range]:
+    """Returns what lies between the positions `first` and `last` of the concatenated ranges."""
+    out, position = [], 0
+    for start, stop in ranges:
+        low, high = max(first, position), min(last, position + stop - start)
         if low < high:
-            out.append((start + low - at, start + high - at))
-        at += stop - start
+            out.append((start + low - position, start + high - position))
+        position += stop - start
     return out
 
 
-Kind = Literal["float32", "float16", "bfloat16"]
-HALF_KINDS: tuple[Kind, ...] = ("float16", "bfloat16")
-NON_FINITE = {"float16": 0x7C00, "bfloat16": 0x7F80}  # all exponent bits set: infinity or NaN
-SIZE = 1 << 16
-
-
 def pattern_values(kind: Kind) -> np.ndarray:
-    """float32 value of every bit pattern; NaN and infinities included."""
-    return half_values(np.arange(SIZE, dtype=np.uint16), kind)
+    """Returns the float32 value of every bit pattern, `[65536]`; NaN and infinities are among them."""
+    return half_values(np.arange(PATTERNS, dtype=np.uint16), kind)
 
 
 def half_values(bits: np.ndarray, kind: Kind) -> np.ndarray:
-    """float32 values of uint16 bit patterns."""
+    """Returns the float32 values of uint16 bit patterns of a half-precision dtype, in the same shape."""
     if kind == "float16":
         return bits.view(np.float16).astype(np.float32)
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def histogram(bits: np.ndarray) -> np.ndarray:
-    """[65536] int64 counts of uint16 bit patterns. torch counts them three times as fast as NumPy."""
-    patterns = torch.from_numpy(bits.reshape(-1).view(np.int16)).to(torch.int32).bitwise_and_(SIZE - 1)
-    return torch.bincount(patterns, minlength=SIZE).numpy()
+    """Returns how often each uint16 bit pattern occurs, `[65536]` int64; torch counts three times as fast as NumPy."""
+    patterns = torch.from_numpy(bits.reshape(-1).view(np.int16)).to(torch.int32).bitwise_and_(PATTERNS - 1)
+    counts: np.ndarray = torch.bincount(patterns, minlength=PATTERNS).numpy()
+    return counts
 
 
 def non_finite(counts: np.ndarray, kind: Kind) -> float | None:
-    """A non-finite value that `counts` holds, or None."""
+    """Returns a non-finite value with a count above 0 in a histogram `[65536]`, or None if there is none."""
     for first in (NON_FINITE[kind], NON_FINITE[kind] | 0x8000):
-        found = np.flatnonzero(counts[first : (first | 0x7FFF) + 1])
-        if found.size:
-            return float(pattern_values(kind)[first + int(found[0])])
+        occurring = np.flatnonzero(counts[first : (first | 0x7FFF) + 1])
+        if occurring.size:
+            return float(pattern_values(kind)[first + int(occurring[0])])
     return None
 
 
 class HalfTables:
-    """Three tables of one half-precision dtype: normal items, anomalous items, weights for each connectivity.
+    """Counts and weights of the scores of one half-precision dtype, in arrays that are indexed by the bit pattern.
+
+    Args:
+        kind: float16 or bfloat16.
+        connectivities: Number of connectivities C.
+        legacy: Whether to keep the weights of hole pixels too.
 
     Attributes:
-        kind: float16 or bfloat16.
-        normals, anomalous: [65536] int64. weights: [C, 65536] float64.
-        holes: [65536] float64 hole weights (see `_regions`), kept with `legacy` only, else None.
+        normals: `[65536]` int64, how many normal items have each score.
+        anomalous: `[65536]` int64, how many anomalous items have each score.
+        weights: `[C, 65536]` float64, the sums of `1 / |region|` over the anomalous items.
+        holes: `[65536]` float64, the sums of the weights of hole pixels (see `regions`); None without `legacy`.
     """
 
     def __init__(self, kind: Kind, connectivities: int, *, legacy: bool) -> None:
         self.kind = kind
-        self.normals = np.zeros(SIZE, np.int64)
-        self.anomalous = np.zeros(SIZE, np.int64)
-        self.weights = np.zeros((connectivities, SIZE))
-        self.holes = np.zeros(SIZE) if legacy else None
+        self.normals = np.zeros(PATTERNS, np.int64)
+        self.anomalous = np.zeros(PATTERNS, np.int64)
+        self.weights = np.zeros((connectivities, PATTERNS))
+        self.holes = np.zeros(PATTERNS) if legacy else None
 
     def add(
         self,
@@ -213,8 +236,11 @@ class HalfTables:
         """Adds one image.
 
         Args:
-            valid: [65536] counts of all pixels that are not void. bits: [M] patterns of the anomalous ones. weights: [C, M].
-            hole_bits, hole_weights: [Q].
+            valid: `[65536]` int64 counts of all pixels that are not void.
+            bits: `[M]` uint16 patterns of the anomalous pixels.
+            weights: `[C, M]` their weights.
+            hole_bits: `[Q]` uint16 patterns of the pixels in holes.
+            hole_weights: `[Q]` their weights.
         """
         self.normals += valid
         if bits.size:
@@ -223,7 +249,7 @@ class HalfTables:
             for row, values in zip(self.weights, weights, strict=True):
                 np.add.at(row, bits, values)
         if self.holes is not None and hole_bits.size:
-            self.holes += np.bincount(hole_bits, weights=hole_weights, minlength=SIZE)
+            self.holes += np.bincount(hole_bits, weights=hole_weights, minlength=PATTERNS)
 
     def merge(self, other: HalfTables) -> None:
         """Adds another state of the same kind."""
@@ -234,35 +260,36 @@ class HalfTables:
             self.holes += other.holes
 
     def pack(self) -> dict[str, np.ndarray]:
-        """The tables as arrays."""
+        """Returns the tables as arrays by name."""
         out = {"normals": self.normals, "anomalous": self.anomalous, "weights": self.weights}
         return out if self.holes is None else {**out, "holes": self.holes}
 
     def unpack(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replaces the tables by copies of the arrays of `pack`."""
         self.normals, self.anomalous = arrays["normals"].copy(), arrays["anomalous"].copy()
         self.weights = arrays["weights"].copy()
         self.holes = arrays["holes"].copy() if "holes" in arrays else None
 
-    def points(self) -> Points:
-        """The distinct anomalous scores; -0.0 joins +0.0."""
+    def distinct_scores(self) -> DistinctScores:
+        """Returns the distinct anomalous scores; -0.0 joins +0.0."""
         used = np.flatnonzero(self.anomalous)
         return distinct(pattern_values(self.kind)[used], self.weights[:, used], self.anomalous[used])
 
-    def sorted_normals(self) -> Sorted:
-        """The normal scores as a block with counts."""
+    def sorted_normals(self) -> SortedBlock:
+        """Returns the normal scores as one block whose values stand for several items each."""
         used = np.flatnonzero(self.normals)
         values = pattern_values(self.kind)[used]
         order = np.argsort(values, kind="stable")
-        return Sorted(values[order], np.concatenate([[0], np.cumsum(self.normals[used][order])]))
+        return SortedBlock(values[order], np.concatenate([[0], np.cumsum(self.normals[used][order])]))
 
     def hole_weights(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and weights of hole pixels."""
+        """Returns the distinct scores `[Q]` of hole pixels and the sums of their weights `[Q]`."""
         if self.holes is None:
             return np.empty(0, np.float32), np.empty(0)
         used = np.flatnonzero(self.holes)
         return pattern_values(self.kind)[used], self.holes[used]
 
     def span(self) -> tuple[float, float]:
-        """Smallest and largest score; (inf, -inf) without any."""
+        """Returns the smallest and the largest score; (inf, -inf) if there is none."""
         values = pattern_values(self.kind)[np.flatnonzero(self.normals + self.anomalous)]
         return (float(values.min()), float(values.max())) if values.size else (np.inf, -np.inf)

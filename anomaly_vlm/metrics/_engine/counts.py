@@ -1,7 +1,8 @@
-"""Counting: the distinct anomalous scores, and how many normal scores lie above each of them.
+"""Counting: the distinct scores of anomalous items, and how many normal items score above each of them.
 
-Every value of the package changes only at scores of anomalous items, of which there are few. So the normal scores are
-never sorted with indices: they are sorted plainly, block by block, and searched.
+Every metric value changes only at scores of anomalous items, and anomalous items are few. So the normal scores need no
+index sort: they are sorted plainly, block by block, and the anomalous scores are searched in each block. Counts of blocks
+add up, so blocks may be sorted by several threads and may lie on several processes.
 """
 
 from __future__ import annotations
@@ -10,27 +11,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-PIECE = 1 << 14  # items that numpy works on at once where whole arrays would not fit a cache
-BLOCK = 8 << 20  # normal scores a block: smaller ones sort no faster and are searched longer
+SLICE_ITEMS = 1 << 14  # items that NumPy works on at once where whole arrays would not fit into a processor cache
+BLOCK = 8 << 20  # normal scores in a block: smaller blocks sort no faster and are searched more often
 
 
 def block_size(workers: int) -> int:
-    """Scores a block: the blocks that `workers` threads sort at a time take at most 64 MB."""
+    """Returns the number of scores in a block, so that the blocks that `workers` threads sort at a time take 64 MB."""
     return min(BLOCK, 2 * BLOCK // workers)
 
 
-class Points(NamedTuple):
-    """Distinct scores of anomalous items.
+class DistinctScores(NamedTuple):
+    """The distinct scores of anomalous items; V scores, C connectivities.
 
     Attributes:
-        values: [V] float32, ascending; no -0.0.
-        counts: [V] int64, anomalous items at each.
-        weights: [C, V] float64, their sum of `1 / |region|` for each connectivity; C = 0 without regions.
+        values: `[V]` float32, ascending, without -0.0.
+        counts: `[V]` int64, the number of anomalous items with each score.
+        weights: `[C, V]` float64, the sum of `1 / |region|` over these items for each connectivity; C is 0 where there are
+            no regions (image scores).
     """
 
     values: np.ndarray
@@ -38,34 +40,58 @@ class Points(NamedTuple):
     weights: np.ndarray
 
     @staticmethod
-    def none(connectivities: int) -> Points:
-        return Points(np.empty(0, np.float32), np.empty(0, np.int64), np.empty((connectivities, 0), np.float64))
+    def empty(connectivities: int) -> DistinctScores:
+        """Returns no scores at all, for this number of connectivities."""
+        return DistinctScores(np.empty(0, np.float32), np.empty(0, np.int64), np.empty((connectivities, 0), np.float64))
 
 
-class Sorted(NamedTuple):
-    """A block of normal scores: ascending `values`, and how many lie before each (`None`: each counts once)."""
+class SortedBlock(NamedTuple):
+    """A block of normal scores.
+
+    Attributes:
+        values: `[M]` float32, ascending; a tensor where states live on an accelerator.
+        before: `[M + 1]` int64, how many items lie before each value where a value stands for several items; None where
+            each value stands for one item.
+    """
 
     values: np.ndarray | torch.Tensor
-    before: np.ndarray | None = None  # [len + 1] int64
+    before: np.ndarray | None = None
 
 
-class Above(NamedTuple):
-    """Normal items at each of [V] queries: `greater` of score `> v`, `at_least` of score `>= v`; int64."""
+BlockReader = Callable[[], SortedBlock]
+"""Reads a block of normal scores and sorts it; called when the block is counted, so that few blocks exist at a time."""
+
+
+class NormalsAbove(NamedTuple):
+    """How many normal items score above each of V query scores.
+
+    Attributes:
+        greater: `[V]` int64, normal items with a score `> v`.
+        at_least: `[V]` int64, normal items with a score `>= v`.
+    """
 
     greater: np.ndarray
     at_least: np.ndarray
 
+    @staticmethod
+    def zeros(size: int) -> NormalsAbove:
+        """Returns counts of zero for `size` queries."""
+        return NormalsAbove(np.zeros(size, np.int64), np.zeros(size, np.int64))
+
 
 def order_keys(values: np.ndarray) -> np.ndarray:
-    """uint32 keys of float32 values without -0.0: the same order as the values."""
-    keys = (values.view(np.int32) >> 31).view(np.uint32)  # all ones where negative
+    """Returns uint32 keys `[M]` of float32 values `[M]` without -0.0, in the same order as the values.
+
+    The bit pattern of a negative value is flipped whole, that of another value gets its sign bit set.
+    """
+    keys = (values.view(np.int32) >> 31).view(np.uint32)  # all bits set where the value is negative
     keys |= np.uint32(0x80000000)
     keys ^= values.view(np.uint32)
     return keys
 
 
 def from_order_keys(keys: np.ndarray) -> np.ndarray:
-    """Inverse of `order_keys`."""
+    """Returns the float32 values `[M]` of `order_keys`."""
     flipped = keys >> np.uint32(31)
     flipped -= np.uint32(1)
     flipped |= np.uint32(0x80000000)
@@ -73,102 +99,124 @@ def from_order_keys(keys: np.ndarray) -> np.ndarray:
     return flipped.view(np.float32)
 
 
-def pack(keys: np.ndarray) -> np.ndarray:
-    """[M] uint64 of key and position, so that NumPy's vectorised sort takes the place of an index sort."""
-    packed = np.empty(keys.size, np.uint64)
-    for part in pieces(keys.size):
-        np.left_shift(keys[part], np.uint64(32), out=packed[part])
-        packed[part] |= np.arange(part.start, part.stop, dtype=np.uint64)
-    return packed
+def join_positions(keys: np.ndarray) -> np.ndarray:
+    """Returns uint64 `[M]` that hold a key in the upper and its position in the lower 32 bits.
+
+    Sorting these with NumPy's vectorised sort gives what an index sort gives, in a fraction of the time.
+    """
+    joined = np.empty(keys.size, np.uint64)
+    for where in cache_slices(keys.size):
+        np.left_shift(keys[where], np.uint64(32), out=joined[where])
+        joined[where] |= np.arange(where.start, where.stop, dtype=np.uint64)
+    return joined
 
 
-def unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and positions; overwrites `packed`."""
-    keys = np.empty(packed.size, np.uint32)
-    np.right_shift(packed, np.uint64(32), out=keys, casting="unsafe")
-    packed &= np.uint64(0xFFFFFFFF)
-    return keys, packed.view(np.int64)
+def split_positions(joined: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns keys and positions `[M]` of `join_positions`; overwrites `joined`."""
+    keys = np.empty(joined.size, np.uint32)
+    np.right_shift(joined, np.uint64(32), out=keys, casting="unsafe")
+    joined &= np.uint64(0xFFFFFFFF)
+    return keys, joined.view(np.int64)
 
 
-def pieces(size: int, piece: int = PIECE) -> Iterator[slice]:
-    """[0, size) in slices that fit a cache: fresh memory above some 100 kB costs page faults."""
-    for start in range(0, size, piece):
-        yield slice(start, min(start + piece, size))
+def cache_slices(size: int) -> Iterator[slice]:
+    """Yields [0, size) in slices that fit a processor cache: fresh memory above some 100 kB costs page faults."""
+    for start in range(0, size, SLICE_ITEMS):
+        yield slice(start, min(start + SLICE_ITEMS, size))
 
 
-def distinct(values: np.ndarray, weights: np.ndarray, counts: np.ndarray | None = None) -> Points:
-    """Groups anomalous items by score. O(M log M).
+def distinct(values: np.ndarray, weights: np.ndarray, counts: np.ndarray | None = None) -> DistinctScores:
+    """Groups anomalous items by their score, in O(M log M).
 
     Args:
-        values: [M] float32, overwritten (-0.0 becomes +0.0). weights: [C, M]. counts: [M], default 1 each.
+        values: `[M]` float32 scores; overwritten, as -0.0 becomes +0.0.
+        weights: `[C, M]` float64 weight of each item for each connectivity.
+        counts: `[M]` int64 number of items that each entry stands for; None stands for one each.
     """
     if not values.size:
-        return Points.none(weights.shape[0])
+        return DistinctScores.empty(weights.shape[0])
     values += np.float32(0.0)
-    packed = pack(order_keys(values))
-    packed.sort()
-    keys, order = unpack(packed)
-    new = keys[1:] != keys[:-1]
-    if new.all():  # no ties: the usual case of continuous scores
+    joined = join_positions(order_keys(values))
+    joined.sort()
+    keys, order = split_positions(joined)
+    differs = keys[1:] != keys[:-1]
+    if differs.all():  # no ties: the usual case of continuous scores
         grouped = np.broadcast_to(np.int64(1), keys.shape) if counts is None else counts[order]
         sums = np.empty(weights.shape)
         for row, out in zip(weights, sums, strict=True):
-            np.take(row, order, out=out, mode="clip")  # positions are valid; "raise" would copy
-        return Points(from_order_keys(keys), grouped, sums)
-    starts = np.concatenate([[0], np.flatnonzero(new) + 1])
+            np.take(row, order, out=out, mode="clip")  # all positions are valid, and mode "raise" would copy
+        return DistinctScores(from_order_keys(keys), grouped, sums)
+    starts = np.concatenate([[0], np.flatnonzero(differs) + 1])
     grouped = np.diff(starts, append=keys.size) if counts is None else np.add.reduceat(counts[order], starts)
     sums = np.empty((weights.shape[0], starts.size))
     for row, out in zip(weights, sums, strict=True):
         np.add.reduceat(row[order], starts, out=out)
-    return Points(from_order_keys(keys[starts]), grouped.astype(np.int64, copy=False), sums)
+    return DistinctScores(from_order_keys(keys[starts]), grouped.astype(np.int64, copy=False), sums)
 
 
-def join(parts: Sequence[Points], connectivities: int) -> Points:
-    """The points of several stores, categories or ranks as one."""
-    parts = [part for part in parts if part.values.size]
-    if len(parts) < 2:
-        return parts[0] if parts else Points.none(connectivities)
+def join_distinct(several: Sequence[DistinctScores], connectivities: int) -> DistinctScores:
+    """Joins the distinct scores of several stores, categories or processes.
+
+    Args:
+        several: The scores to join, in the order in which their weights are added.
+        connectivities: Number of connectivities, for the case that there are no scores.
+    """
+    several = [scores for scores in several if scores.values.size]
+    if len(several) < 2:
+        return several[0] if several else DistinctScores.empty(connectivities)
     return distinct(
-        np.concatenate([part.values for part in parts]),
-        np.concatenate([part.weights for part in parts], axis=1),
-        np.concatenate([part.counts for part in parts]),
+        np.concatenate([scores.values for scores in several]),
+        np.concatenate([scores.weights for scores in several], axis=1),
+        np.concatenate([scores.counts for scores in several]),
     )
 
 
-def count_above(blocks: Iterable[Callable[[], Sorted]], queries: Sequence[np.ndarray], workers: int = 1) -> list[Above]:
-    """Counts normal scores at ascending float32 queries. O(n log n) for the sorts, O(V log n) a block to search.
+def count_above(blocks: Iterable[BlockReader], queries: Sequence[np.ndarray], workers: int = 1) -> list[NormalsAbove]:
+    """Counts the normal scores above query scores; O(n log n) to sort, and O(V log n) to search each block.
 
     Args:
-        blocks: each makes one sorted block; called once, in `workers` threads.
-        queries: several ascending arrays, answered in the same pass.
-        workers: threads. Counts of blocks add, so the result does not depend on it.
+        blocks: Readers of the blocks; each is called once, in one of the threads.
+        queries: Several ascending float32 arrays `[V]`, all answered in the same pass over the blocks.
+        workers: Number of threads. The result does not depend on it.
+
+    Returns:
+        The counts for each array of queries.
     """
-    totals = [Above(np.zeros(query.size, np.int64), np.zeros(query.size, np.int64)) for query in queries]
+    totals = [NormalsAbove.zeros(query.size) for query in queries]
     lock = Lock()
 
-    def one(make: Callable[[], Sorted]) -> None:
-        block = make()
+    def count_block(read: BlockReader) -> None:
+        block = read()
         for query, total in zip(queries, totals, strict=True):
             add_counts(block, query, total, lock)
 
-    blocks = list(blocks)
-    if workers > 1 and len(blocks) > 1:
+    readers = list(blocks)
+    if workers > 1 and len(readers) > 1:
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(one, blocks))
+            list(pool.map(count_block, readers))
     else:
-        for make in blocks:
-            one(make)
+        for read in readers:
+            count_block(read)
     return totals
 
 
-def add_counts(block: Sorted, query: np.ndarray, total: Above, lock: AbstractContextManager[Any]) -> None:
-    """Adds the counts of one sorted block to `total`, piece by piece of the queries.
+def add_counts(
+    block: SortedBlock, query: np.ndarray, total: NormalsAbove, lock: AbstractContextManager[bool | None]
+) -> None:
+    """Adds the counts of one sorted block to `total`.
 
-    A piece is searched only in the part of the block that it spans, which then lies in a cache.
+    The queries are taken in slices. Each slice is searched only in the part of the block that it spans, which then lies in
+    a processor cache.
+
+    Args:
+        block: Sorted normal scores.
+        query: `[V]` ascending float32 scores.
+        total: Counts for `query`, changed in place.
+        lock: Held while `total` changes.
     """
     size = block.values.shape[0]
-    for part in pieces(query.size) if size else ():
-        asked = query[part]
+    for where in cache_slices(query.size) if size else ():
+        asked = query[where]
         if isinstance(block.values, torch.Tensor):
             left, right = _search_on_device(block.values, asked)
         else:
@@ -176,20 +224,19 @@ def add_counts(block: Sorted, query: np.ndarray, total: Above, lock: AbstractCon
         if block.before is not None:
             left, right, size = block.before[left], block.before[right], block.before[-1]
         with lock:
-            total.greater[part] += size - right
-            total.at_least[part] += size - left
+            total.greater[where] += size - right
+            total.at_least[where] += size - left
 
 
 def _search(values: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions left and right of ascending queries in ascending values."""
+    """Returns the positions `[V]` left and right of ascending queries in ascending values."""
     start, stop = np.searchsorted(values, query[:1])[0], np.searchsorted(values, query[-1:], side="right")[0]
     inside = values[start:stop]
     right = np.searchsorted(inside, query, side="right")
-    left = right.copy()  # equal unless the query itself occurs, which is rare in continuous scores
+    left = right.copy()  # the same unless the query itself occurs, which is rare for continuous scores
     if inside.size:
-        tied = np.flatnonzero(
-            inside[right - 1] == query
-        )  # a query before all values meets the last one, which is not it
+        # A query below all values has right = 0 and is compared with the last value, which it cannot equal.
+        tied = np.flatnonzero(inside[right - 1] == query)
         if tied.size:
             left[tied] = np.searchsorted(inside, query[tied], side="left")
     left += start
@@ -198,14 +245,15 @@ def _search(values: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _search_on_device(values: torch.Tensor, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Does what `_search` does, for values on an accelerator."""
     on_device = torch.from_numpy(query).to(values.device)
     left, right = (torch.searchsorted(values, on_device, right=right).cpu().numpy() for right in (False, True))
     return left, right
 
 
-def sorted_copy(scores: Any) -> Sorted:
-    """A sorted block; a NumPy array is sorted in place, so give a copy."""
+def sorted_block(scores: np.ndarray | torch.Tensor) -> SortedBlock:
+    """Returns `scores` `[M]` as a sorted block; a NumPy array is sorted in place, so give a copy."""
     if isinstance(scores, torch.Tensor):
-        return Sorted(torch.sort(scores).values)
+        return SortedBlock(torch.sort(scores).values)
     scores.sort()
-    return Sorted(scores)
+    return SortedBlock(scores)

@@ -1,39 +1,47 @@
-"""Exact mode: scores of every category, and their values over several processes."""
+"""Exact mode: the scores of every category, and their values over one or several processes.
+
+No normal pixel leaves its process. The processes gather the distinct anomalous scores with their counts and weights; then
+each counts its own normal pixels above these scores, and the counts are added.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
 
-from anomaly_vlm.metrics._engine import legacy
-from anomaly_vlm.metrics._engine.counts import Above, Points, count_above, join
+from anomaly_vlm.metrics._engine.counts import DistinctScores, NormalsAbove, count_above, join_distinct
 from anomaly_vlm.metrics._engine.curves import Polygon, exact_polygons
-from anomaly_vlm.metrics._engine.exact_state import ExactStore, View
-from anomaly_vlm.metrics._engine.group import Alone
-from anomaly_vlm.metrics._engine.inputs import Image
-from anomaly_vlm.metrics._engine.ledger import Category, part_of, pick
+from anomaly_vlm.metrics._engine.exact_state import ExactStore, StoreView
+from anomaly_vlm.metrics._engine.group import Group
+from anomaly_vlm.metrics._engine.inputs import CheckedImage
+from anomaly_vlm.metrics._engine.ledger import Category, select_category, select_prefix
+from anomaly_vlm.metrics._engine.legacy import NO_THRESHOLDS, Thresholds, legacy_area, thresholds, weight_above
 from anomaly_vlm.metrics._engine.options import PixelOptions, Values, recall_name, with_means
 from anomaly_vlm.metrics._engine.pixel import PixelEngine
-from anomaly_vlm.metrics._engine.values import NAN, aupro, scalars
+from anomaly_vlm.metrics._engine.values import NAN, aupro, threshold_values
 
 
 class ExactEngine(PixelEngine):
-    """Exact state; see `ExactStore` for its memory."""
+    """Pixel engine with exact states; see `ExactStore` for their memory."""
 
     def __init__(self, options: PixelOptions) -> None:
         super().__init__(options)
         self.stores: dict[Category, ExactStore] = {}
 
-    def can_subtract(self, image: Image) -> bool:
+    def can_remove(self, image: CheckedImage) -> bool:
+        """Returns whether the state can leave the image out later: float32 images lie apart, tables only have sums."""
         return image.kind == "float32"
 
-    def absorb(self, image: Image) -> None:
+    def add_image(self, image: CheckedImage) -> None:
+        """Copies an image into the state of its category."""
         self._store(image.category).add(image)
 
-    def absorb_other(self, other: ExactEngine, repeats: set[int]) -> None:
+    def merge_states(self, other: Self, repeats: set[int]) -> None:
+        """Adds another engine's states without the images of index in `repeats`."""
         for name, store in other.stores.items():
             self._store(name).merge(store, repeats)
 
@@ -42,8 +50,15 @@ class ExactEngine(PixelEngine):
             self.stores[category] = ExactStore(self.options)
         return self.stores[category]
 
-    def views(self, group: Alone, more: Sequence[Category] = ()) -> dict[Category, View]:
-        """What this process knows of every category; the same categories in the same order on every process."""
+    def views(self, group: Group, more: Sequence[Category] = ()) -> dict[Category, StoreView]:
+        """Returns what counts of every category on this process.
+
+        The categories, and their order, are the same on every process.
+
+        Args:
+            group: The processes.
+            more: Categories to append if no image of them was seen.
+        """
         repeats = self.ledger.repeats(group)
         out = {}
         for name in self.ledger.order(group, more) or [None]:
@@ -52,24 +67,28 @@ class ExactEngine(PixelEngine):
             out[name] = (store if newest is None else store.with_image(newest)).view(repeats)
         return out
 
-    def results(self, group: Alone, more: Sequence[Category] = ()) -> Values:
-        counted, pooled = count_categories(self.views(group, more), self.options, group)
-        named = {name: values(one, self.options) for name, one in counted.items()}
-        return with_means(named, values(pooled, self.options))
+    def results(self, group: Group, more: Sequence[Category] = ()) -> Values:
+        """Returns all values by name; NaN where undefined."""
+        counts, pooled = count_categories(self.views(group, more), self.options, group)
+        named = {name: category_values(one, self.options) for name, one in counts.items()}
+        return with_means(named, category_values(pooled, self.options))
 
-    def polygons(self, group: Alone, category: Category) -> dict[str, Polygon]:
-        counted, pooled = count_categories(self.views(group), self.options, group)
-        one = pick(counted, pooled, category)
-        regions = one.facts.regions
-        return exact_polygons(one.points, one.above, one.facts.normals, int(regions[0]) if regions.size else None)
+    def polygons(self, group: Group, category: Category) -> dict[str, Polygon]:
+        """Returns ROC, PR and PRO of a category; of all images for None."""
+        counts, pooled = count_categories(self.views(group), self.options, group)
+        one = select_category(counts, pooled, category)
+        regions = one.totals.regions
+        return exact_polygons(one.scores, one.above, one.totals.normals, int(regions[0]) if regions.size else None)
 
     def to(self, device: torch.device) -> None:
+        """Moves the normal scores to a device, if they were asked to live on an accelerator."""
         if self.moves:
             self.options = replace(self.options, device=None if device.type == "cpu" else device)
             for store in self.stores.values():
                 store.to(self.options)
 
     def pack_states(self) -> dict[str, np.ndarray]:
+        """Returns the states as arrays, named by the number of the category."""
         return {
             f"store{i}.{key}": array
             for i, name in enumerate(self.ledger.categories)
@@ -78,15 +97,24 @@ class ExactEngine(PixelEngine):
         }
 
     def unpack_states(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replaces the states by those of `pack_states`."""
         self.stores = {}
         for i, name in enumerate(self.ledger.categories):
-            if parts := part_of(arrays, f"store{i}"):
-                self._store(name).unpack(parts)
+            if state := select_prefix(arrays, f"store{i}"):
+                self._store(name).unpack(state)
 
 
 @dataclass
-class Facts:
-    """Numbers of one category over all processes."""
+class CategoryTotals:
+    """Numbers of one category over all processes.
+
+    Attributes:
+        normals: Number of normal pixels.
+        regions: `[C]` int64 number of regions for each connectivity.
+        low: Smallest score; inf if there is none.
+        high: Largest score; -inf if there is none.
+        has_void: Whether any mask held 255.
+    """
 
     normals: int
     regions: np.ndarray
@@ -96,58 +124,72 @@ class Facts:
 
 
 @dataclass
-class Counted:
-    """All that the values of one category (or of all pooled) are made of.
+class CategoryCounts:
+    """All that the values of one category, or of all categories pooled, are computed from; T legacy thresholds.
 
     Attributes:
-        above: normal pixels above each of `points`.
-        false_plain, false_filled: [T] normal pixels above the legacy thresholds of each variant.
-        hits_filled: [T] weights of hole pixels above the thresholds.
+        totals: Numbers of the category.
+        scores: The distinct anomalous scores.
+        above: Normal pixels above each of these scores.
+        thresholds: The thresholds of the legacy values; empty without `legacy`.
+        normals_plain: `[T]` int64 normal pixels above the thresholds of `legacy`.
+        normals_filled: `[T]` int64 normal pixels above the thresholds of `legacy_filled`.
+        hits_filled: `[T]` float64 weights of the hole pixels above the thresholds of `legacy_filled`.
     """
 
-    facts: Facts
-    points: Points
-    above: Above
-    thresholds: legacy.Thresholds
-    false_plain: np.ndarray
-    false_filled: np.ndarray
+    totals: CategoryTotals
+    scores: DistinctScores
+    above: NormalsAbove
+    thresholds: Thresholds
+    normals_plain: np.ndarray
+    normals_filled: np.ndarray
     hits_filled: np.ndarray
 
 
 def count_categories(
-    views: Mapping[str | None, View], options: PixelOptions, group: Alone
-) -> tuple[dict[str | None, Counted], Counted]:
-    """Counts of every category and of all pooled; `views` has the same categories in the same order on every process."""
-    facts = {name: _facts(view, group) for name, view in views.items()}
-    points = {name: join(group.gather_points(view.points), len(options.connectivity)) for name, view in views.items()}
-    pooled = _blank(
-        _pooled_facts(facts.values(), options), join(list(points.values()), len(options.connectivity)), options
+    views: Mapping[Category, StoreView], options: PixelOptions, group: Group
+) -> tuple[dict[Category, CategoryCounts], CategoryCounts]:
+    """Counts every category, and all categories pooled, in one pass over the normal scores.
+
+    Args:
+        views: What each category has on this process; the same categories in the same order on every process.
+        options: Options of the pixel metrics.
+        group: The processes.
+
+    Returns:
+        The counts of each category and the pooled counts, the same on every process.
+    """
+    connectivities = len(options.connectivity)
+    totals = {name: _totals(view, group) for name, view in views.items()}
+    scores = {name: join_distinct(group.gather_distinct(view.scores), connectivities) for name, view in views.items()}
+    pooled = _without_counts(
+        _pool_totals(totals.values(), connectivities), join_distinct(list(scores.values()), connectivities), options
     )
-    counted = {}
+    counts = {}
     for name, view in views.items():
-        one = counted[name] = _blank(facts[name], points[name], options)
-        alone = len(views) == 1
-        goals = [one] if alone else [one, pooled]
-        queries = [goals[-1].points.values]
-        queries += [at for goal in goals for at in goal.thresholds]
-        above = [_sum(part, group) for part in count_above(view.blocks, queries, options.threads)]
+        one = counts[name] = _without_counts(totals[name], scores[name], options)
+        goals = [one] if len(views) == 1 else [one, pooled]  # a single category is the pooled one, too
+        # The scores of a category are among the pooled scores, so that counts above the latter answer for both.
+        queries = [goals[-1].scores.values]
+        queries += [limits for goal in goals for limits in goal.thresholds]
+        above = [_sum_over_processes(found, group) for found in count_above(view.blocks, queries, options.threads)]
         one.above = above[0]
-        for goal, (plain, filled) in zip(goals, zip(above[1::2], above[2::2], strict=True), strict=True):
-            goal.false_plain += plain.greater
-            goal.false_filled += filled.greater
+        for goal, plain, filled in zip(goals, above[1::2], above[2::2], strict=True):
+            goal.normals_plain += plain.greater
+            goal.normals_filled += filled.greater
             goal.hits_filled += group.sum(_hole_hits(view, goal.thresholds.filled))
-        if not alone:
-            at = np.searchsorted(pooled.points.values, one.points.values)
-            one.above = Above(above[0].greater[at], above[0].at_least[at])
+        if len(views) > 1:
+            where = np.searchsorted(pooled.scores.values, one.scores.values)
+            one.above = NormalsAbove(above[0].greater[where], above[0].at_least[where])
             np.add(pooled.above.greater, above[0].greater, out=pooled.above.greater)
             np.add(pooled.above.at_least, above[0].at_least, out=pooled.above.at_least)
-    return counted, counted[next(iter(views))] if len(views) == 1 else pooled
+    return counts, counts[next(iter(views))] if len(views) == 1 else pooled
 
 
-def values(counted: Counted, options: PixelOptions) -> Values:
-    """Values of one category by name."""
-    facts, points, above = counted.facts, counted.points, counted.above
-    one = scalars(points, above, facts.normals, options.recall)
+def category_values(counts: CategoryCounts, options: PixelOptions) -> Values:
+    """Returns the values of one category, or of all pooled, by name."""
+    totals, scores, above = counts.totals, counts.scores, counts.above
+    one = threshold_values(scores, above, totals.normals, options.recall)
     out = {
         "pixel_auroc": one.auroc,
         "pixel_ap": one.ap,
@@ -156,62 +198,70 @@ def values(counted: Counted, options: PixelOptions) -> Values:
         f"pixel_{recall_name(options.recall)}": one.fpr,
     }
     names = options.aupro_names()
-    for row, regions in enumerate(facts.regions if names else ()):
-        areas = aupro(points, above, facts.normals, int(regions), row, options.aupro_limits)
-        out.update(zip([name for name, of, _ in names if of == row], areas, strict=True))
+    for row, regions in enumerate(totals.regions if names else ()):
+        areas = aupro(scores, above, totals.normals, int(regions), row, options.aupro_limits)
+        out.update(zip([name for name, name_row, _ in names if name_row == row], areas, strict=True))
     if options.legacy:
-        regions, defined = int(facts.regions[0]), not facts.has_void
-        args = (facts.normals, regions)
-        plain, filled = counted.thresholds
-        none = np.zeros(plain.size)
-        out["pixel_aupro_legacy"] = (
-            legacy.area(points, none, plain, counted.false_plain, *args, strict=True) if defined else NAN
-        )
-        out["pixel_aupro_legacy_filled"] = (
-            legacy.area(points, counted.hits_filled, filled, counted.false_filled, *args, strict=False)
-            if defined
-            else NAN
-        )
-    anomalous = int(points.counts.sum())
-    if facts.regions.size:
-        out["num_regions"] = float(facts.regions[0])
-    out["num_pixels"] = float(facts.normals + anomalous)
+        out.update(_legacy_values(counts))
+    anomalous = int(scores.counts.sum())
+    if totals.regions.size:
+        out["num_regions"] = float(totals.regions[0])
+    out["num_pixels"] = float(totals.normals + anomalous)
     out["num_anomalous_pixels"] = float(anomalous)
     return out
 
 
-def _facts(view: View, group: Alone) -> Facts:
-    parts = group.gather_objects((view.normals, view.regions, view.low, view.high, view.has_void))
-    return _add_facts([Facts(*part) for part in parts])
+def _legacy_values(counts: CategoryCounts) -> Values:
+    """Returns both legacy values; NaN if there are void pixels, which the published codes do not have."""
+    totals = counts.totals
+    if totals.has_void:
+        return {"pixel_aupro_legacy": NAN, "pixel_aupro_legacy_filled": NAN}
+    plain, filled = counts.thresholds
+    numbers = (totals.normals, int(totals.regions[0]))
+    no_hits = np.zeros(plain.size)
+    return {
+        "pixel_aupro_legacy": legacy_area(counts.scores, no_hits, plain, counts.normals_plain, *numbers, strict=True),
+        "pixel_aupro_legacy_filled": legacy_area(
+            counts.scores, counts.hits_filled, filled, counts.normals_filled, *numbers, strict=False
+        ),
+    }
 
 
-def _add_facts(parts: list[Facts]) -> Facts:
-    return Facts(
-        sum(part.normals for part in parts),
-        np.sum([part.regions for part in parts], axis=0),
-        min(part.low for part in parts),
-        max(part.high for part in parts),
-        any(part.has_void for part in parts),
+def _totals(view: StoreView, group: Group) -> CategoryTotals:
+    """Returns the numbers of a category over all processes."""
+    mine = CategoryTotals(view.normals, view.regions, view.low, view.high, view.has_void)
+    return _add_totals(group.gather_objects(mine))
+
+
+def _add_totals(several: Sequence[CategoryTotals]) -> CategoryTotals:
+    return CategoryTotals(
+        normals=sum(totals.normals for totals in several),
+        regions=np.sum([totals.regions for totals in several], axis=0),
+        low=min(totals.low for totals in several),
+        high=max(totals.high for totals in several),
+        has_void=any(totals.has_void for totals in several),
     )
 
 
-def _pooled_facts(parts: object, options: PixelOptions) -> Facts:
-    nothing = Facts(0, np.zeros(len(options.connectivity), np.int64), np.inf, -np.inf, False)
-    return _add_facts([nothing, *parts])  # type: ignore[misc]
+def _pool_totals(several: Iterable[CategoryTotals], connectivities: int) -> CategoryTotals:
+    """Returns the numbers of all categories together, also if there is no category."""
+    nothing = CategoryTotals(0, np.zeros(connectivities, np.int64), np.inf, -np.inf, False)
+    return _add_totals([nothing, *several])
 
 
-def _blank(facts: Facts, points: Points, options: PixelOptions) -> Counted:
-    at = legacy.thresholds(facts.low, facts.high) if options.legacy else legacy.NO_THRESHOLDS
-    plain, filled = (np.zeros(part.size, np.int64) for part in at)
-    size = points.values.size
-    above = Above(np.zeros(size, np.int64), np.zeros(size, np.int64))
-    return Counted(facts, points, above, at, plain, filled, np.zeros(at.filled.size))
+def _without_counts(totals: CategoryTotals, scores: DistinctScores, options: PixelOptions) -> CategoryCounts:
+    """Returns counts of zero, to which the counts of the normal scores are added."""
+    limits = thresholds(totals.low, totals.high) if options.legacy else NO_THRESHOLDS
+    plain, filled = (np.zeros(part.size, np.int64) for part in limits)
+    above = NormalsAbove.zeros(scores.values.size)
+    return CategoryCounts(totals, scores, above, limits, plain, filled, np.zeros(limits.filled.size))
 
 
-def _sum(above: Above, group: Alone) -> Above:
-    return Above(group.sum(above.greater), group.sum(above.at_least))
+def _sum_over_processes(above: NormalsAbove, group: Group) -> NormalsAbove:
+    return NormalsAbove(group.sum(above.greater), group.sum(above.at_least))
 
 
-def _hole_hits(view: View, at: np.ndarray) -> np.ndarray:
+def _hole_hits(view: StoreView, limits: np.ndarray) -> np.ndarray:
+    """Returns the weight of this process's hole pixels above each threshold, `[T]`."""
     order = np.argsort(view.hole_scores)
-    return legacy.weight_above(view.hole_scores[order], view.hole_weights[order], at)
+    return weight_above(view.hole_scores[order], view.hole_weights[order], limits)

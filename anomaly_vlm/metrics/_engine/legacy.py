@@ -1,9 +1,13 @@
-"""The 200-step AUPRO of the published zero-shot codes, for comparison with their tables. No loop over thresholds.
+"""The AUPRO of the published zero-shot codes, over 200 thresholds, for comparison with the tables of their papers.
 
-`legacy` (AnomalyCLIP, FAPrompt, APRIL-GAN, FiLo, AnoVL): thresholds `numpy.arange(min, max, (max - min) / 200)`, strict
-`s > t`, the points with FPR < 0.3, their FPR rescaled to [0, 1], trapezoid area. `legacy_filled` (WinCLIP, SAA): thresholds
-`max - i (max - min) / 200`, FPR <= 0.3, and hits in a region's holes count too, so that it can exceed 1.
-Both depend on the scale of the scores: values of two methods compare only if their maps are scaled alike.
+`legacy` (AnomalyCLIP, FAPrompt, APRIL-GAN, FiLo, AnoVL): thresholds `numpy.arange(min, max, (max - min) / 200)`, prediction
+`s > t`, points with FPR < 0.3, whose FPR is rescaled to [0, 1], trapezoid area.
+
+`legacy_filled` (WinCLIP, SAA): thresholds `max - i (max - min) / 200`, points with FPR <= 0.3; hits in the holes of a region
+count as hits of the region, so the value can exceed 1.
+
+Both values depend on the scale of the scores, so those of two methods can be compared only if their maps are scaled alike.
+The thresholds are looked up in the sorted scores, without a loop over them.
 """
 
 from __future__ import annotations
@@ -12,15 +16,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anomaly_vlm.metrics._engine.counts import Points
+from anomaly_vlm.metrics._engine.counts import DistinctScores
 from anomaly_vlm.metrics._engine.values import NAN
 
 STEPS = 200
-LIMIT = 0.3
+LIMIT = 0.3  # largest false-positive rate
 
 
 class Thresholds(NamedTuple):
-    """float32 thresholds of both variants, ascending; empty where the scores are constant or none were seen."""
+    """The thresholds of both variants; empty where the scores are constant or there are none.
+
+    Attributes:
+        plain: `[200 or 201]` float32, ascending, of `legacy`.
+        filled: `[200]` float32, ascending, of `legacy_filled`.
+    """
 
     plain: np.ndarray
     filled: np.ndarray
@@ -30,7 +39,7 @@ NO_THRESHOLDS = Thresholds(np.empty(0, np.float32), np.empty(0, np.float32))
 
 
 def thresholds(low: float, high: float) -> Thresholds:
-    """Thresholds for scores in [low, high] (float32 values)."""
+    """Returns the thresholds for scores between the float32 values `low` and `high`."""
     smallest, largest = np.float32(low), np.float32(high)
     if not largest > smallest:
         return NO_THRESHOLDS
@@ -43,35 +52,54 @@ def thresholds(low: float, high: float) -> Thresholds:
 
 
 def round_down(values: np.ndarray) -> np.ndarray:
-    """float64 to the largest float32 not above it: `s > t` decides the same for float32 `s`."""
+    """Returns the largest float32 not above each float64 value `[T]`: for float32 scores `s > t` stays the same."""
     near = values.astype(np.float32)
     return np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
 
 
-def weight_above(points_values: np.ndarray, weights: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """[T] sum of the weights of scores `> t`; `points_values` ascending."""
-    rest = np.concatenate([np.cumsum(weights[::-1])[::-1], [0.0]])
-    return rest[np.searchsorted(points_values, at, side="right")]
-
-
-def area(
-    points: Points, extra: np.ndarray, at: np.ndarray, false: np.ndarray, normals: int, regions: int, *, strict: bool
-) -> float:
-    """The rescaled trapezoid area.
+def weight_above(values: np.ndarray, weights: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Returns the sum of the weights of all scores above each threshold, `[T]`.
 
     Args:
-        points: anomalous scores; row 0 of their weights is used.
-        extra: [T] overlap that comes on top (hits in holes). at: [T] thresholds.
-        false: [T] normal pixels above each threshold.
-        strict: keep FPR < 0.3 instead of <= 0.3.
+        values: `[V]` ascending scores.
+        weights: `[V]` weight of each.
+        limits: `[T]` thresholds.
     """
-    if regions == 0 or normals == 0 or at.size == 0:
+    remaining = np.concatenate([np.cumsum(weights[::-1])[::-1], [0.0]])
+    return remaining[np.searchsorted(values, limits, side="right")]
+
+
+def legacy_area(
+    scores: DistinctScores,
+    extra: np.ndarray,
+    limits: np.ndarray,
+    normals_above: np.ndarray,
+    normals: int,
+    regions: int,
+    *,
+    strict: bool,
+) -> float:
+    """Returns the rescaled trapezoid area under the points of the thresholds.
+
+    Args:
+        scores: The distinct anomalous scores; row 0 of their weights is used.
+        extra: `[T]` weight of hits that lie in holes, which is added to the overlap.
+        limits: `[T]` ascending thresholds.
+        normals_above: `[T]` normal pixels above each threshold.
+        normals: Number of normal pixels.
+        regions: Number of regions.
+        strict: Whether a point with a false-positive rate of exactly 0.3 is left out.
+
+    Returns:
+        The area; NaN if fewer than two points remain or if all their false-positive rates are equal.
+    """
+    if regions == 0 or normals == 0 or limits.size == 0:
         return NAN
-    overlap = (weight_above(points.values, points.weights[0], at) + extra) / regions
-    fpr = false / normals
-    keep = fpr < LIMIT if strict else fpr <= LIMIT
-    fpr, overlap = fpr[keep], overlap[keep]
+    overlap = (weight_above(scores.values, scores.weights[0], limits) + extra) / regions
+    fpr = normals_above / normals
+    kept = fpr < LIMIT if strict else fpr <= LIMIT
+    fpr, overlap = fpr[kept], overlap[kept]
     if fpr.size < 2 or fpr.max() == fpr.min():
         return NAN
-    scaled = (fpr - fpr.min()) / (fpr.max() - fpr.min())  # falls with the ascending threshold
+    scaled = (fpr - fpr.min()) / (fpr.max() - fpr.min())  # descends, as the thresholds ascend
     return float(0.5 * np.dot(scaled[:-1] - scaled[1:], overlap[:-1] + overlap[1:]))

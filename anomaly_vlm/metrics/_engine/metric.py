@@ -1,94 +1,39 @@
-"""What all metrics of the package share as `torchmetrics.Metric`s: states of their own kind, own collectives."""
+"""Engines as `torchmetrics.Metric`s: updates, values, curves, merging and checkpoints, with collectives of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import Module
 from torchmetrics import Metric
 
-from anomaly_vlm.metrics._engine.curves import Curve, draw_curves, thinned
-from anomaly_vlm.metrics._engine.group import Alone, current_group
-from anomaly_vlm.metrics._engine.image import ImageEngine
+from anomaly_vlm.metrics._engine.curves import Curve, draw_curves, thin_curves
+from anomaly_vlm.metrics._engine.engine import Engine
+from anomaly_vlm.metrics._engine.group import Group, current_group
 from anomaly_vlm.metrics._engine.ledger import warn_unnumbered
-from anomaly_vlm.metrics._engine.options import Values, warn_undefined
-from anomaly_vlm.metrics._engine.pixel import PixelEngine
+from anomaly_vlm.metrics._engine.options import Values, as_tensors, warn_undefined
 
-Engine = PixelEngine | ImageEngine
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-
-class CurveMetric:
-    """Curves and drawings of a metric with engines."""
-
-    def curves(
-        self: Any, category: str | None = None, points: int = 1000, *, level: str | None = None
-    ) -> dict[str, Curve]:
-        """ROC, PR and (pixels) PRO for drawing; every process of the group must call it.
-
-        Args:
-            category: one that was seen; None: all images as one.
-            points: vertices are thinned to a vertical error below `1 / points`.
-            level: `pixel` or `image` where the metric has both; default the first.
-
-        Returns:
-            `roc`, `pr`, `pro`, each `(x, y)` of float64 [K]; empty where undefined. Binned: through the ends of the bins.
-
-        Raises:
-            ValueError: unknown category or level.
-        """
-        level = level or next(iter(self.engines))
-        if level not in self.engines:
-            raise ValueError(f"level is {level!r}: choose one of {', '.join(self.engines)}")
-        return thinned(self.engines[level].polygons(self._group(), category), points)
-
-    def plot(
-        self: Any,
-        val: Any = None,
-        ax: Any = None,
-        *,
-        curve: str | None = None,
-        category: str | None = None,
-        level: str | None = None,
-    ) -> tuple[Any, Any]:
-        """Draws curves (needs matplotlib, extra `plot`), or given results as torchmetrics does.
-
-        Args:
-            val: results of `compute` or `forward`; None: draw curves.
-            ax: matplotlib axes for one curve; None makes a figure.
-            curve: `roc`, `pr` or `pro`; None for all.
-            category, level: as of `curves`.
-
-        Returns:
-            Figure (None where `ax` was given) and axes.
-
-        Raises:
-            ModuleNotFoundError: matplotlib is not installed.
-            ValueError: unknown curve, category or level.
-        """
-        if val is not None:
-            return self._plot(val, ax)
-        level = level or next(iter(self.engines))
-        curves, values = self.curves(category, level=level), self.values()
-        known = values if category is None else {name.removeprefix(f"{category}/"): v for name, v in values.items()}
-        texts = {}
-        for name, title in {"roc": "auroc", "pr": "ap", "pro": "aupro"}.items():
-            value = known.get(f"{level}_{title}", values.get(f"pooled/{level}_{title}"))
-            texts[name] = title.upper() if value is None else f"{title.upper()} {value:.4f}"
-        return draw_curves(curves, texts, curve, ax)
+CURVE_VALUES = {"roc": "auroc", "pr": "ap", "pro": "aupro"}  # the value in the legend of each curve
 
 
 class EngineMetric(Metric):
-    """A metric around engines.
+    """A metric around one or two engines.
 
-    The state is not one tensor a name with one reduction, so torchmetrics' own synchronisation is off and `compute` runs the
-    collectives of `_group`: every process of the group must call it, and every process gets the same values.
+    The state is not one tensor a name with one reduction, so torchmetrics' own synchronisation is off. `compute` runs the
+    collectives of `group` instead: every process of the group has to call it, and every process gets the same values.
 
     Args:
-        engines: by name, `pixel` and / or `image`.
-        sync_on_compute: share the state with the other processes in `compute`.
-        kwargs: of `torchmetrics.Metric`; `process_group` names the processes.
+        engines: Engines by name, `pixel` and / or `image`.
+        sync_on_compute: Whether `compute` shares the state with the other processes.
+        **kwargs: Options of `torchmetrics.Metric`; `process_group` names the processes.
     """
 
     full_state_update = False
@@ -96,85 +41,90 @@ class EngineMetric(Metric):
 
     def __init__(self, engines: Mapping[str, Engine], *, sync_on_compute: bool = True, **kwargs: Any) -> None:
         super().__init__(sync_on_compute=False, compute_with_cache=False, **kwargs)
-        self.engines: dict[str, Any] = dict(engines)
-        self.share = sync_on_compute
-        self._values: Values | None = None  # of the last `compute`, while nothing changed
-        self._warned: set[str] = set()
-        self._stored = False  # in `state_dict`
+        self.engines = dict(engines)
+        self._sync_in_values = sync_on_compute
+        self._values: Values | None = None  # of the last `compute`, while nothing has changed
+        self._warned: set[str] = set()  # warnings that were given
+        self._in_state_dict = False
 
     # ---- values --------------------------------------------------------------------------------------------------------
 
-    def _group(self) -> Alone:
-        return current_group(self.process_group) if self.share else Alone()
+    def _group(self) -> Group:
+        """Returns the processes that share their states."""
+        return current_group(self.process_group) if self._sync_in_values else Group()
 
     def values(self) -> Values:
-        """All values as Python floats; the same on every process."""
+        """Returns all values by name as Python floats; the same on every process."""
         group = self._group()
-        if self._values is None or group.size > 1:  # another process may have news
+        if self._values is None or group.size > 1:  # another process may have new images
             if "index" not in self._warned:
                 unnumbered = any(engine.ledger.unnumbered for engine in self.engines.values())
                 if warn_unnumbered(unnumbered, group):
                     self._warned.add("index")
             self._values = self._results(group)
             if self.update_called and group.rank == 0:
-                self._warn(self._values)
+                self._warn_undefined(self._values)
         return self._values
 
-    def _results(self, group: Alone) -> Values:
-        raise NotImplementedError
+    def _results(self, group: Group) -> Values:
+        """Returns all values over the processes of `group`; metrics with several engines define their own."""
+        (engine,) = self.engines.values()
+        return engine.results(group)
 
-    def _warn(self, values: Values) -> None:
-        for name, engine in self.engines.items():
-            if engine.ledger.categories and name not in self._warned and warn_undefined(values, name):
-                self._warned.add(name)
+    def _warn_undefined(self, values: Values) -> None:
+        for level, engine in self.engines.items():
+            if engine.ledger.categories and level not in self._warned and warn_undefined(values, level):
+                self._warned.add(level)
 
     # ---- torchmetrics --------------------------------------------------------------------------------------------------
 
     def _changed(self) -> None:
+        """Forgets the values of the last `compute`."""
         self._values = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """`update`, then the value of this batch alone (of this process alone)."""
+        """Adds a batch, as `update`, and returns the value of this batch alone, on this process alone."""
         self.update(*args, **kwargs)
-        total, share, warned = self.engines, self.share, set(self._warned)
+        total, sync, warned = self.engines, self._sync_in_values, set(self._warned)
         try:
-            self.engines = {name: engine.fresh() for name, engine in total.items()}
+            self.engines = {level: engine.fresh() for level, engine in total.items()}
             self._changed()
-            self.share = False
-            self._warned |= {"pixel", "image"}  # a batch of one class is nothing to warn of
+            self._sync_in_values = False
+            self._warned |= {"pixel", "image"}  # that a batch holds one class only is nothing to warn about
             self.update(*args, **kwargs)
             self._update_count -= 1
             self._forward_cache = self.compute()
         finally:
-            self.engines, self.share, self._warned = total, share, warned
+            self.engines, self._sync_in_values, self._warned = total, sync, warned
             self._changed()
         return self._forward_cache
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Forgets all images."""
         super().reset()
-        self.engines = {name: engine.fresh() for name, engine in self.engines.items()}
+        self.engines = {level: engine.fresh() for level, engine in self.engines.items()}
         self._warned = set()
         self._changed()
 
     def persistent(self, mode: bool = False) -> None:
-        """Whether `state_dict` holds the state."""
-        self._stored = mode
+        """Sets whether `state_dict` holds the state."""
+        self._in_state_dict = mode
 
-    def state_dict(  # type: ignore[override]
+    def state_dict(  # type: ignore[override]  # torch declares overloads
         self, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
-        """Empty, or the state as tensors after `persistent(True)`."""
+        """Returns an empty dict, or the state as tensors after `persistent(True)`."""
         out: dict[str, Any] = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
-        if self._stored:
-            for name, engine in self.engines.items():
+        if self._in_state_dict:
+            for level, engine in self.engines.items():
                 for key, array in engine.pack().items():
-                    out[f"{prefix}{name}.{key}"] = torch.from_numpy(array.copy())
+                    out[f"{prefix}{level}.{key}"] = torch.from_numpy(array.copy())
         return out
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name, engine in self.engines.items():
-            start = f"{prefix}{name}."
+        """Takes the state out of `state_dict` if it is there."""
+        for level, engine in self.engines.items():
+            start = f"{prefix}{level}."
             keys = [key for key in state_dict if key.startswith(start)]
             if keys:
                 engine.unpack({key.removeprefix(start): state_dict.pop(key).cpu().numpy() for key in keys})
@@ -182,26 +132,101 @@ class EngineMetric(Metric):
                 self._changed()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], *args: Any, **kwargs: Any) -> Module:
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Module:
+        """Moves the metric, and the states that were asked to live on an accelerator."""
         for engine in self.engines.values():
-            if isinstance(engine, PixelEngine) and engine.moves:
-                engine.to(fn(torch.zeros(1, device=engine.options.device or "cpu")).device)
+            engine.follow(fn)
         return super()._apply(fn, *args, **kwargs)
 
     def merge_state(self, incoming_state: Mapping[str, Any] | Metric) -> None:
-        """Takes the state of another metric of the same class and options up, as a higher rank's: its repeats are left out.
+        """Takes in the state of another metric as that of a process of higher rank, so that its repeated images drop out.
+
+        Args:
+            incoming_state: A metric of the same class and options.
 
         Raises:
-            ValueError: another class or other options, or repeats that cannot be subtracted; nothing has changed then.
+            ValueError: The class or the options differ, or a repeated image is part of a state from which it cannot be
+                removed; the state is as before.
         """
         other = incoming_state
         if not isinstance(other, type(self)):
             raise ValueError(
                 f"cannot merge {type(other).__name__} into {type(self).__name__}: give a metric of this class"
             )
-        for name, engine in self.engines.items():
-            engine.check_merge(other.engines[name])
-        for name, engine in self.engines.items():
-            engine.merge(other.engines[name])
+        for level, engine in self.engines.items():
+            engine.check_merge(other.engines[level])
+        for level, engine in self.engines.items():
+            engine.merge(other.engines[level])
         self._update_count += other._update_count
         self._changed()
+
+
+class CurveMetric(EngineMetric):
+    """An engine metric that gives all values at once, their curves and drawings of these."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns all values by name, as zero-dimensional float64 CPU tensors; the same on every process.
+
+        It may be called again, and before further updates.
+        """
+        return as_tensors(self.values())
+
+    def curves(self, category: str | None = None, points: int = 1000, *, level: str | None = None) -> dict[str, Curve]:
+        """Returns ROC, PR and (for pixels) PRO for drawing; every process of the group has to call it.
+
+        Args:
+            category: A category that was seen; None takes all images as one.
+            points: Vertices are dropped as long as the vertical error stays below `1 / points`.
+            level: `pixel` or `image`, for a metric that has both; None takes the first.
+
+        Returns:
+            `roc`, `pr` and `pro`, each a pair (x, y) of float64 `[K]`, empty where undefined. In binned mode the curves run
+            through the ends of the bins.
+
+        Raises:
+            ValueError: There is no such category or level.
+        """
+        level = level or next(iter(self.engines))
+        if level not in self.engines:
+            raise ValueError(f"level is {level!r}: choose one of {', '.join(self.engines)}")
+        return thin_curves(self.engines[level].polygons(self._group(), category), points)
+
+    def plot(
+        self,
+        val: dict[str, Tensor] | Sequence[dict[str, Tensor]] | None = None,
+        ax: Axes | None = None,
+        *,
+        curve: str | None = None,
+        category: str | None = None,
+        level: str | None = None,
+    ) -> tuple[Figure | None, Axes | np.ndarray]:
+        """Draws curves, or given results as torchmetrics draws them; needs matplotlib (extra `plot`).
+
+        Args:
+            val: Results of `compute` or `forward`; None draws curves.
+            ax: Matplotlib axes for one curve; None makes a figure.
+            curve: `roc`, `pr` or `pro`; None draws all.
+            category: A category that was seen; None takes all images as one.
+            level: `pixel` or `image`, for a metric that has both; None takes the first.
+
+        Returns:
+            The figure (None if `ax` was given) and the axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+            ValueError: There is no such curve, category or level.
+        """
+        if val is not None:
+            drawn: tuple[Figure | None, Axes | np.ndarray] = self._plot(val, ax)
+            return drawn
+        level = level or next(iter(self.engines))
+        curves, values = self.curves(category, level=level), self.values()
+        if category is None:
+            of_category = values
+        else:
+            of_category = {name.removeprefix(f"{category}/"): value for name, value in values.items()}
+        labels = {}
+        for name, title in CURVE_VALUES.items():
+            value = of_category.get(f"{level}_{title}", values.get(f"pooled/{level}_{title}"))
+            labels[name] = title.upper() if value is None else f"{title.upper()} {value:.4f}"
+        return draw_curves(curves, labels, curve, ax)

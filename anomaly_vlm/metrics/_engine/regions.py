@@ -1,4 +1,7 @@
-"""Ground-truth regions: connected components of `mask == 1`, their weights, and what lies in their holes."""
+"""Ground-truth regions, and one image split into normal scores, anomalous scores with region weights, and hole scores.
+
+A region is a connected component of `mask == 1`. Void pixels (255) belong to no region, so a void band cuts a region in two.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,23 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from anomaly_vlm.metrics._engine.inputs import Image
+from anomaly_vlm.metrics._engine.inputs import CheckedImage
 from anomaly_vlm.metrics._engine.options import PixelOptions
 
-FULL = np.ones((3, 3), dtype=bool)  # 8-connectivity
-CROSS = ndimage.generate_binary_structure(2, 1)  # 4-connectivity
+EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+FOUR_NEIGHBOURS = ndimage.generate_binary_structure(2, 1)
+NO_PIXELS, NO_WEIGHTS = np.empty(0, np.int64), np.empty(0, np.float64)
 
 
 class Regions(NamedTuple):
-    """The regions of one mask. M anomalous pixels in row-major order, C connectivities.
+    """The regions of one mask; M anomalous pixels in row-major order, C connectivities, Q hole pixels.
 
     Attributes:
-        weights: [C, M] float64, `1 / |region|` of each anomalous pixel's region.
-        counts: number of regions for each connectivity.
-        hole_pixels: [Q] flat indices into the image of pixels inside a region's outline that are not of the region; a
-            pixel inside two outlines comes twice.
-        hole_weights: [Q] `1 / |region|` of the region whose hole it is.
+        weights: `[C, M]` float64, `1 / |region|` of the region that each anomalous pixel belongs to.
+        counts: Number of regions for each connectivity.
+        hole_pixels: `[Q]` int64 flat positions in the image of pixels that lie inside a region's outline without belonging
+            to the region; a pixel inside two outlines occurs twice.
+        hole_weights: `[Q]` float64, `1 / |region|` of the region in whose hole each of these pixels lies.
     """
 
     weights: np.ndarray
@@ -35,7 +39,11 @@ class Regions(NamedTuple):
 
 
 def bounding_box(anomalous: np.ndarray) -> tuple[slice, slice]:
-    """Smallest box around the True pixels of `anomalous` [H, W], which has at least one."""
+    """Returns the rows and columns of the smallest box around the True pixels of a mask.
+
+    Args:
+        anomalous: `[H, W]` bool with at least one True pixel.
+    """
     rows = np.flatnonzero(anomalous.any(axis=1))
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     columns = np.flatnonzero(anomalous[top:bottom].any(axis=0))
@@ -43,65 +51,77 @@ def bounding_box(anomalous: np.ndarray) -> tuple[slice, slice]:
 
 
 def find_regions(anomalous: np.ndarray, connectivity: tuple[int, ...] = (8,), *, holes: bool = False) -> Regions:
-    """Labels the components of a mask on its bounding box.
+    """Labels the connected components of a mask, inside its bounding box only.
 
     Args:
-        anomalous: [H, W] bool with at least one True.
+        anomalous: `[H, W]` bool with at least one True pixel.
         connectivity: 8, 4, both or none.
-        holes: also collect the holes of the 8-connected regions (for `legacy_filled`).
+        holes: Whether to collect the holes of the 8-connected regions too, which `legacy_filled` needs.
     """
     box = bounding_box(anomalous)
     inside = anomalous[box]
     weights = np.empty((len(connectivity), int(np.count_nonzero(inside))))
     counts = []
-    for row, kind in zip(weights, connectivity, strict=True):
-        labels, count = ndimage.label(inside, structure=FULL if kind == 8 else CROSS)
-        at_pixels = labels[inside]
-        areas = np.bincount(at_pixels, minlength=count + 1)
-        areas[0] = 1  # no pixel of interest is background
-        row[:] = (1.0 / areas)[at_pixels]
+    for row, neighbours in zip(weights, connectivity, strict=True):
+        labels, count = ndimage.label(inside, structure=EIGHT_NEIGHBOURS if neighbours == 8 else FOUR_NEIGHBOURS)
+        labels_inside = labels[inside]
+        areas = np.bincount(labels_inside, minlength=count + 1)
+        areas[0] = 1  # label 0 is the background, which no anomalous pixel has
+        row[:] = (1.0 / areas)[labels_inside]
         counts.append(count)
-    hole_pixels, hole_weights = _holes(inside, box, anomalous.shape[1]) if holes else (NO_PIXELS, NO_WEIGHTS)
+    hole_pixels, hole_weights = _find_holes(inside, box, anomalous.shape[1]) if holes else (NO_PIXELS, NO_WEIGHTS)
     return Regions(weights, tuple(counts), hole_pixels, hole_weights)
 
 
-NO_PIXELS, NO_WEIGHTS = np.empty(0, np.int64), np.empty(0, np.float64)
+def _find_holes(inside: np.ndarray, box: tuple[slice, slice], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the holes of all regions: background that no 8-connected path joins to the outside.
 
+    Args:
+        inside: `[h, w]` bool, the mask inside its bounding box.
+        box: The bounding box.
+        width: Width of the image in pixels.
 
-def _holes(inside: np.ndarray, box: tuple[slice, slice], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Flat pixels and weights of all holes. A hole is background that no 8-connected path joins to the outside."""
-    enclosed = _filled(inside) & ~inside
-    if not enclosed.any():  # a region inside another one's hole is parted from it by enclosed background
+    Returns:
+        The flat positions in the image `[Q]` and the weights `[Q]` of the hole pixels.
+    """
+    enclosed = _fill(inside) & ~inside
+    if not enclosed.any():  # enclosed background also surrounds every region that lies in the hole of another one
         return NO_PIXELS, NO_WEIGHTS
-    labels, _ = ndimage.label(inside, structure=FULL)
+    labels, _ = ndimage.label(inside, structure=EIGHT_NEIGHBOURS)
     pixels, weights = [], []
-    for number, part in enumerate(ndimage.find_objects(labels), start=1):
-        if not enclosed[part].any():
+    for number, region_box in enumerate(ndimage.find_objects(labels), start=1):
+        if not enclosed[region_box].any():
             continue
-        region = labels[part] == number
-        rows, columns = np.nonzero(_filled(region) & ~region)
-        flat = (rows + part[0].start + box[0].start) * width + columns + part[1].start + box[1].start
+        region = labels[region_box] == number
+        rows, columns = np.nonzero(_fill(region) & ~region)
+        flat = (rows + region_box[0].start + box[0].start) * width + columns + region_box[1].start + box[1].start
         pixels.append(flat)
         weights.append(np.full(flat.size, 1.0 / np.count_nonzero(region)))
     return np.concatenate([NO_PIXELS, *pixels]), np.concatenate([NO_WEIGHTS, *weights])
 
 
-def _filled(region: np.ndarray) -> np.ndarray:
-    """`region` [H, W] with its holes: all that the background around it does not reach over 8 neighbours."""
-    background, count = ndimage.label(np.pad(~region, 1, constant_values=True), structure=FULL)
+def _fill(region: np.ndarray) -> np.ndarray:
+    """Returns `region` `[H, W]` with its holes: all that the background around it does not reach over 8 neighbours."""
+    background, count = ndimage.label(np.pad(~region, 1, constant_values=True), structure=EIGHT_NEIGHBOURS)
     if count == 1:
         return region
-    return (background != background[0, 0])[1:-1, 1:-1]
+    filled: np.ndarray = (background != background[0, 0])[1:-1, 1:-1]
+    return filled
 
 
 @dataclass
-class Split:
-    """Parts of an image; M anomalous pixels, C connectivities, Q pixels in holes. Scores may share memory with the map.
+class SplitImage:
+    """The pixels of one image by what they are; M anomalous pixels, C connectivities, Q pixels in holes.
+
+    Scores may share memory with the caller's map. Scores of half-precision maps are bit patterns.
 
     Attributes:
-        normals: 1-D pieces that together hold every normal score.
-        scores: [M], weights: [C, M] `1 / |region|`, regions: number of regions for each connectivity.
-        hole_scores, hole_weights: [Q], with `legacy` only.
+        normals: One-dimensional arrays or tensors that together hold every normal score.
+        scores: `[M]` scores of the anomalous pixels.
+        weights: `[C, M]` float64, `1 / |region|` of each anomalous pixel's region.
+        regions: Number of regions for each connectivity.
+        hole_scores: `[Q]` scores of the pixels in holes; empty without the option `legacy`.
+        hole_weights: `[Q]` float64 weights of the pixels in holes.
     """
 
     normals: list[np.ndarray] | list[Tensor]
@@ -112,26 +132,32 @@ class Split:
     hole_weights: np.ndarray
 
 
-def split(image: Image, options: PixelOptions) -> Split:
-    """Regions are found only where the mask has a 1."""
+def split_image(image: CheckedImage, options: PixelOptions) -> SplitImage:
+    """Splits a checked image; regions are looked for only where the mask has a 1."""
     flat, mask = image.scores.reshape(-1), image.mask
     if image.on_device is not None:
-        normals: list[np.ndarray] | list[Tensor] = [_on_device(image.on_device, mask)]
+        normals: list[np.ndarray] | list[Tensor] = [_normals_on_device(image.on_device, mask)]
         if mask is not None:
             flat = image.on_device.reshape(-1).cpu().numpy()
     else:
-        normals = _normal_pieces(image.scores, mask)
-    found, regions = flat[:0], _no_regions(len(options.connectivity))
+        normals = _normals(image.scores, mask)
+    connectivities = len(options.connectivity)
+    scores = flat[:0]
+    regions = Regions(np.empty((connectivities, 0)), (0,) * connectivities, NO_PIXELS, NO_WEIGHTS)
     if mask is not None:
         anomalous = mask == 1 if image.has_void else mask.view(np.bool_)
         if not image.has_void or anomalous.any():
-            found = flat[anomalous.reshape(-1)]
+            scores = flat[anomalous.reshape(-1)]
             regions = find_regions(anomalous, options.connectivity, holes=options.legacy)
-    return Split(normals, found, regions.weights, regions.counts, flat[regions.hole_pixels], regions.hole_weights)
+    return SplitImage(normals, scores, regions.weights, regions.counts, flat[regions.hole_pixels], regions.hole_weights)
 
 
-def _normal_pieces(scores: np.ndarray, mask: np.ndarray | None) -> list[np.ndarray]:
-    """Rows that are all normal stay as they are; only the rows between are looked through."""
+def _normals(scores: np.ndarray, mask: np.ndarray | None) -> list[np.ndarray]:
+    """Returns arrays that hold the normal scores of `[H, W]` scores.
+
+    Rows above the first and below the last marked row are wholly normal and are not copied; only the rows between are
+    searched.
+    """
     if mask is None:
         return [scores.reshape(-1)]
     rows = np.flatnonzero(mask.any(axis=1))
@@ -140,9 +166,6 @@ def _normal_pieces(scores: np.ndarray, mask: np.ndarray | None) -> list[np.ndarr
     return [scores[:top].reshape(-1), between, scores[bottom:].reshape(-1)]
 
 
-def _on_device(scores: Tensor, mask: np.ndarray | None) -> Tensor:
+def _normals_on_device(scores: Tensor, mask: np.ndarray | None) -> Tensor:
+    """Returns the normal scores of `[H, W]` scores on an accelerator, on that accelerator."""
     return scores.reshape(-1) if mask is None else scores[torch.from_numpy(mask == 0).to(scores.device)]
-
-
-def _no_regions(connectivities: int) -> Regions:
-    return Regions(np.empty((connectivities, 0)), (0,) * connectivities, NO_PIXELS, NO_WEIGHTS)
