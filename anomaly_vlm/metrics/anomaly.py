@@ -107,7 +107,7 @@ class AnomalyMetrics(CurveMetric):
         self._changed()
 
     def _results(self, group: Group) -> Values:
-        """Returns the values of both parts; the pixel part names the categories of the image part too."""
+        """Returns the values of both engines; the pixel engine names the categories of the image engine too."""
         image = self.engines["image"]
         names = [name for name in image.ledger.order(group) if name is not None]
         return {**self.engines["pixel"].results(group, names), **image.results(group)}

@@ -27,7 +27,7 @@ from anomaly_vlm.metrics.functional import (
 
 
 class StoredMap(NamedTuple):
-    """A frame that is kept until the threshold is known.
+    """A frame that is stored until `compute` has found the threshold.
 
     Attributes:
         number: Number in the data set, or None.
@@ -66,9 +66,9 @@ class ComponentMetrics(Metric):
     half precision (2 B + 1 B a pixel), and compared so. With a given threshold only the values of components are kept.
 
     Args:
-        min_pred: Smallest predicted component in pixels: 500 on SegmentMeIfYouCan's AnomalyTrack and on Fishyscapes Lost and
-            Found, 50 on its ObstacleTrack and on Lost and Found.
-        min_gt: Smallest ground-truth component in pixels: 100 and 10 on these sets.
+        min_pred: Smallest predicted component in pixels. SegmentMeIfYouCan takes 500 on its AnomalyTrack and on Fishyscapes
+            Lost and Found, and 50 on its ObstacleTrack and on Lost and Found.
+        min_gt: Smallest ground-truth component in pixels: 100 on the former two sets, 10 on the latter two.
         threshold: A score, or `auto`: the one of the best pixel F1 over all frames.
         sync_on_compute: Whether `compute` shares the state with the other processes.
         **kwargs: Options of `torchmetrics.Metric`; `process_group` names the processes.

@@ -139,12 +139,14 @@ def compare_components(predicted: np.ndarray, label: np.ndarray, *, min_pred: in
     References:
         Chan et al., "SegmentMeIfYouCan", NeurIPS 2021 (data sets and benchmarks), section 3, and the benchmark's code.
     """
-    found, _ = ndimage.label(predicted & (label != VOID), EIGHT_NEIGHBOURS)
+    components, _ = ndimage.label(predicted & (label != VOID), EIGHT_NEIGHBOURS)
     truth, _ = ndimage.label(label == 1, EIGHT_NEIGHBOURS)
-    found = _without_small(found, min_pred)
+    components = _without_small(components, min_pred)
     large_truth = _without_small(truth, min_gt)
-    found[(truth > 0) & (large_truth == 0)] = 0
-    table = _overlap_table(large_truth, found)  # [G + 1, P + 1] pixels; row and column 0 are pixels in no component
+    components[(truth > 0) & (large_truth == 0)] = 0
+    table = _overlap_table(
+        large_truth, components
+    )  # [G + 1, P + 1] pixels; row and column 0 are pixels in no component
     inside, size = table[1:, 1:], table[:, 1:].sum(axis=0)
     touches = inside > 0
     both = inside.sum(axis=1)
@@ -196,10 +198,10 @@ def _without_small(components: np.ndarray, min_pixels: int) -> np.ndarray:
     return renumbered
 
 
-def _overlap_table(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
+def _overlap_table(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Returns `[G + 1, P + 1]` pixels that the components share; predicted components without any pixel are left out."""
-    rows, columns = int(truth.max(initial=0)) + 1, int(found.max(initial=0)) + 1
-    table = np.bincount((truth.astype(np.int64) * columns + found).reshape(-1), minlength=rows * columns)
+    rows, columns = int(truth.max(initial=0)) + 1, int(predicted.max(initial=0)) + 1
+    table = np.bincount((truth.astype(np.int64) * columns + predicted).reshape(-1), minlength=rows * columns)
     table = table.reshape(rows, columns)
     has_pixels = table.sum(axis=0) > 0
     has_pixels[0] = True

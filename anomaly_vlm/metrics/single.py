@@ -28,11 +28,11 @@ class SingleMetric(EngineMetric):
     `compute` gives a zero-dimensional float64 tensor: the value, or its mean over the categories where it is defined.
 
     Args:
-        mode: As of `PixelMetrics`.
-        bins: As of `PixelMetrics`.
-        half: As of `PixelMetrics`.
-        workers: As of `PixelMetrics`.
-        device: As of `PixelMetrics`.
+        mode: See `PixelMetrics`.
+        bins: See `PixelMetrics`.
+        half: See `PixelMetrics`.
+        workers: See `PixelMetrics`.
+        device: See `PixelMetrics`.
         **kwargs: Options of `torchmetrics.Metric`.
 
     Raises:
@@ -77,8 +77,7 @@ class SingleMetric(EngineMetric):
         """Adds images.
 
         Args:
-            scores: Maps `[B, H, W]` and so on, as of `PixelMetrics.update`, or image scores `[B]`, as of
-                `ImageMetrics.update`.
+            scores: Maps, in the shapes of `PixelMetrics.update`, or image scores `[B]`.
             targets: Masks for maps, labels for image scores.
             category: One name an image, or one for all.
             index: `[B]` integers, the numbers in the data set; a repeated one counts once.

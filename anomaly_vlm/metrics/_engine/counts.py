@@ -21,7 +21,7 @@ BLOCK = 8 << 20  # normal scores in a block: smaller blocks sort no faster and a
 
 
 def block_size(workers: int) -> int:
-    """Returns the number of scores in a block, so that the blocks that `workers` threads sort at a time take 64 MB."""
+    """Returns how many scores a block has, so that the blocks that `workers` threads sort at a time take at most 64 MB."""
     return min(BLOCK, 2 * BLOCK // workers)
 
 

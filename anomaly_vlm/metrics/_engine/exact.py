@@ -252,7 +252,7 @@ def _pool_totals(several: Iterable[CategoryTotals], connectivities: int) -> Cate
 def _without_counts(totals: CategoryTotals, scores: DistinctScores, options: PixelOptions) -> CategoryCounts:
     """Returns counts of zero, to which the counts of the normal scores are added."""
     limits = thresholds(totals.low, totals.high) if options.legacy else NO_THRESHOLDS
-    plain, filled = (np.zeros(part.size, np.int64) for part in limits)
+    plain, filled = (np.zeros(variant.size, np.int64) for variant in limits)
     above = NormalsAbove.zeros(scores.values.size)
     return CategoryCounts(totals, scores, above, limits, plain, filled, np.zeros(limits.filled.size))
 

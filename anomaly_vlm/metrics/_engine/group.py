@@ -28,7 +28,7 @@ class Group:
     rank, size = 0, 1
 
     def gather_objects(self, value: T) -> list[T]:
-        """Returns the `value` of every rank, in rank order; the value is pickled on its way."""
+        """Returns the `value` of every rank, in rank order."""
         return [value]
 
     def gather(self, array: np.ndarray) -> list[np.ndarray]:

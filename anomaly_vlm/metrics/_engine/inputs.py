@@ -22,7 +22,7 @@ FLOAT_DTYPES = "give float16, bfloat16, float32 or float64"  # likewise
 
 @dataclass
 class CheckedImage:
-    """One image whose scores and mask are known to be valid.
+    """One image whose scores and mask have been checked.
 
     Attributes:
         scores: `[H, W]` float32, or the uint16 bit patterns of a half-precision map; may share memory with the caller's map.

@@ -95,17 +95,19 @@ def threshold_values(scores: DistinctScores, above: NormalsAbove, normals: int, 
     in_integers = pairs < EXACT_INTEGERS
     needed, fpr, best, threshold = hits_for_recall(recall, total), NAN, -1.0, NAN
     lost, precisions = [], []
-    for part in descending(scores, above):
-        either = part.at_least + part.greater
-        lost.append(int(np.dot(part.counts, either)) if in_integers else float(np.dot(1.0 * part.counts, 1.0 * either)))
-        predicted = part.hits + part.at_least
-        precisions.append(float(np.dot(part.counts, part.hits / predicted)))
-        f1 = 2.0 * part.hits / (predicted + total)
+    for chunk in descending(scores, above):
+        either = chunk.at_least + chunk.greater
+        lost.append(
+            int(np.dot(chunk.counts, either)) if in_integers else float(np.dot(1.0 * chunk.counts, 1.0 * either))
+        )
+        predicted = chunk.hits + chunk.at_least
+        precisions.append(float(np.dot(chunk.counts, chunk.hits / predicted)))
+        f1 = 2.0 * chunk.hits / (predicted + total)
         first = int(np.argmax(f1))
         if f1[first] > best:  # of equal values the one of the largest threshold came first
-            best, threshold = float(f1[first]), float(scores.values[part.where][::-1][first])
-        if math.isnan(fpr) and part.hits[-1] >= needed:
-            fpr = int(part.at_least[np.searchsorted(part.hits, needed)]) / normals
+            best, threshold = float(f1[first]), float(scores.values[chunk.where][::-1][first])
+        if math.isnan(fpr) and chunk.hits[-1] >= needed:
+            fpr = int(chunk.at_least[np.searchsorted(chunk.hits, needed)]) / normals
     auroc = 1.0 - (sum(lost) if in_integers else math.fsum(lost)) / pairs
     return ThresholdValues(auroc, math.fsum(precisions) / total, best, threshold, fpr)
 
@@ -134,26 +136,26 @@ def aupro(
     caps = [limit * normals for limit in limits]  # limits in normal pixels
     areas: list[list[float]] = [[] for _ in limits]
     reached, height = 0, 0.0  # normal pixels and mean overlap at the end of the slice before
-    for part in descending(scores, above):
-        after = np.cumsum(scores.weights[row][part.where][::-1])
+    for chunk in descending(scores, above):
+        after = np.cumsum(scores.weights[row][chunk.where][::-1])
         after /= regions
         after += height
         before = np.concatenate([[height], after[:-1]])
-        starts = np.concatenate([[reached], part.at_least[:-1]])  # where the flat part before each score starts
-        tied = np.flatnonzero(part.at_least > part.greater)
+        starts = np.concatenate([[reached], chunk.at_least[:-1]])  # where the flat part before each score starts
+        tied = np.flatnonzero(chunk.at_least > chunk.greater)
         for cap, area in zip(caps, areas, strict=True):
             if reached < cap:
-                area.append(float(np.dot(before, np.minimum(part.greater, cap) - np.minimum(starts, cap))))
-                area.append(_area_of_ties(part, before, after, tied, cap))
-        reached, height = int(part.at_least[-1]), float(after[-1])
+                area.append(float(np.dot(before, np.minimum(chunk.greater, cap) - np.minimum(starts, cap))))
+                area.append(_area_of_ties(chunk, before, after, tied, cap))
+        reached, height = int(chunk.at_least[-1]), float(after[-1])
     ends = [max(cap - reached, 0.0) for cap in caps]  # below the last anomalous score every region is covered
     return [min(1.0, (math.fsum(area) + end) / cap) for area, end, cap in zip(areas, ends, caps, strict=True)]
 
 
-def _area_of_ties(part: ScoreSlice, before: np.ndarray, after: np.ndarray, tied: np.ndarray, cap: float) -> float:
+def _area_of_ties(chunk: ScoreSlice, before: np.ndarray, after: np.ndarray, tied: np.ndarray, cap: float) -> float:
     """Returns the area below the sloped parts of a slice, as far as `cap` normal pixels."""
-    width = (part.at_least - part.greater)[tied]
-    inside = np.clip(cap - part.greater[tied], 0.0, width)
+    width = (chunk.at_least - chunk.greater)[tied]
+    inside = np.clip(cap - chunk.greater[tied], 0.0, width)
     rise = after[tied] - before[tied]
     return float(np.dot(inside, before[tied] + inside / width * rise / 2.0))
 
