@@ -27,8 +27,8 @@ from anomaly_vlm.bench.adaclip import count_flops, side_by_side
 from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.shared.maps import fill_templates
 from anomaly_vlm.methods.shared.patch_memory import nearest_distance
+from anomaly_vlm.methods.shared.sentences import fill_templates
 from anomaly_vlm.methods.winclip import WinCLIP
 from anomaly_vlm.reporting.console import say, show
 from anomaly_vlm.texts import load_texts

@@ -10,11 +10,34 @@ from collections.abc import Mapping
 from typing import Any
 
 # method name -> {old dotted key below `method` -> new one}; None where the option is gone
-METHOD_KEYS: dict[str, dict[str, str | None]] = {}
+TEXTS: dict[str, str | None] = {"texts.table": "texts", "texts._target_": None}  # a table is given by its name
+METHOD_KEYS: dict[str, dict[str, str | None]] = {
+    "april_gan": TEXTS,
+    "winclip": TEXTS,
+}
 # method name -> {new dotted key below `method` -> {old value -> new one}}
-METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {}
+METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
+    "adaclip": {
+        "prompts.text_mode": {"overwrite": "published", "insert": "paper"},
+        "hsf.mode": {"code": "published"},
+        "score_without_hsf": {"cls": "published", "map_max": "paper"},
+        "projection": {None: "linear"},
+    },
+    "anomalyclip": {"layers": {None: "last"}},
+    "faprompt": {
+        "layers": {None: "last"},
+        "select": {"first": "published", "topk": "paper"},
+        "score": {"code": "published"},
+    },
+    "winclip": {"variant": {"anomalib": "paper", "cao": "published"}},
+}
 # old dotted key at the top of a configuration -> new one
-TOP_KEYS: dict[str, str | None] = {}
+TOP_KEYS: dict[str, str | None] = {"backbone.aligned_patches": None}
+# old class or function under a key `_target_` -> new one
+TARGETS: dict[str, str] = {
+    "anomaly_vlm.data.procedural.ProceduralSource": "anomaly_vlm.data.drawn.products.ProceduralSource",
+    "anomaly_vlm.data.procedural_road.ProceduralRoadSource": "anomaly_vlm.data.drawn.roads.ProceduralRoadSource",
+}
 
 
 def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +53,7 @@ def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in flat.items():
         new = _renamed(key, keys)
         if new is not None:
-            moved[new] = value
+            moved[new] = TARGETS.get(value, value) if new.endswith("._target_") else value
     for key, values in METHOD_VALUES.get(name, {}).items():
         full = f"method.{key}"
         if full in moved and _hashable(moved[full]) and moved[full] in values:
