@@ -45,7 +45,10 @@ def test_features_of_text_are_normal_then_abnormal(backbone: ClipBackbone) -> No
         ({"prompts": {"text_mode": "insert"}}, "unknown method.prompts.text_mode 'insert'"),
         ({"prompts": {"branch": "T"}}, "unknown method.prompts.branch 'T'"),
         ({"prompts": {"dept": 3}}, "unknown key of method.prompts 'dept'.*did you mean depth"),
-        ({"prompts": {"depth": 3}}, "method.prompts.depth is 3: give 1 to 2, the blocks of the shallower tower of tiny"),
+        (
+            {"prompts": {"depth": 3}},
+            "method.prompts.depth is 3: give 1 to 2, the blocks of the shallower tower of tiny",
+        ),
         ({"prompts": {"length": 0}}, "method.prompts.length is 0: give a whole number of at least 1"),
         ({"hsf": {"mode": "code"}}, "unknown method.hsf.mode 'code'"),
         ({"hsf": {"k": 0}}, "method.hsf.k is 0"),
