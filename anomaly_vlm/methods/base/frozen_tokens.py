@@ -54,7 +54,7 @@ class FrozenTokens(AnomalyMethod):
             sentences: All of them; they name the entry in the token cache.
             encode: Computes the features where the cache has none; they are then kept.
         """
-        key = "texts" + hashlib.blake2b(repr(sentences).encode(), digest_size=14).hexdigest()
+        key = "text_features" + hashlib.blake2b(repr(sentences).encode(), digest_size=14).hexdigest()
         entry = None if self.token_cache is None else self.token_cache.get(key)
         if entry is None:
             entry = {"prompts": encode()}

@@ -10,11 +10,6 @@ from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 from torch import Tensor
 
 
-def fill_templates(templates: Sequence[str], states: Sequence[str], word: str) -> list[str]:
-    """Every template with every state of `word`, states outermost (the order of the published prompt lists)."""
-    return [template.format(state.format(word)) for state in states for template in templates]
-
-
 def to_grid(patches: Tensor, grid: tuple[int, int]) -> Tensor:
     """[..., N] values of the patches -> [..., rows, columns]."""
     return patches.unflatten(-1, grid)
