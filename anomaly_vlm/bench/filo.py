@@ -157,7 +157,7 @@ def compare(setting: Setting, method: FiLo, turns: int) -> list[tuple[Any, ...]]
     method.token_cache = TokenCache({}, memory_bytes=10**9)
     method.frozen_tokens(plain)
     entry = {name: value.to(setting.device) for name, value in (method.token_cache.get("image 0") or {}).items()}
-    served = replace(plain, image=plain.image[:0], tokens=[entry])
+    served = replace(plain, unencoded=plain.unencoded[:0], tokens=[entry])
     ours = Step(method.learnable().values(), lambda: method.total_loss(method.losses(served)), setting)
     other = Step(published.learned, lambda: published.loss(plain), setting)
     check_equal(ours, other)

@@ -84,7 +84,7 @@ def compare(setting: Setting, name: str, *, turns: int) -> list[tuple[Any, ...]]
         pixels = PixelCache(10**10)
         datasets = [AnomalyDataset(samples, preprocess(ours), cache=pixels, name="bench") for _ in range(2)]
         build = build_cache(setting, ours, datasets[0], Path(place) / "tokens", turns)
-        datasets[0].tokens = ours.token_cache
+        datasets[0].stored_tokens = None if ours.token_cache is None else ours.token_cache.get
         mine = Way(setting, ours.learnable().values(), lambda batch: ours.total_loss(ours.losses(batch)), datasets[0])
         theirs = Way(setting, published.learned, published.loss, datasets[1])
         check_equal(mine, theirs)

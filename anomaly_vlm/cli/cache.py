@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from anomaly_vlm.cli.train import pop_key
+from anomaly_vlm.cli.arguments import pop_key
 from anomaly_vlm.errors import UserError, unknown_choice
 
 HELP = """usage: anomaly-vlm cache [folder=FOLDER]             lists the token caches
@@ -28,10 +26,11 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"'{rest[0]}' is no key of cache: give folder=FOLDER or clear=NAME")
     from rich.table import Table
 
+    from anomaly_vlm.caching.folders import cache_folder
     from anomaly_vlm.caching.tokens import clear, list_caches
     from anomaly_vlm.reporting.console import say, show
 
-    root = Path(folder or os.environ.get("ANOMALY_VLM_CACHE") or "~/.cache/anomaly_vlm/tokens").expanduser()
+    root = cache_folder("tokens", folder or "auto")
     caches = list_caches(root)
     if doomed is not None:
         names = [info.place.name for info in caches]

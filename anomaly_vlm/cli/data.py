@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.cli.train import pop_key
+from anomaly_vlm.cli.arguments import pop_key
 from anomaly_vlm.runs.compose import compose
 
 HELP = """usage: anomaly-vlm data dataset=NAME [dataset.test.root=FOLDER] [sheet=FILE.png] [index=meta.json]
@@ -24,6 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     index, rest = pop_key(rest, "index")
     cfg = compose(["method=adaclip", *rest])
     from anomaly_vlm.reporting.console import say
+    from anomaly_vlm.reporting.describe import describe_data
     from anomaly_vlm.runs.build import build_data
 
     data = build_data(cfg, ("test",))
@@ -32,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     counts = Counter((s.category, s.defect if s.label else "good") for s in samples)
     for (category, defect), count in sorted(counts.items()):
         say(f"{category:<24} {defect:<24} {count:>6}")
-    say(f"{data.describe('test')}: all files are readable")
+    say(f"{describe_data(data).sides['test']}: all files are readable")
     if sheet:
         from anomaly_vlm.reporting.sheet import contact_sheet
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly_vlm.cli.train import pop_key
+from anomaly_vlm.cli.arguments import pop_key
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checks import writable_folder
 
@@ -50,8 +50,9 @@ def execute(roots: dict[str, str], ckpt: str | None, limit: int | None, folder: 
     from anomaly_vlm.nano.compare import Limited, compare
     from anomaly_vlm.nano.model import ARCHITECTURE
     from anomaly_vlm.reporting.console import say
-    from anomaly_vlm.runs.build import build_data, make
+    from anomaly_vlm.runs.build import build_data
     from anomaly_vlm.runs.compose import compose
+    from anomaly_vlm.runs.instantiate import instantiate
 
     composed = [
         compose(["method=adaclip", "dataset=procedural"]),
@@ -66,11 +67,11 @@ def execute(roots: dict[str, str], ckpt: str | None, limit: int | None, folder: 
         ):
             raise UserError("the default run of AdaCLIP failed: its message stands above")
         ckpt = str(run_folder / "checkpoints" / "last.ckpt")
-    nano = make(composed[0].backbone)
+    nano = instantiate(composed[0].backbone)
     random = load_backbone("random weights", random_seed=0, architecture=ARCHITECTURE, image_size=nano.image_size)
     tables: dict[str, list[Row]] = {}
     for cfg in composed:
-        source = Limited(make(cfg.dataset.test), limit)
+        source = Limited(instantiate(cfg.dataset.test), limit)
         extra = {"nano + AdaCLIP": adaclip(cfg, ckpt, source)}
         backbones = {"random weights": random, "nano zero-shot": nano}
         tables[source.name] = compare(source, backbones, extra=extra, tell=say)
@@ -84,13 +85,14 @@ def adaclip(cfg: Any, ckpt: str, source: Any) -> tuple[Any, Any]:
     import torch
 
     from anomaly_vlm.data import AnomalyDataModule
-    from anomaly_vlm.runs.build import build, load_any
+    from anomaly_vlm.runs.build import build
+    from anomaly_vlm.runs.checkpoints import Checkpoint
 
-    parts = build(cfg, sides=("test",), data=AnomalyDataModule(test=source, cache_mb=0))
-    load_any(parts.method, ckpt)
-    parts.method.eval()
+    run = build(cfg, sides=("test",), data=AnomalyDataModule(test=source, cache_mb=0))
+    Checkpoint.read(ckpt).load_into(run.method)
+    run.method.eval()
     with torch.inference_mode():
-        made = [parts.method.predict(batch).checked(batch) for batch in parts.data.test_dataloader()]
+        made = [run.method.predict(batch).checked(batch) for batch in run.data.test_dataloader()]
     return torch.cat([one.score for one in made]).numpy(), torch.cat([one.map for one in made]).half().numpy()
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.cli.train import pop_key
+from anomaly_vlm.cli.arguments import pop_key
 from anomaly_vlm.errors import UserError
 
 HELP = """usage: anomaly-vlm report [runs=FOLDER]    default: outputs

@@ -14,10 +14,10 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import open_dict
 
-from anomaly_vlm.cli.evaluate import timestamp
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checks import check_values, writable_folder
-from anomaly_vlm.runs.compose import compose, conf_dir, describe_choices, parse, sweeper_params
+from anomaly_vlm.runs.compose import completed, compose, conf_dir, describe_choices, parse, sweeper_params
+from anomaly_vlm.runs.configs import timestamp
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -91,7 +91,8 @@ def job(cfg: DictConfig) -> float:
     runtime = HydraConfig.get()
     folder = writable_folder(runtime.runtime.output_dir)
     with open_dict(cfg):
-        cfg.choices = {k: v for k, v in runtime.runtime.choices.items() if v is not None and not k.startswith("hydra")}
+        chosen = runtime.runtime.choices.items()
+        completed(cfg, {group: name for group, name in chosen if name is not None and not group.startswith("hydra")})
         cfg.output_dir = str(folder)
         cfg.sweep_overrides = list(runtime.overrides.task)
     try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.errors import UserError
 
 
@@ -41,3 +42,34 @@ class Augment:
                 " operations that keep the size"
             )
         return out["image"][0], None if mask is None else out["mask"][0, 0].round().to(torch.uint8)
+
+
+class TrainingAugmentation:
+    """What training images go through besides the method's own transform.
+
+    Args:
+        mosaic: Probability of a 2 x 2 mosaic of four draws of the same category; label and index stay the sample's.
+        mosaic_on: Names of the data sets whose samples get one; None for all.
+        operations: `kornia.augmentation` modules on image and mask together.
+        crop: A random crop before them; None for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        mosaic: float = 0.0,
+        mosaic_on: Sequence[str] | None = None,
+        operations: Sequence[Any] = (),
+        crop: RandomCrop | None = None,
+    ) -> None:
+        self.mosaic, self.mosaic_on = mosaic, None if mosaic_on is None else tuple(mosaic_on)
+        self.operations, self.crop = Augment(operations) if len(operations) else None, crop
+
+    def changes(self, datasets: Iterable[str]) -> bool:
+        """Whether images of any of these data sets are changed."""
+        mosaics = self.mosaic > 0 and any(self.makes_mosaics_of(name) for name in datasets)
+        return mosaics or self.operations is not None or self.crop is not None
+
+    def makes_mosaics_of(self, dataset: str) -> bool:
+        """Whether samples of a data set may become mosaics."""
+        return self.mosaic > 0 and (self.mosaic_on is None or dataset in self.mosaic_on)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,9 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from anomaly_vlm.caching.tokens import TokenCache
-from anomaly_vlm.data.augment import Augment
-from anomaly_vlm.data.crops import RandomCrop
+from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.images import read_bytes
 from anomaly_vlm.data.transforms import (
     mosaic,
@@ -30,6 +28,7 @@ from anomaly_vlm.data.types import UNKNOWN, VOID, Batch, Preprocess, Sample
 from anomaly_vlm.errors import UserError
 
 MOSAIC, AUGMENT, CROP = 1, 2, 3  # streams of random numbers
+StoredTokens = Callable[[str | None], dict[str, Tensor] | None]
 
 
 @dataclass
@@ -88,11 +87,10 @@ class AnomalyDataset(Dataset):
         samples: of one side.
         preprocess: the method's.
         seed: of mosaics and augmentations.
-        mosaic: probability of a 2 x 2 mosaic of four draws of the same category; label and index stay the sample's.
-        mosaic_on: names of the data sets whose samples get one; None: all.
-        augment: operations on image and mask, or None. crop: a random crop before them, or None.
+        augment: what training images go through; None for none.
         cache: of preprocessed pixels, or None.
         name: of this data set within the cache.
+        stored_tokens: key of an image's pixels -> its frozen tokens, where they are kept; None: none are.
     """
 
     def __init__(
@@ -101,17 +99,14 @@ class AnomalyDataset(Dataset):
         preprocess: Preprocess,
         *,
         seed: int = 0,
-        mosaic: float = 0.0,
-        mosaic_on: Sequence[str] | None = None,
-        augment: Augment | None = None,
-        crop: RandomCrop | None = None,
+        augment: TrainingAugmentation | None = None,
         cache: PixelCache | None = None,
         name: str = "",
+        stored_tokens: StoredTokens | None = None,
     ) -> None:
         self.samples, self.preprocess = samples, preprocess
-        self.seed, self.mosaic, self.mosaic_on, self.augment = seed, mosaic, mosaic_on, augment
-        self.crop, self.cache, self.name = crop, cache, name
-        self.tokens: TokenCache | None = None  # set where the method's image tower is frozen
+        self.seed, self.augment = seed, augment or TrainingAugmentation()
+        self.cache, self.name, self.stored_tokens = cache, name, stored_tokens
         self._keys: dict[int, str] = {}
         self.has_masks = any(sample.kind in ("mask", "semantic") for sample in samples)
         self._category: dict[tuple[str, str], list[int]] = {}
@@ -125,15 +120,16 @@ class AnomalyDataset(Dataset):
         epoch, i = position if isinstance(position, tuple) else (0, position)
         sample = self.samples[i]
         tiles = self._tiles(epoch, i)
-        if tiles is None and self.augment is None and self.crop is None and (served := self._served(i)) is not None:
+        operations, crop = self.augment.operations, self.augment.crop
+        if tiles is None and operations is None and crop is None and (served := self._served(i)) is not None:
             return served
         pixels = tiles or self._pixels(i)
         image, mask, key = pixels.image.float().div(255), self._mask(sample, pixels), pixels.key
-        if self.crop is not None:
-            image, mask = self.crop(image, mask, self._random(epoch, i, CROP), self.preprocess.mean)
+        if crop is not None:
+            image, mask = crop(image, mask, self._random(epoch, i, CROP), self.preprocess.mean)
             key = None
-        if self.augment is not None:
-            image, mask = self.augment(image, mask, int(self._random(epoch, i, AUGMENT).integers(2**63)))
+        if operations is not None:
+            image, mask = operations(image, mask, int(self._random(epoch, i, AUGMENT).integers(2**63)))
             key = None
         label = -1 if sample.label is None else sample.label
         item = Item(normalise(image, self.preprocess), label, mask, sample.category, sample.path, i, key)
@@ -180,11 +176,11 @@ class AnomalyDataset(Dataset):
 
     def _served(self, i: int) -> Item | None:
         """Sample i with its frozen tokens in place of the image, where the cache has them: a file is not even decoded."""
-        if self.tokens is None:
+        if self.stored_tokens is None:
             return None
         sample, key = self.samples[i], self._key(i)
         key, mask = (self._pixels(i).key, self._pixels(i).mask) if key is None else (key, None)
-        entry = self.tokens.get(key)
+        entry = self.stored_tokens(key)
         if entry is None:
             return None
         mask = self._region(i) if mask is None else mask
@@ -207,9 +203,9 @@ class AnomalyDataset(Dataset):
         return mask
 
     def _tiles(self, epoch: int, i: int) -> Pixels | None:
-        """The sample's mosaic in this epoch, if the dice say that it gets one."""
+        """The sample's mosaic in this epoch, where a draw says that it gets one."""
         sample, random = self.samples[i], self._random(epoch, i, MOSAIC)
-        if random.random() >= self.mosaic or (self.mosaic_on is not None and sample.dataset not in self.mosaic_on):
+        if random.random() >= self.augment.mosaic or not self.augment.makes_mosaics_of(sample.dataset):
             return None
         pool = self._category[sample.dataset, sample.category]
         tiles = [read_sample(self.samples[pool[j]]) for j in random.integers(len(pool), size=4)]
@@ -242,7 +238,7 @@ def collate(items: Sequence[Item]) -> Batch:
         )
     masks, semantic = [item.mask for item in items], [item.semantic for item in items]
     return Batch(
-        image=torch.cat([item.image if item.image.ndim == 4 else item.image[None] for item in items]),
+        unencoded=torch.cat([item.image if item.image.ndim == 4 else item.image[None] for item in items]),
         label=torch.tensor([item.label for item in items]),
         mask=None if masks[0] is None else torch.stack([mask for mask in masks if mask is not None]),
         category=[item.category for item in items],

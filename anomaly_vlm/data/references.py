@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 
@@ -76,6 +77,47 @@ def _named(rows: Sequence[Sample], name: Any, category: str, source: str) -> Sam
             f" {category} ({len(rows)} to pick from): give the end of one path, or a position below {len(rows)}"
         )
     return found[0]
+
+
+class ReferencePicks:
+    """The reference images of a run: picked once for each (data set, category, number, seed), the same for every method.
+
+    Args:
+        source: Whose normal images may be picked; None where there is no test set.
+        num_shots: Images of each category; 0 for none.
+        seed: Picks them.
+        shots_list: File that names them (see `listed`); None for picks by `seed`.
+    """
+
+    def __init__(
+        self, source: Source | None = None, *, num_shots: int = 0, seed: int = 0, shots_list: str | None = None
+    ) -> None:
+        self.source, self.num_shots, self.seed, self.shots_list = source, num_shots, seed, shots_list
+        self._samples: list[Sample] | None = None
+
+    def samples(self) -> list[Sample]:
+        """The picked images, category by category.
+
+        Raises:
+            UserError: The test set has too few normal images, or the list does not fit it.
+        """
+        if self._samples is None:
+            if self.source is None or not self.num_shots:
+                self._samples = []
+            elif self.shots_list is None:
+                self._samples = pick(self.source.references(), self.num_shots, self.seed)
+            else:
+                table = read_list(self.shots_list)
+                self._samples = listed(self.source.references(), table, self.num_shots, self.shots_list)
+        return self._samples
+
+
+def positions_by_category(samples: Sequence[Sample]) -> list[list[int]]:
+    """Positions of the samples of each category, in the order of their first ones."""
+    groups: dict[str, list[int]] = {}
+    for i, sample in enumerate(samples):
+        groups.setdefault(sample.category, []).append(i)
+    return list(groups.values())
 
 
 def read_list(path: str) -> dict[str, Any]:

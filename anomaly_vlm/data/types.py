@@ -104,18 +104,19 @@ class Batch:
     """What a method sees.
 
     Attributes:
-        image: [M, 3, H, W] float32, normalised, of the samples without `tokens`: M = B where no cache serves any.
+        unencoded: Normalised images [M, 3, H, W], float32, of the samples without `tokens`, in their order; all B where no
+            cache serves any.
         label: [B] int64, 0 normal / 1 anomalous; -1 where unknown (prediction).
         mask: [B, H, W] uint8 of 0 / 1 / 255 (void), or None where the set has no pixel labels.
         category: B strings. path: B strings.
         index: [B] int64, position in the data set's index, so that repeats of a distributed sampler count once.
-        key: B strings that name the exact pixels of `image`, for caches of what a frozen tower makes of them; None where
+        key: B strings that name the exact pixels of each image, for caches of what a frozen tower makes of them; None where
             the pixels were augmented at random.
         tokens: B entries of the token cache, None where an image is given instead; None: no cache.
         semantic: [B, H, W] uint8 train ids of the known classes, 255 elsewhere; None where the set has no such labels.
     """
 
-    image: Tensor
+    unencoded: Tensor
     label: Tensor
     mask: Tensor | None
     category: list[str]
@@ -126,9 +127,20 @@ class Batch:
     semantic: Tensor | None = None
 
     @property
+    def image(self) -> Tensor:
+        """Images [B, 3, H, W], float32, normalised.
+
+        Raises:
+            RuntimeError: A token cache serves some of them in place of their pixels; read `unencoded` and `tokens`.
+        """
+        if len(self.unencoded) != len(self):
+            raise RuntimeError("some images of this batch come as frozen tokens: read `frozen_tokens(batch)`")
+        return self.unencoded
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the input in pixels."""
-        return self.image.shape[-2], self.image.shape[-1]
+        return self.unencoded.shape[-2], self.unencoded.shape[-1]
 
     def __len__(self) -> int:
         return len(self.path)

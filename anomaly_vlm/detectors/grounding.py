@@ -15,6 +15,7 @@ from torch import Tensor
 
 from anomaly_vlm.backbone.weights import hub_answers
 from anomaly_vlm.caching.answers import DetectionStore
+from anomaly_vlm.caching.folders import cache_folder
 from anomaly_vlm.detectors.base import Detector, Picture
 from anomaly_vlm.detectors.boxes import MAX_TOKENS, Queries, queries_of
 from anomaly_vlm.detectors.pixels import as_tensor
@@ -54,7 +55,8 @@ class GroundingDetector(Detector):
         keep_score: float = 0.05,
         keep_most: int = 50,
     ) -> None:
-        super().__init__(None if folder is None else DetectionStore(folder, keep_score=keep_score, keep_most=keep_most))
+        place = None if folder is None else cache_folder("detections", folder)
+        super().__init__(None if place is None else DetectionStore(place, keep_score=keep_score, keep_most=keep_most))
         if short_side < 1 or batch_size < 1:
             raise UserError(f"detector: short_side {short_side}, batch_size {batch_size}: give whole numbers from 1 on")
         self.weights, self.short_side, self.batch_size = locate(weights), short_side, batch_size

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from anomaly_vlm.caching.folders import AUTO, cache_folder
 from anomaly_vlm.detectors.grounding import fingerprint, locate
 from anomaly_vlm.detectors.pixels import MEAN, STD
 from anomaly_vlm.detectors.segmenter import MaskStore, Segmenter
@@ -37,7 +38,9 @@ class SamSegmenter(Segmenter):
     def __init__(
         self, *, weights: str, device: str = "auto", boxes_at_a_time: int = 16, folder: str | None = None
     ) -> None:
-        super().__init__(None if folder is None else MaskStore(folder))
+        super().__init__(
+            None if folder is None else MaskStore(cache_folder("detections") / "masks" if folder == AUTO else folder)
+        )
         if boxes_at_a_time < 1:
             raise UserError(f"segmenter.boxes_at_a_time is {boxes_at_a_time}: give a whole number from 1 on")
         self.weights = locate(weights, kind="segmenter", ways_out=WAYS_OUT, patterns=["*.json", "*.safetensors"])

@@ -1,4 +1,10 @@
-"""Anomaly metrics: exact, mergeable, fast. Pixel and image AUROC, AP, F1-max, FPR at a recall, AUPRO; road components."""
+"""Anomaly metrics: exact, mergeable and fast.
+
+`PixelMetrics`, `ImageMetrics` and both in one, `AnomalyMetrics`, give AUROC, AP, F1-max, FPR at a recall and (for pixels)
+AUPRO of all categories in one pass. `AUROC`, `AveragePrecision`, `F1Max`, `FPRAtRecall` and `AUPRO` give one value each.
+`ComponentMetrics` and `RoadMetrics` are those of road anomaly segmentation. All are `torchmetrics.Metric`s; the same values
+come from plain functions of arrays in `anomaly_vlm.metrics.functional`.
+"""
 
 from anomaly_vlm.metrics.anomaly import AnomalyMetrics
 from anomaly_vlm.metrics.components import ComponentMetrics

@@ -6,37 +6,50 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
-from anomaly_vlm.metrics._engines import pixel_engine
-from anomaly_vlm.metrics._group import Alone
-from anomaly_vlm.metrics._image import ImageEngine
-from anomaly_vlm.metrics._inputs import ArrayLike, Image, as_names, to_numpy
-from anomaly_vlm.metrics._metric import CurveMetric, EngineMetric
-from anomaly_vlm.metrics._names import Values, as_tensors
-from anomaly_vlm.metrics._options import PixelOptions, checked_recall
-from anomaly_vlm.metrics._pixel import PixelEngine
+from anomaly_vlm.metrics._engine.engine import pixel_engine
+from anomaly_vlm.metrics._engine.group import Group
+from anomaly_vlm.metrics._engine.image import ImageEngine
+from anomaly_vlm.metrics._engine.inputs import ArrayLike, CheckedImage, Names, as_names, to_numpy
+from anomaly_vlm.metrics._engine.metric import CurveMetric
+from anomaly_vlm.metrics._engine.options import PixelOptions, Values, checked_recall
+from anomaly_vlm.metrics._engine.pixel import PixelEngine
 
 
-class AnomalyMetrics(CurveMetric, EngineMetric):
+class AnomalyMetrics(CurveMetric):
     """What `PixelMetrics` and `ImageMetrics` give, in one dict.
 
-    Images without a mask feed the image part only; a set without any gives NaN pixel values, so that the names are the
+    Images without a mask feed the image part only. A set without any mask has NaN pixel values, so that the names are the
     same for every set.
 
     Args:
-        pixel: options of `PixelMetrics`. image: options of `ImageMetrics`.
-        kwargs: of `torchmetrics.Metric`.
+        pixel: Options of `PixelMetrics`.
+        image: Options of `ImageMetrics`.
+        **kwargs: Options of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: An option is out of its range.
     """
 
     def __init__(
         self, pixel: Mapping[str, Any] | None = None, image: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
         engines: dict[str, PixelEngine | ImageEngine] = {
-            "pixel": pixel_engine(PixelOptions.make(**(pixel or {}))),
+            "pixel": pixel_engine(PixelOptions.checked(**(pixel or {}))),
             "image": ImageEngine(checked_recall(**{"recall": 0.95, **(image or {})})),
         }
         super().__init__(engines, **kwargs)
+
+    @property
+    def _pixel_engine(self) -> PixelEngine:
+        engine = self.engines["pixel"]
+        assert isinstance(engine, PixelEngine)
+        return engine
+
+    @property
+    def _image_engine(self) -> ImageEngine:
+        engine = self.engines["image"]
+        assert isinstance(engine, ImageEngine)
+        return engine
 
     def update(
         self,
@@ -48,55 +61,53 @@ class AnomalyMetrics(CurveMetric, EngineMetric):
         category: str | Sequence[str] | None = None,
         index: ArrayLike | None = None,
     ) -> None:
-        """Adds images; nothing is added if anything is wrong.
+        """Adds images; none is added if anything is wrong with any of them.
 
         Args:
-            prediction_scores: [B] image scores.
-            maps: [B, H, W] or a list of [H, W].
-            labels: [B] 0 normal, 1 anomalous.
-            masks: like `maps`, 0 / 1 / 255; None for images without pixel labels, also as an entry of a list.
-            category: one name an image, or one for all.
-            index: [B] number in the data set; a repeated one counts once.
+            prediction_scores: `[B]` finite image scores.
+            maps: `[B, H, W]` finite pixel scores, or a list of `[H, W]`.
+            labels: `[B]` 0 (normal) or 1 (anomalous).
+            masks: Like `maps`, of 0 (normal), 1 (anomalous) and 255 (void); None for images without pixel labels, also as an
+                entry of a list.
+            category: One name an image, or one for all.
+            index: `[B]` integers, the numbers in the data set; a repeated one counts once.
 
         Raises:
-            ValueError: see `PixelMetrics.update` and `ImageMetrics.update`.
+            ValueError: As `PixelMetrics.update` and `ImageMetrics.update`; the state is as before.
         """
-        pixel, image = self.engines["pixel"], self.engines["image"]
+        pixel, image = self._pixel_engine, self._image_engine
         scored = image.prepare(prediction_scores, labels, category, index)
-        images: list[Image] = []
+        images: list[CheckedImage] = []
         if masks is not None:
+            mask_names: Names = category
             if isinstance(masks, list | tuple) and any(mask is None for mask in masks):
-                kept = [i for i, mask in enumerate(masks) if mask is not None]
+                with_mask = [i for i, mask in enumerate(masks) if mask is not None]
                 names = as_names(category, len(masks))
-                maps, masks = [maps[i] for i in kept], [masks[i] for i in kept]
-                category = [names[i] for i in kept] if category is not None else None  # type: ignore[misc]
-                index = to_numpy(index)[kept] if index is not None else None
-            images = pixel.prepare(maps, masks, category, index)
+                maps, masks = [maps[i] for i in with_mask], [masks[i] for i in with_mask]
+                mask_names = [names[i] for i in with_mask] if category is not None else None
+                index = to_numpy(index)[with_mask] if index is not None else None
+            images = pixel.prepare(maps, masks, mask_names, index)
         image.commit(scored)
         pixel.commit(images)
         self._changed()
 
     def replace_scores(self, scores: Mapping[int, float]) -> None:
-        """Gives images that were added other image scores, where these are known at the end alone.
+        """Replaces the image scores of images that were added, for scores that need all images of a set.
 
         Args:
-            scores: number in the data set (`index` of `update`) to finite score, on every process of all images or of its
-                own. Images that are not named keep theirs.
+            scores: New finite score by the number in the data set (`index` of `update`); on every process those of all
+                images, or of its own. Images that are not named keep theirs.
 
         Raises:
-            ValueError: a score is not finite.
+            ValueError: A score is not finite; the state is as before.
         """
         if wrong := [number for number, score in scores.items() if not math.isfinite(score)]:
             raise ValueError(f"the new score of image {wrong[0]} is {scores[wrong[0]]}: expected a finite number")
-        self.engines["image"].replace_scores(scores)
+        self._image_engine.replace_scores(scores)
         self._changed()
 
-    def compute(self) -> dict[str, Tensor]:
-        """All values by name, as 0-dim float64 CPU tensors; the same on every process."""
-        return as_tensors(self.values())
-
-    def _results(self, group: Alone) -> Values:
-        """The pixel part names the image part's categories too."""
+    def _results(self, group: Group) -> Values:
+        """Returns the values of both engines; the pixel engine names the categories of the image engine too."""
         image = self.engines["image"]
         names = [name for name in image.ledger.order(group) if name is not None]
         return {**self.engines["pixel"].results(group, names), **image.results(group)}

@@ -3,52 +3,81 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomaly_vlm.metrics._components import (
-    Counts,
-    Frame,
+from anomaly_vlm.metrics._engine.columns import half_values
+from anomaly_vlm.metrics._engine.group import Group, current_group
+from anomaly_vlm.metrics._engine.inputs import ArrayLike, CheckedImage, check_maps
+from anomaly_vlm.metrics._engine.options import as_tensors
+from anomaly_vlm.metrics.functional import (
+    HALF_SCORES,
+    ComponentOverlaps,
     best_threshold,
     compare_components,
+    component_values,
     count_components,
-    histograms,
+    score_histograms,
 )
-from anomaly_vlm.metrics._group import Alone, current_group
-from anomaly_vlm.metrics._inputs import ArrayLike, split_images
 
-Stored = tuple[int | None, np.ndarray, np.ndarray]  # number in the data set, float16 scores, uint8 label
+
+class StoredMap(NamedTuple):
+    """A frame that is stored until `compute` has found the threshold.
+
+    Attributes:
+        number: Number in the data set, or None.
+        scores: `[H, W]` float16.
+        label: `[H, W]` uint8 of 0, 1 and 255.
+    """
+
+    number: int | None
+    scores: np.ndarray
+    label: np.ndarray
+
+
+class StoredFrame(NamedTuple):
+    """A frame of which only the values of its components are kept.
+
+    Attributes:
+        number: Number in the data set, or None.
+        overlaps: sIoU and PPV of its components.
+    """
+
+    number: int | None
+    overlaps: ComponentOverlaps
 
 
 class ComponentMetrics(Metric):
     """Mean sIoU over ground-truth components, mean PPV over predicted ones, and F1*, the mean F1 over 11 overlap thresholds.
 
-    A pixel is predicted anomalous where its score lies above the threshold; components are 8-connected. See
-    `compare_components` for the definitions.
+    A pixel is predicted anomalous if its score lies above the threshold; components are 8-connected. See
+    `functional.compare_components` for the definitions.
 
-    `compute` gives `siou`, `ppv`, `f1` (in [0, 1]), `threshold`, `num_gt`, `num_pred`, as 0-dim float64 CPU tensors, the
-    same on every process. NaN: sIoU without ground-truth components, PPV without predicted ones; F1 is 0 then, and NaN
-    without either.
+    `compute` gives `siou`, `ppv`, `f1` (all in [0, 1]), `threshold`, `num_gt` and `num_pred` as zero-dimensional float64 CPU
+    tensors, the same on every process. sIoU is NaN without ground-truth components, PPV without predicted ones. F1 is 0
+    without either of them, and NaN without both.
 
-    The threshold of best pixel F1 needs every pixel first, so with `auto` the maps are kept until `compute`, in half
-    precision (2 B + 1 B a pixel), and compared so. With a given threshold only the components' values are kept.
+    The threshold of the best pixel F1 needs every pixel first. With `auto`, the maps are therefore kept until `compute`, in
+    half precision (2 B + 1 B a pixel), and compared so. With a given threshold only the values of components are kept.
 
     Args:
-        min_pred, min_gt: smallest predicted and ground-truth component in pixels: 500 and 100 on SegmentMeIfYouCan's
-            AnomalyTrack and Fishyscapes Lost and Found, 50 and 10 on its ObstacleTrack and on Lost and Found.
-        threshold: a score, or `auto`: that of the best pooled pixel F1.
-        sync_on_compute: share the state with the other processes in `compute`.
-        kwargs: of `torchmetrics.Metric`; `process_group` names the processes.
+        min_pred: Smallest predicted component in pixels. SegmentMeIfYouCan takes 500 on its AnomalyTrack and on Fishyscapes
+            Lost and Found, and 50 on its ObstacleTrack and on Lost and Found.
+        min_gt: Smallest ground-truth component in pixels: 100 on the former two sets, 10 on the latter two.
+        threshold: A score, or `auto`: the one of the best pixel F1 over all frames.
+        sync_on_compute: Whether `compute` shares the state with the other processes.
+        **kwargs: Options of `torchmetrics.Metric`; `process_group` names the processes.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: An option is out of its range.
 
-    Reference: Chan et al., "SegmentMeIfYouCan: A Benchmark for Anomaly Segmentation", NeurIPS 2021 data sets and benchmarks.
+    References:
+        Chan et al., "SegmentMeIfYouCan: A Benchmark for Anomaly Segmentation", NeurIPS 2021 data sets and benchmarks.
 
     Example:
         >>> metric = ComponentMetrics(min_pred=1, min_gt=1)
@@ -78,106 +107,85 @@ class ComponentMetrics(Metric):
         if threshold != "auto" and (isinstance(threshold, str) or not math.isfinite(threshold)):
             raise ValueError(f"threshold is {threshold!r}: give a finite score, or auto")
         self.min_pred, self.min_gt, self.threshold = int(min_pred), int(min_gt), threshold
-        self.share = sync_on_compute
-        self._maps: list[Stored] = []
-        self._frames: list[tuple[int | None, Frame]] = []  # with a given threshold
+        self._sync_in_values = sync_on_compute
+        self._maps: list[StoredMap] = []  # with the threshold `auto`
+        self._frames: list[StoredFrame] = []  # with a given threshold
 
     def update(self, maps: ArrayLike, masks: ArrayLike, *, index: ArrayLike | None = None) -> None:
         """Adds frames; everything is copied.
 
         Args:
-            maps: [B, H, W], [H, W] or a list of [H, W] finite scores. masks: same sizes, 0 / 1 / 255 (ignored).
-            index: [B] number in the data set; a repeated one counts once.
+            maps: `[B, H, W]`, `[H, W]` or a list of `[H, W]` finite scores, higher = more anomalous.
+            masks: Of the same sizes, of 0 (normal), 1 (anomalous) and 255 (ignored).
+            index: `[B]` integers, the numbers in the data set; a repeated one counts once.
 
         Raises:
-            ValueError: names the first bad frame and the value; the state is as before.
+            ValueError: Names the first bad frame and the value; the state is as before.
         """
-        images = split_images(maps, masks, None, index, round_to_half=self.threshold == "auto")
+        images = check_maps(maps, masks, None, index, round_to_half=self.threshold == "auto")
         for image in images:
             label = np.zeros(image.scores.shape, np.uint8) if image.mask is None else image.mask
             if self.threshold == "auto":
-                scores = image.scores.view(np.float16)
-                if image.kind == "bfloat16":
-                    scores = torch.from_numpy(image.scores.view(np.int16)).view(torch.bfloat16).half().numpy()
-                self._maps.append((image.index, scores.copy(), label.copy()))
+                self._maps.append(StoredMap(image.index, _as_float16(image), label.copy()))
             else:
-                scores = image.scores if image.kind == "float32" else _as_float(image.scores, image.kind)
-                self._frames.append((image.index, self._frame(scores, label, float(self.threshold))))
+                scores = image.scores if image.kind == "float32" else half_values(image.scores, image.kind)
+                self._frames.append(StoredFrame(image.index, self._compare(scores, label, float(self.threshold))))
 
-    def _frame(self, scores: np.ndarray, label: np.ndarray, threshold: float) -> Frame:
+    def _compare(self, scores: np.ndarray, label: np.ndarray, threshold: float) -> ComponentOverlaps:
         return compare_components(scores > threshold, label, min_pred=self.min_pred, min_gt=self.min_gt)
 
     # ---- values --------------------------------------------------------------------------------------------------------
 
     def compute(self) -> dict[str, Tensor]:
-        """All values by name. May be called again, and before further updates."""
-        values, _ = self._values()
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+        """Returns all values by name; it may be called again, and before further updates."""
+        threshold, frames = self._all_frames()
+        values = component_values(*_concatenate(frames))
+        names = ("siou", "ppv", "f1", "threshold", "num_gt", "num_pred")
+        return as_tensors({name: threshold if name == "threshold" else values[name] for name in names})
 
     def details(self) -> dict[str, np.ndarray]:
-        """What the values are made of: `siou` [G], `ppv` [P], `gt_per_frame`, `pred_per_frame` [F], `tp` .. `f1` [11].
+        """Returns what the values are made of; every process of the group has to call it.
 
-        Every process of the group must call it.
+        Returns:
+            `siou` `[G]` and `ppv` `[P]` of all components, the numbers of components `gt_per_frame` and `pred_per_frame`
+            `[F]`, and `tp`, `fn`, `fp` and `f1` `[11]` of `functional.count_components`.
         """
-        return self._values()[1]
-
-    def _values(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        group = current_group(self.process_group) if self.share else Alone()
-        threshold, frames = self._all_frames(group)
-        siou = np.concatenate([np.zeros(0), *(frame.siou for frame in frames)])
-        ppv = np.concatenate([np.zeros(0), *(frame.ppv for frame in frames)])
-        counts: Counts = count_components(siou, ppv)
-        nothing = siou.size + ppv.size == 0
-        values = {
-            "siou": float(siou.mean()) if siou.size else math.nan,
-            "ppv": float(ppv.mean()) if ppv.size else math.nan,
-            "f1": math.nan if nothing else float(counts.f1.mean()),
-            "threshold": threshold,
-            "num_gt": float(siou.size),
-            "num_pred": float(ppv.size),
-        }
-        per_frame = {
+        _, frames = self._all_frames()
+        siou, ppv = _concatenate(frames)
+        return {
+            "siou": siou,
+            "ppv": ppv,
             "gt_per_frame": np.array([frame.siou.size for frame in frames], np.int64),
             "pred_per_frame": np.array([frame.ppv.size for frame in frames], np.int64),
+            **count_components(siou, ppv)._asdict(),
         }
-        return values, {"siou": siou, "ppv": ppv, **per_frame, **counts._asdict()}
 
-    def _all_frames(self, group: Alone) -> tuple[float, list[Frame]]:
-        """The threshold, and the frames of all processes, by number where they have one, each number once."""
-        stored: list[Any] = self._maps if self.threshold == "auto" else self._frames
-        mine = self._counting([entry[0] for entry in stored], group)
+    def _all_frames(self) -> tuple[float, list[ComponentOverlaps]]:
+        """Returns the threshold and the frames of all processes, by number if all have one, each number once."""
+        group = current_group(self.process_group) if self._sync_in_values else Group()
         if self.threshold == "auto":
-            kept = [self._maps[i] for i in mine]
-            total = sum((histograms(scores, label) for _, scores, label in kept), np.zeros((2, 65536), np.int64))
+            maps = [self._maps[i] for i in _counting([stored.number for stored in self._maps], group)]
+            histograms = (score_histograms(scores, label) for _, scores, label in maps)
+            total = sum(histograms, np.zeros((2, HALF_SCORES), np.int64))
             _, threshold = best_threshold(group.sum(total))
-            own = [(number, self._frame(scores, label, threshold)) for number, scores, label in kept]
+            mine = [StoredFrame(number, self._compare(scores, label, threshold)) for number, scores, label in maps]
         else:
-            threshold, own = float(self.threshold), [self._frames[i] for i in mine]
-        every = [entry for part in group.gather_objects(own) for entry in part]
-        if all(number is not None for number, _ in every):
-            every.sort(key=lambda entry: entry[0])
-        return threshold, [frame for _, frame in every]
-
-    def _counting(self, numbers: list[int | None], group: Alone) -> list[int]:
-        """Positions of this process's frames that count: the first of each number, on the lowest rank that has it."""
-        everyone = group.gather_objects(numbers)
-        seen = {number for part in everyone[: group.rank] for number in part if number is not None}
-        kept = []
-        for i, number in enumerate(numbers):
-            if number is None or number not in seen:
-                kept.append(i)
-                seen.add(-1 if number is None else number)
-        return kept
+            threshold = float(self.threshold)
+            mine = [self._frames[i] for i in _counting([stored.number for stored in self._frames], group)]
+        every = [frame for frames in group.gather_objects(mine) for frame in frames]
+        if all(frame.number is not None for frame in every):
+            every.sort(key=lambda frame: frame.number or 0)
+        return threshold, [frame.overlaps for frame in every]
 
     # ---- torchmetrics --------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Forgets all frames."""
         super().reset()
         self._maps, self._frames = [], []
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """`update`, then the values of this batch alone (of this process alone)."""
+        """Adds a batch, as `update`, and returns the values of this batch alone, on this process alone."""
         self.update(*args, **kwargs)
         alone = ComponentMetrics(self.min_pred, self.min_gt, self.threshold, sync_on_compute=False)
         alone.update(*args, **kwargs)
@@ -186,7 +194,14 @@ class ComponentMetrics(Metric):
         return values
 
     def merge_state(self, incoming_state: Mapping[str, Any] | Metric) -> None:
-        """Takes the state of another metric of the same options up, as a higher rank's: its repeats are left out."""
+        """Takes in the state of another metric as that of a process of higher rank, so that its repeated frames drop out.
+
+        Args:
+            incoming_state: A `ComponentMetrics` of the same options.
+
+        Raises:
+            ValueError: The options differ; the state is as before.
+        """
         other = incoming_state
         mine = (self.min_pred, self.min_gt, self.threshold)
         if not isinstance(other, ComponentMetrics) or (other.min_pred, other.min_gt, other.threshold) != mine:
@@ -196,7 +211,28 @@ class ComponentMetrics(Metric):
         self._update_count += other._update_count
 
 
-def _as_float(bits: np.ndarray, kind: str) -> np.ndarray:
-    if kind == "float16":
-        return bits.view(np.float16).astype(np.float32)
-    return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
+def _concatenate(frames: Sequence[ComponentOverlaps]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns sIoU `[G]` and PPV `[P]` of the components of all frames."""
+    siou = np.concatenate([np.zeros(0), *(frame.siou for frame in frames)])
+    ppv = np.concatenate([np.zeros(0), *(frame.ppv for frame in frames)])
+    return siou, ppv
+
+
+def _counting(numbers: list[int | None], group: Group) -> list[int]:
+    """Returns the positions of this process's frames that count: the first of each number, on the lowest rank with it."""
+    everyone = group.gather_objects(numbers)
+    seen = {number for theirs in everyone[: group.rank] for number in theirs if number is not None}
+    counting = []
+    for i, number in enumerate(numbers):
+        if number is None or number not in seen:
+            counting.append(i)
+            seen.add(-1 if number is None else number)
+    return counting
+
+
+def _as_float16(image: CheckedImage) -> np.ndarray:
+    """Returns a copy of the scores of a half-precision image as float16; bfloat16 scores are rounded by torch."""
+    if image.kind == "float16":
+        return image.scores.view(np.float16).copy()
+    rounded: np.ndarray = torch.from_numpy(image.scores.view(np.int16)).view(torch.bfloat16).half().numpy()
+    return rounded

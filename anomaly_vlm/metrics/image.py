@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
-from anomaly_vlm.metrics._group import Alone
-from anomaly_vlm.metrics._image import ImageEngine
-from anomaly_vlm.metrics._inputs import ArrayLike
-from anomaly_vlm.metrics._metric import CurveMetric, EngineMetric
-from anomaly_vlm.metrics._names import Values, as_tensors
-from anomaly_vlm.metrics._options import checked_recall
+from anomaly_vlm.metrics._engine.image import ImageEngine
+from anomaly_vlm.metrics._engine.inputs import ArrayLike
+from anomaly_vlm.metrics._engine.metric import CurveMetric
+from anomaly_vlm.metrics._engine.options import checked_recall
 
 
-class ImageMetrics(CurveMetric, EngineMetric):
+class ImageMetrics(CurveMetric):
     """Image AUROC, AP, F1-max with its threshold, and FPR at a recall; always exact.
 
-    Names `image_auroc`, `image_ap`, `image_f1_max`, `image_f1_max_threshold`, `image_fpr95`; formulas, categories and
-    undefined values as in `PixelMetrics`. Memory: 5 B an image, 13 B with `index`. O(B log B).
+    The names are `image_auroc`, `image_ap`, `image_f1_max`, `image_f1_max_threshold` and `image_fpr95`. Formulas, categories
+    and undefined values are those of `PixelMetrics`. Memory: 5 B an image, 13 B with `index`. Time: O(B log B).
 
     Args:
-        recall: in (0, 1]; 0.95 gives `image_fpr95`.
-        kwargs: of `torchmetrics.Metric`.
+        recall: In (0, 1]; 0.95 gives `image_fpr95`.
+        **kwargs: Options of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: The recall is out of its range.
 
     Example:
         >>> metric = ImageMetrics()
@@ -46,21 +45,13 @@ class ImageMetrics(CurveMetric, EngineMetric):
         """Adds images.
 
         Args:
-            scores: [B] finite scores (float64 is cast to float32).
-            labels: [B] 0 normal, 1 anomalous.
-            category: one name an image, or one for all.
-            index: [B] number in the data set; a repeated one counts once.
+            scores: `[B]` finite scores, higher = more anomalous; float64 is cast to float32 first.
+            labels: `[B]` 0 (normal) or 1 (anomalous).
+            category: One name an image, or one for all.
+            index: `[B]` integers, the numbers in the data set; a repeated one counts once.
 
         Raises:
-            ValueError: names the first bad image and the value; the state is as before.
+            ValueError: Names the first bad image and the value; the state is as before.
         """
-        engine = self.engines["image"]
-        engine.commit(engine.prepare(scores, labels, category, index))
+        self.engines["image"].add(scores, labels, category, index)
         self._changed()
-
-    def compute(self) -> dict[str, Tensor]:
-        """All values by name, as 0-dim float64 CPU tensors; the same on every process."""
-        return as_tensors(self.values())
-
-    def _results(self, group: Alone) -> Values:
-        return self.engines["image"].results(group)

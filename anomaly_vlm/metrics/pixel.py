@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from anomaly_vlm.metrics._engines import pixel_engine
-from anomaly_vlm.metrics._group import Alone
-from anomaly_vlm.metrics._inputs import ArrayLike
-from anomaly_vlm.metrics._metric import CurveMetric, EngineMetric
-from anomaly_vlm.metrics._names import Values, as_tensors
-from anomaly_vlm.metrics._options import PixelOptions
+from anomaly_vlm.metrics._engine.engine import pixel_engine
+from anomaly_vlm.metrics._engine.inputs import ArrayLike
+from anomaly_vlm.metrics._engine.metric import CurveMetric
+from anomaly_vlm.metrics._engine.options import PixelOptions
 
 
-class PixelMetrics(CurveMetric, EngineMetric):
+class PixelMetrics(CurveMetric):
     r"""Pixel AUROC, AP, F1-max with its threshold, FPR at a recall and AUPRO; one sort and one labelling of regions for all.
 
     Scores are used as they are (no sigmoid, no rescaling); higher = more anomalous. With `P` anomalous and `N` normal pixels
@@ -31,28 +28,31 @@ class PixelMetrics(CurveMetric, EngineMetric):
       `_conn4` for 4-connectivity
     - `num_pixels`, `num_anomalous_pixels`, `num_regions`
 
-    With `category`, names are `<category>/<name>`, `mean/<name>` (over the categories where the value is defined),
-    `mean_count/<name>` (how many those are) and `pooled/<name>` (all images as one category). Values are 0-dim float64 CPU
-    tensors in [0, 1]; undefined ones (no anomalous or no normal pixel) are NaN, with one warning.
+    With `category`, the names are `<category>/<name>`, `mean/<name>` (over the categories where the value is defined),
+    `mean_count/<name>` (how many those are) and `pooled/<name>` (all images as one category). Values are zero-dimensional
+    float64 CPU tensors in [0, 1]; undefined ones (no anomalous or no normal pixel) are NaN, with one warning.
 
-    Cost in exact mode: O(n log n) plain sorts for n normal pixels, 4 B a normal and 12 B an anomalous pixel of float32 maps;
-    1.5 MB a category for half-precision maps of any number.
+    Exact mode takes O(n log n) plain sorts for n normal pixels, and 4 B a normal and 12 B an anomalous pixel of float32
+    maps, or 1.5 MB a category for any number of half-precision maps.
 
     Args:
-        mode: `exact`, or `binned`: bounded memory, each value with a rigorous interval `<name>/lower`, `<name>/upper`.
-        bins: most bins a category in binned mode.
-        aupro_limits: false-positive rates in (0, 1] up to which AUPRO is taken.
-        connectivity: of regions, 8, 4 or (8, 4).
-        recall: in (0, 1]; 0.95 gives `pixel_fpr95`.
-        legacy: add the published codes' 200-threshold values `pixel_aupro_legacy` and `pixel_aupro_legacy_filled`.
-        half: round float32 maps to float16 (changes the values).
-        workers: threads that sort; None: `torch.get_num_threads()`. Two on two busy cores took 0.6 to 0.9 of the time of one
-            for `compute` on 54 M pixels.
-        device: where normal scores are kept and sorted; None: on the CPU, so that GPU memory does not grow.
-        kwargs: of `torchmetrics.Metric`.
+        mode: `exact`, or `binned`: bounded memory, and each value with bounds `<name>/lower` and `<name>/upper`, between
+            which the exact value lies.
+        bins: Most bins of a category in binned mode.
+        aupro_limits: False-positive rates in (0, 1] up to which AUPRO is taken.
+        connectivity: Of regions: 8, 4 or (8, 4).
+        recall: In (0, 1]; 0.95 gives `pixel_fpr95`.
+        legacy: Whether to add the 200-threshold values of published codes, `pixel_aupro_legacy` and
+            `pixel_aupro_legacy_filled`.
+        half: Whether to round float32 maps to float16, which changes the values.
+        workers: Number of threads that sort; None takes `torch.get_num_threads()`. Two threads on two busy cores took 0.6 to
+            0.9 of the time of one for `compute` on 54 M pixels.
+        device: Accelerator on which normal scores are kept and sorted; None keeps them on the CPU, so that GPU memory does
+            not grow.
+        **kwargs: Options of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: An option is out of its range, or options exclude each other.
 
     References:
         AUPRO: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021. AP: scikit-learn's
@@ -79,7 +79,7 @@ class PixelMetrics(CurveMetric, EngineMetric):
         device: str | torch.device | None = None,
         **kwargs: Any,
     ) -> None:
-        options = PixelOptions.make(
+        options = PixelOptions.checked(
             mode, bins, aupro_limits, connectivity, recall, legacy, half, workers=workers, device=device
         )
         super().__init__({"pixel": pixel_engine(options)}, **kwargs)
@@ -95,21 +95,14 @@ class PixelMetrics(CurveMetric, EngineMetric):
         """Adds images; everything is copied.
 
         Args:
-            maps: [B, H, W], [B, 1, H, W] or [H, W] finite scores of a float dtype, on any device; or a list of [H, W].
-            masks: same sizes; bool, integer or float of 0, 1 and 255 (void: left out everywhere).
-            category: one name an image, or one for all.
-            index: [B] number in the data set; a repeated one counts once.
+            maps: `[B, H, W]`, `[B, 1, H, W]` or `[H, W]` finite scores of a float dtype, on any device; or a list of
+                `[H, W]`.
+            masks: Of the same sizes; bool, integer or float of 0 (normal), 1 (anomalous) and 255 (void, left out).
+            category: One name an image, or one for all.
+            index: `[B]` integers, the numbers in the data set; a repeated one counts once.
 
         Raises:
-            ValueError: names the first bad image and the value; the state is as before.
+            ValueError: Names the first bad image and the value; the state is as before.
         """
-        engine = self.engines["pixel"]
-        engine.commit(engine.prepare(maps, masks, category, index))
+        self.engines["pixel"].add(maps, masks, category, index)
         self._changed()
-
-    def compute(self) -> dict[str, Tensor]:
-        """All values by name; the same on every process. May be called again, and before further updates."""
-        return as_tensors(self.values())
-
-    def _results(self, group: Alone) -> Values:
-        return self.engines["pixel"].results(group)

@@ -1,4 +1,4 @@
-"""The road table: pixel and component metrics of several anomaly scores of the same images, and known-class accuracy."""
+"""The values of a road table: pixel and component metrics of several anomaly scores, and accuracy on known classes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomaly_vlm.metrics._inputs import ArrayLike
+from anomaly_vlm.metrics._engine.inputs import ArrayLike
 from anomaly_vlm.metrics.components import ComponentMetrics
 from anomaly_vlm.metrics.pixel import PixelMetrics
 
-PIXEL = ("pixel_ap", "pixel_fpr95", "pixel_auroc")
+PIXEL_VALUES = ("pixel_ap", "pixel_fpr95", "pixel_auroc")
+COMPONENT_VALUES = ("siou", "ppv", "threshold")
 
 
 class RoadMetrics(Metric):
-    """AP, FPR95 and AUROC over all valid pixels, sIoU, PPV and F1* of components, for each score.
+    """AP, FPR95 and AUROC over all valid pixels, and sIoU, PPV and F1* of components, for several scores of the same images.
 
     `compute` gives `pixel_ap`, `pixel_fpr95`, `pixel_auroc`, `siou`, `ppv`, `component_f1`, `threshold` and `prevalence`
-    (share of anomalous pixels) as `SCORE/NAME`, those of the first score as `mean/NAME`; and with each `known_accuracy`, the
-    share of pixels of known classes whose class is right (NaN where no labels of classes were given).
+    (the share of anomalous pixels) as `SCORE/NAME` for each score, and those of the first score as `mean/NAME` too. With
+    each comes `known_accuracy`, the share of pixels of the training classes whose class is predicted correctly; it is NaN
+    if no class labels were given.
 
     Args:
-        scores: names; the first one is the method's own.
-        components: options of `ComponentMetrics`.
-        kwargs: of `torchmetrics.Metric`.
+        scores: Names of the scores; the first one is the method's own.
+        components: Options of `ComponentMetrics`.
+        **kwargs: Options of `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: No name was given, or an option of `ComponentMetrics` is out of its range.
     """
 
     full_state_update = False
@@ -49,8 +54,13 @@ class RoadMetrics(Metric):
         """Adds frames.
 
         Args:
-            maps: score -> [B, H, W]. masks: [B, H, W] of 0 / 1 / 255; None where the set has none: nothing is added.
-            index: [B] number in the data set.
+            maps: `[B, H, W]` finite pixel scores by the name of the score.
+            masks: `[B, H, W]` of 0 (normal), 1 (anomalous) and 255 (ignored); with None, for a set without masks, nothing is
+                added.
+            index: `[B]` integers, the numbers in the data set; a repeated one counts once.
+
+        Raises:
+            ValueError: Names the first bad frame and the value.
         """
         if masks is None:
             return
@@ -59,29 +69,33 @@ class RoadMetrics(Metric):
             self.components[name].update(maps[name], masks, index=index)
 
     def update_classes(self, predicted: Tensor, classes: Tensor) -> None:
-        """Adds predicted and true classes, any one shape, of pixels whose class is known."""
+        """Adds pixels whose class is known.
+
+        Args:
+            predicted: Predicted class of each pixel, in any shape.
+            classes: True class of each pixel, in the same shape.
+        """
         self.right += (predicted == classes).sum().to(self.right)
         self.labelled += predicted.numel()
 
     def compute(self) -> dict[str, Tensor]:
-        """All values by name, as 0-dim float64 CPU tensors; the same on every process."""
-        share = float(self.right) / float(self.labelled) if self.labelled else math.nan
+        """Returns all values by name, as zero-dimensional float64 CPU tensors; the same on every process."""
+        accuracy = float(self.right) / float(self.labelled) if self.labelled else math.nan
         out = {}
         for name in self.scores:
             pixel, component = self.pixels[name].compute(), self.components[name].compute()
-            row = {key: pixel[key] for key in PIXEL if key in pixel}
-            row.update({key: component[key] for key in ("siou", "ppv", "threshold")})
-            row.update({"component_f1": component["f1"], "known_accuracy": torch.tensor(share, dtype=torch.float64)})
+            row = {key: pixel[key] for key in PIXEL_VALUES if key in pixel}
+            row.update({key: component[key] for key in COMPONENT_VALUES})
+            row["component_f1"] = component["f1"]
+            row["known_accuracy"] = torch.tensor(accuracy, dtype=torch.float64)
             row["prevalence"] = pixel["num_anomalous_pixels"] / pixel["num_pixels"]
             out.update({f"{name}/{key}": value for key, value in row.items()})
-        first = self.scores[0]
-        out.update(
-            {f"mean/{key.removeprefix(f'{first}/')}": v for key, v in out.items() if key.startswith(f"{first}/")}
-        )
+        first = f"{self.scores[0]}/"
+        out.update({f"mean/{key.removeprefix(first)}": v for key, v in out.items() if key.startswith(first)})
         return out
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Forgets all frames and classes."""
         super().reset()
         for metric in (*self.pixels.values(), *self.components.values()):
             metric.reset()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,8 +22,6 @@ WHOLE = {  # key -> smallest value
     "checkpoint.every_steps": 1,
     "shots": 0,
 }
-# Classes that lie directly in these modules. A prefix would not do: Hydra follows attributes (`torch.optim.adam.os.system`).
-LIBRARY_CLASS = re.compile(r"(torch\.optim|torch\.optim\.lr_scheduler|kornia\.augmentation)\.[A-Z]\w*")
 WHOLE_OR_NULL = {"eval_limit": 1, "train_limit": 1, "pixels.mask_size": 1}
 CHOICES = {  # the default first: what configurations of older checkpoints lack
     "cache.tokens": ("disk", "memory", "off"),
@@ -98,32 +94,3 @@ def writable_folder(path: str | Path) -> Path:
             f"output folder '{path}' is not writable ({error.strerror or error}): give another with output_dir=FOLDER"
         ) from error
     return path
-
-
-def check_targets(cfg: Any, allowed: set[str], source: str) -> None:
-    """Refuses a configuration from a file that would instantiate anything but the suite's own parts.
-
-    A checkpoint that a user was sent must not be able to run code: `_target_`s are limited to those that `conf/` ships,
-    optimisers and schedules of torch, and augmentations of kornia.
-    """
-    nodes = list(cfg.values()) if isinstance(cfg, dict) else list(cfg) if isinstance(cfg, list) else []
-    for node in nodes:
-        check_targets(node, allowed, source)
-    target = cfg.get("_target_") if isinstance(cfg, dict) else None
-    if target is None:
-        return
-    if target not in allowed and not LIBRARY_CLASS.fullmatch(str(target)):
-        raise UserError(
-            f"{source} asks to run '{target}', which is no part of this suite: use a checkpoint that you trust"
-        )
-
-
-def shipped_targets(folder: Path) -> set[str]:
-    """All `_target_`s in the suite's own configuration files."""
-    found = set()
-    for path in folder.rglob("*.yaml"):
-        for line in path.read_text().splitlines():
-            key, _, value = line.strip().lstrip("- {").partition(":")
-            if key == "_target_":
-                found.add(value.split("#")[0].split(",")[0].strip(" }"))
-    return found

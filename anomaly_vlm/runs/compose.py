@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import hydra
@@ -56,8 +56,24 @@ def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:
     made = {k: v for k, v in cfg.hydra.runtime.choices.items() if v is not None and not k.startswith("hydra")}
     with open_dict(cfg):
         del cfg["hydra"]
-        cfg["choices"] = made
+        return completed(cfg, made)
+
+
+def completed(cfg: DictConfig, choices: Mapping[str, str]) -> DictConfig:
+    """A composed configuration with what follows from it: the choices made, and the name of the data for folders."""
+    with open_dict(cfg):
+        cfg.choices = dict(choices)
+        if cfg.get("dataset") is not None and cfg.dataset.get("name") is None:
+            cfg.dataset.name = data_name(cfg)
     return cfg
+
+
+def data_name(cfg: DictConfig) -> str:
+    """`visa_to_mvtec_ad`; `mvtec_ad_2_shot` where references take the place of a training set."""
+    test = OmegaConf.select(cfg, "dataset.test.name") or "unnamed"
+    train = OmegaConf.select(cfg, "dataset.train.name") or "untrained"
+    shots = f"_{cfg.shots}_shot" if cfg.get("shots") else ""
+    return f"{train}_to_{test}{shots}" if cfg.get("train_on", "dataset") == "dataset" else f"{test}{shots}"
 
 
 def _compose(overrides: Sequence[str], config: str) -> DictConfig:

@@ -11,26 +11,26 @@ from anomaly_vlm.data.types import Sample
 from anomaly_vlm.detectors import Detector, Picture
 from anomaly_vlm.methods.base.detections import UsesDetections
 from anomaly_vlm.reporting.console import console, is_first_process, say
-from anomaly_vlm.runs.build import Parts
+from anomaly_vlm.runs.build import Run
 
 T = TypeVar("T")
 CHUNK = 16  # images that the detector gets at a time
 SECONDS = 5.0  # between lines of progress
 
 
-def precompute_detections(parts: Parts, *sides: str) -> None:
+def precompute_detections(run: Run, *sides: str) -> None:
     """Fills `method.detections` for all images of these sides, where the method has a detector that looks at images.
 
     Answers that the detector has kept on disk are read; a stopped run goes on where it was.
     """
-    method = parts.method
+    method = run.method
     if not isinstance(method, UsesDetections) or not isinstance(method.detector, Detector):
         return
     detector = method.detector
     todo = [
         (sample, caption)
         for side in sides
-        for sample in parts.data.samples(side)
+        for sample in run.data.samples(side)
         for caption in method.captions(sample.category)
         if (sample.path, caption) not in method.detections
     ]

@@ -1,4 +1,4 @@
-"""Training, then evaluation: composes the parts and lets Lightning run them."""
+"""Training, then evaluation: builds the run and lets Lightning carry it out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -17,112 +18,117 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.sheet import contact_sheet
-from anomaly_vlm.runs.build import Parts, build, build_trainer, fit_references, load_any
+from anomaly_vlm.runs.build import Run, build, fit_references
+from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.detect import precompute_detections
-from anomaly_vlm.runs.outcome import write_outcome
+from anomaly_vlm.runs.outcome import RunResult, write_outcome
+from anomaly_vlm.runs.trainer import build_trainer
 
 
-def fit(cfg: DictConfig, folder: Path) -> float:
+def fit(cfg: DictConfig, folder: Path) -> RunResult:
     """Trains (or goes on training), evaluates and writes everything into `folder`.
 
-    Returns:
-        Mean of `selection_metric` on the test set, for sweepers.
+    Args:
+        cfg: The composed configuration.
+        folder: Existing folder of the run. A `checkpoints/last.ckpt` in it is gone on from.
+
+    Raises:
+        UserError: Wrong input; told before any long work.
+        KeyboardInterrupt: The training was interrupted; its state is kept.
     """
     started = time.monotonic()
     seed_everything(cfg.seed, verbose=False)
-    used = {"train": cfg.train_on == "dataset", "test": True, "val": cfg.dataset.val is not None}
-    parts = build(cfg, sides=tuple(side for side, wanted in used.items() if wanted))
-    method, data = parts.method, parts.data
-    if cfg.selection != "last":
-        data.selection_side = "val" if cfg.selection == "best_val" else "test"
+    learns, last = cfg.train_on != "nothing", folder / "checkpoints" / "last.ckpt"
+    run = build(cfg, sides=_sides(cfg))
+    run.data.selection_side = {"best_val": "val", "best_test": "test"}.get(cfg.selection)  # type: ignore[assignment]
     if cfg.init:
-        load_any(method, cfg.init)
-    validating = data.selection_side is not None
+        Checkpoint.read(cfg.init, trusted=cfg.trust).load_into(run.method)
+    validating = run.data.selection_side is not None
     trainer = build_trainer(cfg, callbacks=_savers(cfg, folder, validating), fitting=True, validating=validating)
-    last = folder / "checkpoints" / "last.ckpt"
-    if is_first_process():
-        OmegaConf.save(cfg, folder / "config.yaml")
-    say(f"{parts.facts['method']} on {parts.facts['backbone']}")
-    say(parts.facts["data"])
-    say(f"output: {folder}")
-    fit_references(parts, folder)
-    if used["train"] and is_first_process():
-        show_labels(parts, folder)
-    learns = cfg.train_on != "nothing"
+    _announce(run, folder)
+    fit_references(run, folder)
     if learns:
-        try_one_step(parts)
-    precompute_detections(parts, *dict.fromkeys(("test", data.selection_side or "test")))
-    untrained = _untrained(cfg, folder, parts, resuming=last.is_file()) if learns else {}
-
-    for logger in trainer.loggers:
-        logger.log_hyperparams({key: str(parts.facts[key]) for key in ("method", "backbone", "data", "seed")})
-    resume = str(last) if learns and last.is_file() else None
-    if resume:
-        say(f"resuming from {last}")
-        method.check_learned(read_tensors(last)["state_dict"], f"checkpoint '{last}'")
+        try_one_step(run)
+    precompute_detections(run, *dict.fromkeys(("test", run.data.selection_side or "test")))
+    untrained = _untrained(run, folder, resuming=last.is_file()) if learns else {}
     if learns:
-        try:
-            trainer.fit(method, datamodule=data, ckpt_path=resume, weights_only=True)
-        except SystemExit:  # how Lightning ends after Ctrl-C
-            if trainer.interrupted:
-                say(f"interrupted; 'make train RESUME={folder}' goes on")
-                raise KeyboardInterrupt from None
-            raise
-        trainer.save_checkpoint(last, weights_only=False)
-    chosen = _choose(cfg, parts, folder) if learns else last
+        train(run, trainer, last)
+    chosen = _choose(run, folder) if learns else last
 
-    tester = trainer if trainer.world_size > 1 else build_trainer(cfg, callbacks=[])
-    tester.test(method, datamodule=data, verbose=False)
+    tester = trainer if trainer.world_size > 1 else build_trainer(cfg)
+    tester.test(run.method, datamodule=run.data, verbose=False)
     if not learns:
         last.parent.mkdir(exist_ok=True)
         tester.save_checkpoint(last, weights_only=False)  # the memory, for `predict`
-    results = method.evaluation.result.values
+    result = run.method.evaluation.result
+    _log_results(trainer, result.means)
+    facts = {
+        "checkpoint": str(chosen.relative_to(folder)),
+        "selection": cfg.selection if learns else None,
+        "overrides": list(cfg.get("sweep_overrides") or []),
+        "seconds": round(time.monotonic() - started, 1),
+        **({"untrained": untrained} if untrained else {}),
+    }
+    return write_outcome(run, result, folder, facts)
+
+
+def train(run: Run, trainer: L.Trainer, last: Path) -> None:
+    """Lightning's loop, from `last` on where that exists, and the final state in it."""
     for logger in trainer.loggers:
-        logger.log_metrics({f"test/{k.removeprefix('mean/')}": v for k, v in results.items() if k.startswith("mean/")})
-        logger.finalize("success")
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()  # or the next run of this process (seeds, sweeps) would go on writing into this one
-    if is_first_process():
-        facts = {
-            **parts.facts,
-            "checkpoint": str(chosen.relative_to(folder)),
-            "selection": cfg.selection if learns else None,
-            "choices": dict(cfg.choices),
-            "overrides": list(cfg.get("sweep_overrides") or []),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        if untrained:
-            facts["untrained"] = {key.removeprefix("mean/"): value for key, value in untrained.items()}
-        write_outcome(cfg, folder, parts, results, facts)
-    return results.get(f"mean/{cfg.selection_metric}", float("nan"))
+        logger.log_hyperparams({key: str(run.facts[key]) for key in ("method", "backbone", "data", "seed")})
+    if last.is_file():
+        say(f"resuming from {last}")
+        run.method.check_learned(read_tensors(last)["state_dict"], f"checkpoint '{last}'")
+    try:
+        trainer.fit(run.method, datamodule=run.data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    except SystemExit:  # how Lightning ends after Ctrl-C
+        if trainer.interrupted:
+            say(f"interrupted; 'make train RESUME={last.parent.parent}' goes on")
+            raise KeyboardInterrupt from None
+        raise
+    trainer.save_checkpoint(last, weights_only=False)
 
 
-def show_labels(parts: Parts, folder: Path) -> None:
-    """Three training scenes beside their labels, where these are classes: what was learned from, at a glance."""
-    samples = [sample for sample in parts.data.samples("train") if sample.kind == "semantic"][:3]
-    if samples:
-        contact_sheet(samples, folder / "scenes.png", columns=2)
-
-
-def try_one_step(parts: Parts) -> None:
+def try_one_step(run: Run) -> None:
     """The losses of a first image (or of one category's references), before any long work: what does not fit together says
     so now."""
-    parts.method.configure_optimizers()  # where there is nothing to learn
+    run.method.configure_optimizers()  # where there is nothing to learn
     with torch.no_grad():
-        parts.method.losses(parts.data.first_batch())
+        run.method.losses(run.data.first_batch())
 
 
-def _untrained(cfg: DictConfig, folder: Path, parts: Parts, *, resuming: bool) -> dict[str, float]:
+def _sides(cfg: DictConfig) -> tuple[str, ...]:
+    used = {"train": cfg.train_on == "dataset", "test": True, "val": cfg.dataset.val is not None}
+    return tuple(side for side, wanted in used.items() if wanted)
+
+
+def _announce(run: Run, folder: Path) -> None:
+    """Says and writes what is about to run; three training scenes beside their labels, where these are classes."""
+    if is_first_process():
+        OmegaConf.save(run.cfg, folder / "config.yaml")
+    say(f"{run.facts['method']} on {run.facts['backbone']}")
+    say(run.facts["data"])
+    say(f"output: {folder}")
+    if run.cfg.train_on == "dataset" and is_first_process():
+        scenes = [sample for sample in run.data.samples("train") if sample.kind == "semantic"][:3]
+        if scenes:
+            contact_sheet(scenes, folder / "scenes.png", columns=2)
+
+
+def _untrained(run: Run, folder: Path, *, resuming: bool) -> dict[str, float]:
     """Means of the untrained head, where they are to be shown; a resumed run reads what it wrote at its start."""
-    wanted = parts.facts["random_weights"] if cfg.compare_untrained is None else cfg.compare_untrained
+    wanted = run.cfg.compare_untrained
     record = folder / "untrained.yaml"
-    if wanted and not resuming:
-        build_trainer(cfg, callbacks=[]).test(parts.method, datamodule=parts.data, verbose=False)
-        means = {key: value for key, value in parts.method.evaluation.result.values.items() if key.startswith("mean/")}
+    if (run.facts["random_weights"] if wanted is None else wanted) and not resuming:
+        build_trainer(run.cfg).test(run.method, datamodule=run.data, verbose=False)
+        means = run.method.evaluation.result.means
         if is_first_process():
             OmegaConf.save({"untrained": means}, record)
         return means
-    return dict(OmegaConf.load(record).untrained) if record.is_file() else {}
+    if not record.is_file():
+        return {}
+    stored = OmegaConf.load(record).untrained
+    return {str(key).removeprefix("mean/"): value for key, value in stored.items()}
 
 
 def _savers(cfg: DictConfig, folder: Path, validating: bool) -> list[Any]:
@@ -140,15 +146,24 @@ def _savers(cfg: DictConfig, folder: Path, validating: bool) -> list[Any]:
     return savers
 
 
-def _choose(cfg: DictConfig, parts: Parts, folder: Path) -> Path:
+def _choose(run: Run, folder: Path) -> Path:
     """Puts the weights that `selection` names into the method."""
+    selection, metric = run.cfg.selection, run.cfg.selection_metric
     last, best = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt"
-    if cfg.selection == "last":
+    if selection == "last":
         return last
     if not best.is_file():
         raise UserError(
-            f"selection={cfg.selection}: no best checkpoint, as val/{cfg.selection_metric} was never a number:"
-            " choose a selection_metric that the set has labels for"
+            f"selection={selection}: no best checkpoint, as val/{metric} was never a number: choose a selection_metric that"
+            " the set has labels for"
         )
-    parts.method.load_state_dict(read_tensors(best)["state_dict"], strict=False)
+    run.method.load_state_dict(read_tensors(best)["state_dict"], strict=False)
     return best
+
+
+def _log_results(trainer: L.Trainer, means: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics({f"test/{name}": value for name, value in means.items()})
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # or the next run of this process (seeds, sweeps) would go on writing into this one

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# method name -> {old dotted key below `method` -> new one}; None where the option is gone
 TEXTS: dict[str, str | None] = {"texts.table": "texts", "texts._target_": None}  # a table is given by its name
+# method name -> {old dotted key below `method` -> new one}; None where the option is gone
 METHOD_KEYS: dict[str, dict[str, str | None]] = {
     "april_gan": TEXTS,
     "winclip": TEXTS,
+    "promptad": {"official_category": "published_category"},
+    "finegrainedad": {"official_category": "published_category"},
 }
 # method name -> {new dotted key below `method` -> {old value -> new one}}
 METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
@@ -33,19 +35,24 @@ METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
 }
 # old dotted key at the top of a configuration -> new one
 TOP_KEYS: dict[str, str | None] = {"backbone.aligned_patches": None}
-# old class or function under a key `_target_` -> new one
-TARGETS: dict[str, str] = {
-    "anomaly_vlm.data.procedural.ProceduralSource": "anomaly_vlm.data.drawn.products.ProceduralSource",
-    "anomaly_vlm.data.procedural_road.ProceduralRoadSource": "anomaly_vlm.data.drawn.roads.ProceduralRoadSource",
+# beginning of an old `_target_` -> new one
+TARGETS = {
+    "anomaly_vlm.data.procedural_road.": "anomaly_vlm.data.drawn.roads.",
+    "anomaly_vlm.data.procedural.": "anomaly_vlm.data.drawn.products.",
 }
+# keys that came later, with the value that says what older versions did
+ADDED: dict[str, Any] = {"trust": [], "gradient_clip": None}
 
 
-def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
+def migrated(config: Any) -> Any:
     """A stored configuration, as plain containers, under today's names.
 
     Args:
-        config: As a checkpoint holds it, of any version of the suite. It is not changed.
+        config: As a checkpoint holds it, of any version of the suite. It is not changed. What is no mapping is handed back
+            as it is, for `runs.trust.foreign_config` to tell.
     """
+    if not isinstance(config, Mapping):
+        return config
     flat = _flat(config)
     name = str(config.get("name", ""))
     keys = {**TOP_KEYS, **{f"method.{old}": new and f"method.{new}" for old, new in METHOD_KEYS.get(name, {}).items()}}
@@ -53,12 +60,25 @@ def migrated(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in flat.items():
         new = _renamed(key, keys)
         if new is not None:
-            moved[new] = TARGETS.get(value, value) if new.endswith("._target_") else value
+            moved[new] = value
     for key, values in METHOD_VALUES.get(name, {}).items():
         full = f"method.{key}"
         if full in moved and _hashable(moved[full]) and moved[full] in values:
             moved[full] = values[moved[full]]
-    return _nested(moved)
+    for key, value in moved.items():
+        if isinstance(value, str) and "${oc.env:" in value:
+            moved[key] = "auto"  # a folder of this machine, not of the one that wrote the file
+        if key.rpartition(".")[2] == "_target_" and isinstance(value, str):
+            moved[key] = _moved_target(value)
+    return {**ADDED, **_nested(moved)}
+
+
+def _moved_target(target: str) -> str:
+    """The name of a target today."""
+    for old, new in TARGETS.items():
+        if target.startswith(old):
+            return new + target.removeprefix(old)
+    return target
 
 
 def _renamed(key: str, keys: Mapping[str, str | None]) -> str | None:

@@ -6,24 +6,74 @@ import csv
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 
 from anomaly_vlm.data import Batch, collate
+from anomaly_vlm.methods.base.evaluation import EvaluationResult
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.prediction import ImageRow, Prediction
-from anomaly_vlm.reporting.console import say, show
+from anomaly_vlm.reporting.console import is_first_process, say, show
 from anomaly_vlm.reporting.pictures import choose, save_panel
 from anomaly_vlm.reporting.record import environment, write_metrics
 from anomaly_vlm.reporting.tables import SELECTION_NOTE, results_table, write_csv
-from anomaly_vlm.runs.build import Parts
+from anomaly_vlm.runs.build import Run
 
 
-def head(facts: Mapping[str, Any]) -> list[str]:
+@dataclass(frozen=True)
+class RunResult:
+    """What a run found, and where it lies.
+
+    Attributes:
+        values: Metrics by `CATEGORY/NAME` and `mean/NAME`, fractions in [0, 1].
+        rows: One row an evaluated image.
+        facts: Method, backbone, data, seed, checkpoint, seconds: what the head of the table says.
+        folder: The run's folder.
+        checkpoint: The weights that were evaluated; None where there are none.
+    """
+
+    values: dict[str, float]
+    rows: list[ImageRow]
+    facts: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    checkpoint: Path | None = None
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Means over the categories, by metric."""
+        return {key.removeprefix("mean/"): value for key, value in self.values.items() if key.startswith("mean/")}
+
+
+def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mapping[str, Any]) -> RunResult:
+    """Writes every file of an evaluation and prints its table, from the first process alone."""
+    facts = {**run.facts, **facts, "choices": dict(run.cfg.choices)}
+    if run.cfg.eval_limit is not None:
+        facts["note"] = f"a trial on {run.cfg.eval_limit} test images only"
+    checkpoint = folder / facts["checkpoint"] if facts.get("checkpoint") else None
+    outcome = RunResult(result.values, result.rows, facts, folder, checkpoint)
+    if not is_first_process():
+        return outcome
+    write_images(folder / "images.csv", result.rows)
+    if run.cfg.pictures.per_category:
+        write_pictures(run, result.rows, folder / "pictures")
+    write_csv(folder / "results.csv", result.values, facts)
+    write_metrics(
+        folder / "metrics.json", result.values, {**facts, "environment": environment()}
+    )  # last: it says "done"
+    show(results_table(result.values, head=table_head(facts)))
+    for line in compare_lines(result.values, facts.get("untrained", {})):
+        say(line)
+    if (folder / "pictures").is_dir():
+        say(f"heat maps: {folder / 'pictures'}")
+    say(f"results: {folder / 'metrics.json'}, {folder / 'results.csv'}, {folder / 'images.csv'}")
+    return outcome
+
+
+def table_head(facts: Mapping[str, Any]) -> list[str]:
     """The lines above every table: what was run on what, and how the weights were chosen."""
     lines = [f"{facts['method']} on {facts['backbone']}", str(facts["data"])]
     if facts.get("selection"):
@@ -33,40 +83,23 @@ def head(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def write_outcome(
-    cfg: DictConfig, folder: Path, parts: Parts, results: Mapping[str, float], facts: dict[str, Any]
-) -> None:
-    """Writes every file of an evaluation and prints the table."""
-    if cfg.eval_limit is not None:
-        facts["note"] = f"a trial on {cfg.eval_limit} test images only"
-    write_metrics(folder / "metrics.json", results, {**facts, "environment": environment()})
-    write_csv(folder / "results.csv", results, facts)
-    write_images(folder / "images.csv", parts.method.evaluation.result.rows)
-    if cfg.pictures.per_category:
-        pictures(cfg, folder / "pictures", parts)
-    show(results_table(results, head=head(facts)))
-    for line in compare_lines(results, facts.get("untrained", {})):
-        say(line)
-    if (folder / "pictures").is_dir():
-        say(f"heat maps: {folder / 'pictures'}")
-    say(f"results: {folder / 'metrics.json'}, {folder / 'results.csv'}, {folder / 'images.csv'}")
-
-
-def compare_lines(results: Mapping[str, float], untrained: Mapping[str, float]) -> Iterable[str]:
+def compare_lines(values: Mapping[str, float], untrained: Mapping[str, float]) -> Iterable[str]:
     """`pixel AUROC: untrained head 51.2 -> trained 74.9 (+23.7)`; for road scenes how far AP lies above chance."""
-    share, ap = results.get("mean/prevalence", math.nan), results.get("mean/pixel_ap", math.nan)
+    share, ap = values.get("mean/prevalence", math.nan), values.get("mean/pixel_ap", math.nan)
     if share > 0 and math.isfinite(ap):
         yield f"{100 * share:.1f} % of the pixels are anomalous: AP is {ap / share:.1f} times that of chance"
-    shown = (("image_auroc", "image AUROC"), ("pixel_auroc", "pixel AUROC"))
-    for name, title in (*shown, ("pixel_ap", "pixel AP")) if share > 0 else shown:
-        before, after = untrained.get(name, math.nan), results.get(f"mean/{name}", math.nan)
+    titles = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC"}
+    if share > 0:
+        titles["pixel_ap"] = "pixel AP"
+    for name, title in titles.items():
+        before, after = untrained.get(name, math.nan), values.get(f"mean/{name}", math.nan)
         if math.isfinite(before) and math.isfinite(after):
             yield f"{title}: untrained head {100 * before:.1f} -> trained {100 * after:.1f} ({100 * (after - before):+.1f})"
 
 
-def write_images(path: Path, rows: list[ImageRow]) -> None:
+def write_images(path: Path, rows: Sequence[ImageRow]) -> None:
     """One row an image: path, category, label, score."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "category", "label", "score"])
         writer.writerows(
@@ -74,17 +107,16 @@ def write_images(path: Path, rows: list[ImageRow]) -> None:
         )
 
 
-def pictures(cfg: DictConfig, folder: Path, parts: Parts) -> None:
-    """Heat maps of a few telling images a category, predicted again one by one (the same numbers as in the evaluation)."""
-    rows = {row.index: row for row in parts.method.evaluation.result.rows}
-    dataset = parts.data.dataset("test")
+def write_pictures(run: Run, rows: Sequence[ImageRow], folder: Path) -> None:
+    """Heat maps of a few telling images a category, predicted again one by one."""
+    dataset = run.data.dataset("test")
     by_category: dict[str, list[ImageRow]] = {}
-    for row in choose(list(rows.values()), per_category=cfg.pictures.per_category):
+    for row in choose(list(rows), per_category=run.cfg.pictures.per_category):
         by_category.setdefault(row.category, []).append(row)
     for category, chosen in by_category.items():
-        made = [(row, *predict_one(parts.method, collate([dataset[row.index]]))) for row in chosen]
-        scale = common_scale([prediction.map for _, _, prediction in made])
-        for row, batch, prediction in made:
+        predicted = [(row, *predict_one(run.method, collate([dataset[row.index]]))) for row in chosen]
+        scale = common_scale([prediction.map for _, _, prediction in predicted])
+        for row, batch, prediction in predicted:
             kind = {0: "normal", 1: "anomalous"}.get(row.label, "unlabelled")
             note = "".join(f"; {text}" for text in prediction.notes)
             save_panel(
@@ -93,10 +125,10 @@ def pictures(cfg: DictConfig, folder: Path, parts: Parts) -> None:
                 prediction.map[0].cpu().numpy(),
                 None if batch.mask is None else batch.mask[0].numpy(),
                 score=row.score,
-                title=f"{row.category}, {kind}{note} | {row.path} | {parts.facts['method']}, {parts.facts['backbone']}",
+                title=f"{row.category}, {kind}{note} | {row.path} | {run.facts['method']}, {run.facts['backbone']}",
                 scale=scale,
                 boxes=boxes_of(prediction, 0),
-                blend=parts.method.overlay,
+                blend=run.method.overlay,
             )
 
 
@@ -109,7 +141,7 @@ def common_scale(maps: Sequence[torch.Tensor], *, tail: float = 0.01) -> tuple[f
 
 
 def predict_one(method: AnomalyMethod, batch: Batch) -> tuple[Batch, Prediction]:
-    """The prediction of a batch on the method's device."""
+    """The prediction of a batch, computed on the method's device and handed back on the CPU."""
     moved = method.transfer_batch_to_device(batch, method.device, 0)
     method.eval()
     with torch.inference_mode():
@@ -118,7 +150,7 @@ def predict_one(method: AnomalyMethod, batch: Batch) -> tuple[Batch, Prediction]
 
 
 def boxes_of(prediction: Prediction, row: int) -> np.ndarray | None:
-    """The boxes [n, 4] of an image of a prediction; None where boxes had no part in it."""
+    """The boxes `[n, 4]` of an image of a prediction; None where boxes had no part in it."""
     return prediction.boxes[row].cpu().numpy() if prediction.boxes else None
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from anomaly_vlm.data import Batch
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.reporting.pictures import save_panel
-from anomaly_vlm.runs.build import Parts
+from anomaly_vlm.runs.build import Run
 from anomaly_vlm.runs.outcome import boxes_of, slug
 
 
@@ -23,8 +23,8 @@ class PredictionWriter(Callback):
     else the map's own.
     """
 
-    def __init__(self, parts: Parts, folder: Path) -> None:
-        self.parts, self.folder = parts, folder
+    def __init__(self, run: Run, folder: Path) -> None:
+        self.run, self.folder = run, folder
         (folder / "pictures").mkdir(exist_ok=True)
         with (folder / "scores.csv").open("w", newline="") as file:
             csv.writer(file).writerow(["path", "score"])
@@ -35,11 +35,11 @@ class PredictionWriter(Callback):
         with (self.folder / "scores.csv").open("a", newline="") as file:
             rows = zip(batch.path, outputs.score.tolist(), strict=True)
             csv.writer(file).writerows([path, f"{score:.9g}"] for path, score in rows)
-        dataset = self.parts.data.dataset("test")
+        dataset = self.run.data.dataset("test")
         for i, path in enumerate(batch.path):
             heat = outputs.map[i].cpu().numpy()
             own = (float(heat.min()), float(heat.max()))
-            scale = self.parts.method.color_range or ((0.0, 1.0) if own[0] >= 0 and own[1] <= 1 else own)
+            scale = self.run.method.color_range or ((0.0, 1.0) if own[0] >= 0 and own[1] <= 1 else own)
             note = f"; {outputs.notes[i]}" if outputs.notes else ""
             save_panel(
                 self.folder / "pictures" / f"{int(batch.index[i]):05d}_{slug(Path(path).stem)}.png",
@@ -47,8 +47,8 @@ class PredictionWriter(Callback):
                 heat,
                 None,
                 score=float(outputs.score[i]),
-                title=f"{path}{note} | {self.parts.facts['method']}, {self.parts.facts['backbone']}",
+                title=f"{path}{note} | {self.run.facts['method']}, {self.run.facts['backbone']}",
                 scale=own if scale == "per_image" else scale,
                 boxes=boxes_of(outputs, i),
-                blend=self.parts.method.overlay,
+                blend=self.run.method.overlay,
             )

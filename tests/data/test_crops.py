@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.errors import UserError
 from tests.support.road import road_data
@@ -67,7 +68,7 @@ def test_options(options: dict, message: str) -> None:
 
 def test_in_the_data_module() -> None:
     """Training alone, another crop in another epoch, the same one again for the same epoch."""
-    data = road_data(crop=RandomCrop([32, 32], short_sides=[40, 60]))
+    data = road_data(augment=TrainingAugmentation(crop=RandomCrop([32, 32], short_sides=[40, 60])))
     assert data.augmented
     dataset = data.dataset("train")
     one, again, later = dataset[0, 1], dataset[0, 1], dataset[2, 1]

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from anomaly_vlm.data import AnomalyDataModule, Sample
+from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.reporting.describe import describe_data
 from tests.data.made import PIXELS, Given, Square, squares
 from tests.data.trees import picture
 
@@ -31,15 +33,15 @@ def on_rank(data: AnomalyDataModule, rank: int, world_size: int) -> AnomalyDataM
 
 
 def test_describe_says_what_is_used() -> None:
-    data = module(1200, train_limit=50, val=Given(squares(1)))
-    assert data.describe("train") == "trained on squares (50 of 1,200 images)"
-    assert data.describe("test") == "tested on tiles (7 images)"
-    assert data.describe() == (
+    data = module(1200, limits={"train": 50}, val=Given(squares(1)))
+    assert describe_data(data).train == "trained on squares (50 of 1,200 images)"
+    assert describe_data(data).sides["test"] == "tested on tiles (7 images)"
+    assert describe_data(data).whole == (
         "trained on squares (50 of 1,200 images), validated on squares (1 image), tested on tiles (7 images)"
     )
     noted = Given(squares(4))
     noted.note = "train split, gear"  # type: ignore[attr-defined]
-    assert AnomalyDataModule(test=noted).describe() == "tested on squares (train split, gear; 4 images)"
+    assert describe_data(AnomalyDataModule(test=noted)).whole == "tested on squares (train split, gear; 4 images)"
 
 
 def test_sides_that_are_absent_or_empty() -> None:
@@ -95,7 +97,7 @@ def test_validation_serves_the_side_that_selects() -> None:
 
 
 def test_limits_hold_for_their_sides() -> None:
-    data = module(10, train_limit=4, eval_limit=3, val=Given(squares(9)))
+    data = module(10, limits={"train": 4, "val": 3, "test": 3}, val=Given(squares(9)))
     assert [len(data.samples(side)) for side in ("train", "val", "test")] == [4, 3, 3]
     assert data.samples("train") is data.samples("train")
 
@@ -115,7 +117,7 @@ def test_ranks_share_the_work() -> None:
 
 
 def test_mosaic_and_augmentation_touch_training_only() -> None:
-    data = module(mosaic=1.0)
+    data = module(augment=TrainingAugmentation(mosaic=1.0))
     assert {data.dataset("train")[0, i].key for i in range(4)} == {None}
     assert None not in {data.dataset("test")[i].key for i in range(4)}
     assert data.dataset("train") is data.dataset("train")
@@ -129,7 +131,7 @@ def test_cache_is_for_the_main_process_only() -> None:
 
 
 def test_worker_processes_give_the_same_batches() -> None:
-    plain, forked = (module(num_workers=n, mosaic=0.5, batch_size=3) for n in (0, 2))
+    plain, forked = (module(num_workers=n, augment=TrainingAugmentation(mosaic=0.5), batch_size=3) for n in (0, 2))
     for a, b in zip(plain.train_dataloader(), forked.train_dataloader(), strict=True):
         assert torch.equal(a.image, b.image)
         assert (a.path, a.key) == (b.path, b.key)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anomaly_vlm.data import AnomalyDataset, Item, Sample, collate
-from anomaly_vlm.data.augment import Augment
+from anomaly_vlm.data.augment import Augment, TrainingAugmentation
 from anomaly_vlm.data.dataset import PixelCache
 from anomaly_vlm.errors import UserError
 from tests.data.made import PIXELS, Square, squares
@@ -54,15 +54,16 @@ def test_masks_of_sets_with_image_labels_only() -> None:
 
 def test_mosaic_is_a_function_of_seed_epoch_and_index() -> None:
     samples = squares(6) + squares(6, category="disc")
-    data = AnomalyDataset(samples, PIXELS, seed=3, mosaic=0.5)
+    data = AnomalyDataset(samples, PIXELS, seed=3, augment=TrainingAugmentation(mosaic=0.5))
     first = [data[0, i] for i in range(12)]
     tiled = [i for i, item in enumerate(first) if item.key is None]
     assert 2 <= len(tiled) <= 10
     torch.rand(1)  # the global state has no say
-    again = AnomalyDataset(samples, PIXELS, seed=3, mosaic=0.5, cache=PixelCache(10**6))
+    again = AnomalyDataset(samples, PIXELS, seed=3, augment=TrainingAugmentation(mosaic=0.5), cache=PixelCache(10**6))
     assert all(same(again[0, i], first[i]) for i in (7, 3, 11, *range(12)))
     assert [i for i in range(12) if data[1, i].key is None] != tiled
-    assert [i for i in range(12) if AnomalyDataset(samples, PIXELS, seed=4, mosaic=0.5)[0, i].key is None] != tiled
+    other = AnomalyDataset(samples, PIXELS, seed=4, augment=TrainingAugmentation(mosaic=0.5))
+    assert [i for i in range(12) if other[0, i].key is None] != tiled
     assert [item.label for item in first] == [0, 1] * 6  # labels stay the sample's
     assert [item.index for item in first] == list(range(12))
 
@@ -73,7 +74,9 @@ def test_mosaic_tiles_come_from_the_same_category() -> None:
         samples += [
             replace(s, drawing=Square(base + 20 * i, False)) for i, s in enumerate(squares(4, category=category))
         ]
-    data = AnomalyDataset(samples, replace(PIXELS, mean=(0.0,) * 3, std=(1.0,) * 3), mosaic=1.0)
+    data = AnomalyDataset(
+        samples, replace(PIXELS, mean=(0.0,) * 3, std=(1.0,) * 3), augment=TrainingAugmentation(mosaic=1.0)
+    )
     kinds = set()
     for i in range(8):
         corners = (data[0, i].image[0, ::7, ::7] * 255).round().flatten().tolist()
@@ -84,7 +87,7 @@ def test_mosaic_tiles_come_from_the_same_category() -> None:
 
 def test_mosaic_only_on_the_sets_that_are_named() -> None:
     samples = squares(4, dataset="mvtec_ad") + squares(4, dataset="cvc_colondb")
-    data = AnomalyDataset(samples, PIXELS, mosaic=1.0, mosaic_on=["mvtec_ad"])
+    data = AnomalyDataset(samples, PIXELS, augment=TrainingAugmentation(mosaic=1.0, mosaic_on=["mvtec_ad"]))
     assert [data[0, i].key is None for i in range(8)] == [True] * 4 + [False] * 4
 
 
@@ -92,7 +95,7 @@ def test_augmentations_are_repeatable_and_move_the_mask_along() -> None:
     samples = squares(8)
     plain = AnomalyDataset(samples, replace(PIXELS, mean=(0.0,) * 3, std=(1.0,) * 3))
     operations = [K.RandomHorizontalFlip(p=0.5), K.RandomVerticalFlip(p=0.5), K.RandomBrightness((0.5, 0.9), p=0.5)]
-    data = AnomalyDataset(samples, plain.preprocess, augment=Augment(operations))
+    data = AnomalyDataset(samples, plain.preprocess, augment=TrainingAugmentation(operations=operations))
     before = torch.get_rng_state()
     first = [data[0, i] for i in range(8)]
     assert torch.equal(torch.get_rng_state(), before)

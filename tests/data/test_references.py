@@ -11,9 +11,10 @@ from PIL import Image
 
 from anomaly_vlm.data import AnomalyDataModule, Preprocess, Sample
 from anomaly_vlm.data.drawn.products import ProceduralSource
-from anomaly_vlm.data.references import listed, pick, read_list, write_list
+from anomaly_vlm.data.references import ReferencePicks, listed, pick, read_list, write_list
 from anomaly_vlm.data.source import FileSource
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.reporting.describe import describe_data
 
 
 def candidates(category: str, count: int) -> list[Sample]:
@@ -97,45 +98,50 @@ def file_source(root: Path, rows: list[tuple[str, str, int]]) -> FileSource:
 
 def test_references_come_from_the_training_split_where_there_is_one(tmp_path):
     rows = [("train", "1.png", 0), ("train", "2.png", 0), ("test", "3.png", 0), ("test", "4.png", 1)]
-    data = AnomalyDataModule(test=file_source(tmp_path, rows), shots=2)
-    assert {Path(sample.path).parent.name for sample in data.picks()} == {"train"}
+    data = with_picks(file_source(tmp_path, rows), 2)
+    assert {Path(sample.path).parent.name for sample in data.picks.samples()} == {"train"}
     assert len(data.samples("test")) == 2
 
 
 def test_references_taken_from_the_test_set_leave_it(tmp_path):
     rows = [("test", f"{i}.png", 0) for i in range(6)] + [("test", "7.png", 1)]
-    data = AnomalyDataModule(test=file_source(tmp_path, rows), shots=2)
+    data = with_picks(file_source(tmp_path, rows), 2)
     assert len(data.samples("test")) == 5
-    assert not {s.path for s in data.picks()} & {s.path for s in data.samples("test")}
-    assert "2 normal images of each category known" in data.describe("train")
+    assert not {s.path for s in data.picks.samples()} & {s.path for s in data.samples("test")}
+    assert "2 normal images of each category as references" in describe_data(data).train
 
 
 def test_a_run_that_trains_on_a_set_says_both(tmp_path):
     source = file_source(tmp_path, [("test", f"{i}.png", 0) for i in range(3)])
-    data = AnomalyDataModule(train=ProceduralSource(size=32, train_count=12), test=source, shots=1)
-    assert data.describe("train") == "trained on procedural (12 images), 1 normal image of each category known"
-    assert AnomalyDataModule(test=source, train_on="nothing").describe("train") == "not trained"
+    data = with_picks(source, 1, train=ProceduralSource(size=32, train_count=12))
+    assert (
+        describe_data(data).train == "trained on procedural (12 images), 1 normal image of each category as references"
+    )
+    assert describe_data(AnomalyDataModule(test=source, train_on="nothing")).train == "not trained"
 
 
-def drawn(**options) -> AnomalyDataModule:
-    source = ProceduralSource(size=32, test_count=24, categories=["gear", "tile"])
-    data = AnomalyDataModule(test=source, **options)
+def with_picks(test, num_shots: int, **options) -> AnomalyDataModule:
+    return AnomalyDataModule(test=test, picks=ReferencePicks(test, num_shots=num_shots), **options)
+
+
+def drawn(num_shots: int, **options) -> AnomalyDataModule:
+    data = with_picks(ProceduralSource(size=32, test_count=24, categories=["gear", "tile"]), num_shots, **options)
     data.preprocess = Preprocess(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     return data
 
 
 def test_references_are_batches_of_one_category():
-    data = drawn(shots=3)
+    data = drawn(3)
     gear, tile = data.references()
     assert (gear.category, tile.category, len(gear)) == ("gear", "tile", 3)
     assert gear.batch.image.shape == (3, 3, 32, 32) and all(gear.batch.key)
     assert gear.at(64).shape == (3, 3, 64, 64)
     torch.testing.assert_close(gear.at(32), gear.batch.image)
-    assert all(sample.defect == "good" and "reference" in sample.path for sample in data.picks())
+    assert all(sample.defect == "good" and "reference" in sample.path for sample in data.picks.samples())
 
 
 def test_training_on_references_gives_each_category_one_whole_batch():
-    data = drawn(shots=2, train_on="references")
+    data = drawn(2, train_on="references")
     batches = list(data.train_dataloader())
     assert [(set(batch.category), len(batch)) for batch in batches] == [({"gear"}, 2), ({"tile"}, 2)]
     assert data.first_batch().path == batches[0].path
@@ -143,13 +149,13 @@ def test_training_on_references_gives_each_category_one_whole_batch():
 
 
 def test_the_order_is_part_of_the_state_to_resume_from():
-    loader = drawn(shots=2, train_on="references").train_dataloader()
+    loader = drawn(2, train_on="references").train_dataloader()
     with pytest.raises(UserError, match="made with shots=1, this run has shots=2"):
         loader.load_state_dict({**loader.state_dict(), "shots": 1})
 
 
 def test_masks_of_their_own_size():
-    data = drawn()
+    data = drawn(0)
     data.preprocess = Preprocess(32, (0.5,) * 3, (0.25,) * 3, mask_size=48)
     batch = next(iter(data.test_dataloader()))
     assert batch.image.shape[-2:] == (32, 32) and batch.mask.shape[-2:] == (48, 48)

@@ -14,6 +14,7 @@ from anomaly_vlm.data import AnomalyDataModule, FileSource, JointSource, Sample,
 from anomaly_vlm.data.readers.class_folders import read_class_folders
 from anomaly_vlm.data.readers.mvtec_ad import read_mvtec_ad
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.reporting.describe import describe_data
 from tests.data.trees import mvtec_category, picture
 
 
@@ -155,7 +156,7 @@ def test_folder_source_for_prediction(tmp_path: Path) -> None:
         (str(tmp_path / "parts/2.png"), "lid", None),
         (str(tmp_path / "parts/a/1.png"), "lid", None),
     ]
-    assert data.describe("test") == "tested on parts (2 images)"
+    assert describe_data(data).sides["test"] == "tested on parts (2 images)"
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no images in '.*empty': give a folder"):
         folder_source(tmp_path / "empty", "lid")

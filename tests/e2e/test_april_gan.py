@@ -53,7 +53,9 @@ def test_training_and_references_together(runs: Path) -> None:
     assert set(few) - set(zero) == {f"categories.@{name}.block_{i}.bank" for name in ("gear", "tile") for i in (1, 2)}
     assert all(torch.equal(few[key], value) for key, value in zero.items())
     said = (runs / "few" / "metrics.json").read_text()
-    assert "trained on procedural (8 of " in said and ", 2 normal images of each category known, tested on" in said
+    assert (
+        "trained on procedural (8 of " in said and ", 2 normal images of each category as references, tested on" in said
+    )
 
 
 def test_references_for_a_checkpoint_without_a_memory(runs: Path, capsys: pytest.CaptureFixture) -> None:
@@ -72,7 +74,10 @@ def test_published_weights_with_references(runs: Path, capsys: pytest.CaptureFix
     layers = {k.replace("projection", "fc"): v for k, v in state.items() if k.startswith("projection.")}
     torch.save({"trainable_linearlayer": layers}, "visa_pretrained.pth")
     assert main(["evaluate", *WORDS, "ckpt=published:visa_pretrained.pth", "shots=2", "output_dir=again"]) == 0
-    assert "published weights visa_pretrained.pth, 2 normal images of each category known" in capsys.readouterr().out
+    assert (
+        "published weights visa_pretrained.pth, 2 normal images of each category as references"
+        in capsys.readouterr().out
+    )
     assert results(Path("again")) == results(runs / "few")
 
 
@@ -111,7 +116,7 @@ def test_prediction_and_mistakes(runs: Path, refused) -> None:
     (row,) = csv.DictReader(Path("out/scores.csv").read_text().splitlines())
     assert 0 < float(row["score"]) < 1, "alone, the maximum of its map over the bound"
     assert "has no reference images at prediction" in refused(["predict", zero, *words, "shots=2"])
-    assert "the checkpoint remembers 2 images of each category, this run says shots=4" in refused(
+    assert "the checkpoint's memory holds 2 images of each category, this run says shots=4" in refused(
         ["evaluate", few, "shots=4"]
     )
     assert "method.layers is []" in refused(["train", *WORDS, "method.layers=[]"])

@@ -39,7 +39,7 @@ def test_a_step_a_category_and_a_checkpoint_that_needs_no_references(
     content = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     assert content["global_step"] == 3 * 2  # epochs x categories
     assert content["lr_schedulers"][0]["last_epoch"] == 3
-    assert "2 normal images of each category known" in capsys.readouterr().out
+    assert "2 normal images of each category as references" in capsys.readouterr().out
     assert main(["evaluate", "ckpt=run/checkpoints/last.ckpt", "output_dir=again"]) == 0
     assert results(Path("run")) == results(Path("again"))
 

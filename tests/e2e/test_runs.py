@@ -147,16 +147,14 @@ def test_selection_on_a_validation_set(tmp_path: Path) -> None:
 
 def test_published_checkpoints_load(trained: Path, tmp_path: Path) -> None:
     """A file in the published layout, made from our own learned values, gives our own results."""
-    from anomaly_vlm.runs.build import build, load_any, stored_config
+    from anomaly_vlm.runs.build import build
+    from anomaly_vlm.runs.checkpoints import Checkpoint
 
-    ckpt = trained / "checkpoints" / "last.ckpt"
-    cfg, _ = stored_config(ckpt)
-    parts = build(cfg, sides=("test",))
-    load_any(parts.method, str(ckpt))
-    torch.save(
-        {layout_of(parts.method).key(parts.method, k): v.detach() for k, v in parts.method.learnable().items()},
-        tmp_path / "o.pth",
-    )
+    checkpoint = Checkpoint.read(str(trained / "checkpoints" / "last.ckpt"))
+    method = build(checkpoint.config, sides=("test",)).method
+    checkpoint.load_into(method)
+    published = {layout_of(method).key(method, name): p.detach() for name, p in method.learnable().items()}
+    torch.save(published, tmp_path / "o.pth")
     assert main(["evaluate", f"ckpt=published:{tmp_path / 'o.pth'}", *QUICK, f"output_dir={tmp_path / 'out'}"]) == 0
     assert results(tmp_path / "out")["mean/image_auroc"] == pytest.approx(
         results(trained)["mean/image_auroc"], abs=1e-6

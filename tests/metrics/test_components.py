@@ -14,7 +14,13 @@ import torch
 from skimage.measure import label as skimage_label
 
 from anomaly_vlm.metrics import ComponentMetrics, PixelMetrics, RoadMetrics
-from anomaly_vlm.metrics._components import best_threshold, compare_components, histograms, ordered, score_of
+from anomaly_vlm.metrics.functional import (
+    _order_of_scores,
+    _score_of_order,
+    best_threshold,
+    compare_components,
+    score_histograms,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,9 +111,9 @@ def test_equals_an_independent_count(seed: int) -> None:
 
 def test_order_of_half_precision_scores() -> None:
     values = np.array([-np.inf, -2.5, -1e-7, -0.0, 0.0, 6e-8, 1.0, 65504.0, np.inf], np.float16)
-    keys = ordered(values)
+    keys = _order_of_scores(values)
     assert (np.diff(keys.astype(int)) >= 0).all() and keys[3] == keys[4]
-    assert [score_of(int(key)) for key in keys] == [float(value) for value in values]
+    assert [_score_of_order(int(key)) for key in keys] == [float(value) for value in values]
 
 
 def test_best_threshold_is_the_pixel_metrics_one() -> None:
@@ -115,13 +121,13 @@ def test_best_threshold_is_the_pixel_metrics_one() -> None:
     label = (random.random((40, 50)) < 0.2).astype(np.uint8)
     label[random.random((40, 50)) < 0.1] = 255
     scores = (random.normal(size=(40, 50)) + label % 255 - 3).round(1).astype(np.float16)
-    at_least, above = best_threshold(histograms(scores, label))
+    at_least, above = best_threshold(score_histograms(scores, label))
     metric = PixelMetrics()
     metric.update(torch.from_numpy(scores), torch.from_numpy(label))
     assert at_least == float(metric.compute()["pixel_f1_max_threshold"])
     valid = label != 255
     assert ((scores >= np.float16(at_least))[valid] == (scores.astype(float) > above)[valid]).all()
-    assert math.isnan(best_threshold(histograms(scores, np.zeros_like(label)))[0])
+    assert math.isnan(best_threshold(score_histograms(scores, np.zeros_like(label)))[0])
 
 
 def test_f1_star_counts_over_frames() -> None:

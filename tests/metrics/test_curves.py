@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from anomaly_vlm.metrics import AUROC, AnomalyMetrics, ImageMetrics, PixelMetrics
-from anomaly_vlm.metrics._curves import _thin_function, _thin_rising
-from anomaly_vlm.metrics._group import Alone
+from anomaly_vlm.metrics._engine.curves import _thin_function, _thin_rising
+from anomaly_vlm.metrics._engine.group import Group
 from tests.metrics.cases import random_case
 
 
@@ -43,7 +43,7 @@ def test_areas_are_the_values(category: str | None) -> None:
 
 @pytest.mark.parametrize("points", [1, 7, 50, 1000])
 def test_error_of_thinning(points: int) -> None:
-    for name, (x, y) in metric().engines["pixel"].polygons(Alone(), None).items():
+    for name, (x, y) in metric().engines["pixel"].polygons(Group(), None).items():
         kept = _thin_function(x, y, 1 / points) if name == "pr" else _thin_rising(y, points)
         assert kept[0] == 0 and kept[-1] == x.size - 1
         # where the curve rises at one x, any height between is on it: look at other vertices

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from anomaly_vlm.metrics import PixelMetrics, _engine_binned
+from anomaly_vlm.metrics import PixelMetrics
+from anomaly_vlm.metrics._engine import binned as binned_engine
 from anomaly_vlm.metrics.functional import image_metrics, pixel_metrics
 from tests.metrics.reference import brute_force
 
@@ -136,7 +137,7 @@ def test_binned_intervals_contain_the_exact_value(pairs: Images, bins: int, flus
     options = {"connectivity": (8, 4), "aupro_limits": (0.3, 0.05, 1.0)}
     exact = pixel_metrics(maps, masks, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_engine_binned, "FLUSH", flush)
+        patch.setattr(binned_engine, "FLUSH", flush)
         binned = pixel_metrics(maps, masks, mode="binned", bins=bins, **options)
     close(binned, pixel_metrics(maps, masks, mode="binned", bins=bins, **options))  # the buffer's size changes nothing
     assert binned["bins"] <= bins

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from anomaly_vlm.metrics import AnomalyMetrics, PixelMetrics
-from anomaly_vlm.metrics._columns import DeviceColumn
-from anomaly_vlm.metrics._engine_exact import ExactEngine
+from anomaly_vlm.metrics._engine.columns import DeviceColumn
+from anomaly_vlm.metrics._engine.exact import ExactEngine
 from anomaly_vlm.metrics.functional import pixel_metrics
 from tests.metrics.cases import EVERYTHING, random_case
 from tests.metrics.test_inputs import square
@@ -94,13 +94,13 @@ def test_maps_on_a_gpu(device: str | None) -> None:
 
 
 def test_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from anomaly_vlm.metrics import _columns, _counts
+    from anomaly_vlm.metrics._engine import columns, counts
 
     case = random_case(44)
     expected = pixel_metrics(case.maps, case.masks, **EVERYTHING, workers=1)
-    monkeypatch.setattr(_counts, "BLOCK", 500)
-    monkeypatch.setattr(_columns.Column, "smallest", 64)
-    monkeypatch.setattr(_columns.Column, "largest", 300)
+    monkeypatch.setattr(counts, "BLOCK", 500)
+    monkeypatch.setattr(columns.Column, "smallest", 64)
+    monkeypatch.setattr(columns.Column, "largest", 300)
     equal(pixel_metrics(case.maps, case.masks, **EVERYTHING, workers=3), expected)
 
 

@@ -38,5 +38,5 @@ class FewShot(AnomalyMethod):
 
             references = [references_of(self, references, category)]
         for one in references:
-            batch = replace(one.batch, image=one.batch.image.to(self.device))
+            batch = replace(one.batch, unencoded=one.batch.unencoded.to(self.device))
             self.fit_category(replace(one, batch=batch))

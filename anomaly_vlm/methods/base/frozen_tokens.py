@@ -37,7 +37,7 @@ class FrozenTokens(AnomalyMethod):
         missing = [i for i, entry in enumerate(cached) if entry is None]
         if missing:
             with torch.no_grad():
-                fresh = self.encode_frozen(batch.image)
+                fresh = self.encode_frozen(batch.unencoded)
             if len(missing) == len(cached) and self.token_cache is None:
                 return fresh
             for row, i in enumerate(missing):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_vlm.backbone import ClipBackbone, FrozenTower
-from anomaly_vlm.data.types import Batch
+from anomaly_vlm.data.types import Batch, Preprocess
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.losses import LossTerm
 from anomaly_vlm.methods.base.checkpoints import check_state
@@ -78,6 +78,7 @@ class AnomalyMethod(Evaluated):
         self._optimizer, self._scheduler = optimizer, scheduler
         self.evaluation = self.evaluation_type() if evaluation is None else evaluation
         self.run_record: dict[str, Any] = {}  # what checkpoints say of the run
+        self.preprocess: Preprocess | None = None  # how it wants its pixels; None for the backbone's own size
 
     def check_backbone(self, backbone: FrozenTower, **_: Any) -> None:
         """Raises a `UserError` where the method does not run on this kind of backbone; called before options are read."""

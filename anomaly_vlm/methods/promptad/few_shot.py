@@ -199,7 +199,7 @@ class VVMemoryMethod(FrozenTokens, CategoryMethod):
     def compare(self, batch: Batch) -> Comparison:
         """A batch, whose categories may differ, against memory and texts."""
         if self.bgr_test:
-            batch = replace(batch, image=swap_red_blue(batch.image, self.backbone.mean, self.backbone.std))
+            batch = replace(batch, unencoded=swap_red_blue(batch.image, self.backbone.mean, self.backbone.std))
         tokens = self.frozen_tokens(batch)
         cls, patches, memory = (tokens[name].float() for name in ("cls", "patches", "memory"))
         visual, textual, score = (

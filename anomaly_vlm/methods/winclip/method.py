@@ -148,7 +148,7 @@ class WinCLIP(MemoryMethod):
 
     def predict(self, batch: Batch) -> Prediction:
         if self.bgr_test:
-            batch = replace(batch, image=swap_red_blue(batch.image, self.backbone.mean, self.backbone.std))
+            batch = replace(batch, unencoded=swap_red_blue(batch.image, self.backbone.mean, self.backbone.std))
         tokens = {name: value.float() for name, value in self.frozen_tokens(batch).items()}
         grid = (batch.size[0] // self.backbone.patch_size, batch.size[1] // self.backbone.patch_size)
         size = batch.size if self.eval_size is None else (self.eval_size, self.eval_size)

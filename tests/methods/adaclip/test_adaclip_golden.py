@@ -64,7 +64,7 @@ def make_batch(fixture: Fixture) -> Batch:
         (fixture.tensors["in/mask_raw"] > 0.5).to(torch.uint8), fixture.tensors["in/mask"].to(torch.uint8)
     )
     return Batch(
-        image=fixture.input("in/images"),
+        unencoded=fixture.input("in/images"),
         label=fixture.input("in/label"),
         mask=fixture.input("in/mask").to(torch.uint8),
         category=fixture.options()["image_categories"],

@@ -63,7 +63,7 @@ def served(batch: Batch, cache: TokenCache, *, missing: int = 0) -> Batch:
     """The batch as the loader gives it: tokens in place of the images, but for the first `missing` ones."""
     tokens = [None] * missing + [cache.get(key) for key in batch.key[missing:]]
     assert all(entry is not None for entry in tokens[missing:])
-    return replace(batch, image=batch.image[:missing], tokens=tokens)
+    return replace(batch, unencoded=batch.image[:missing], tokens=tokens)
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])

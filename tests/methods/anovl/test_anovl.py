@@ -299,7 +299,7 @@ def test_tokens_and_texts_are_kept(backbone, tmp_path, monkeypatch):
     second = build(backbone, optimizer_state="carry")  # the adaptation is no part of what is kept
     second.token_cache = TokenCache(second.cache_key(), folder=tmp_path)
     batch.tokens = [second.token_cache.get(key) for key in batch.key]
-    batch.image = torch.empty(0, 3, 32, 32)
+    batch.unencoded = torch.empty(0, 3, 32, 32)
     for name in ("encode_image", "encode_text"):
         monkeypatch.setattr(type(backbone), name, lambda *_, **__: pytest.fail("encoded again"))
     found = predict(second, batch)

@@ -267,10 +267,10 @@ def test_the_cache_serves_tokens_of_both_uses_and_texts(backbone, tmp_path: Path
     again.token_cache = cache = TokenCache(again.cache_key(), folder=tmp_path)
     monkeypatch.setattr(type(backbone), "encode_image", lambda *_, **__: pytest.fail("an image passed the tower"))
     monkeypatch.setattr(type(backbone), "encode_text", lambda *_, **__: pytest.fail("a text was encoded again"))
-    served = replace(batch, image=batch.image[:0], tokens=[cache.get(key) for key in batch.key])
+    served = replace(batch, unencoded=batch.image[:0], tokens=[cache.get(key) for key in batch.key])
     torch.testing.assert_close(again.total_loss(again.losses(served)), expected)
     references = make_references(images(2), "gear")
-    references.batch = replace(references.batch, image=batch.image[:0], tokens=served.tokens)
+    references.batch = replace(references.batch, unencoded=batch.image[:0], tokens=served.tokens)
     again.fit_references([references])
     assert again.predict(served).map.shape == (2, 32, 32)
 

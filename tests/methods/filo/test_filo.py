@@ -221,7 +221,11 @@ def test_images_of_a_batch_do_not_touch_each_other(clip: ClipBackbone) -> None:
     together = method.predict(both)
     for i in range(3):
         single = replace(
-            both, image=both.image[i : i + 1], category=both.category[i : i + 1], path=both.path[i : i + 1], key=[None]
+            both,
+            unencoded=both.unencoded[i : i + 1],
+            category=both.category[i : i + 1],
+            path=both.path[i : i + 1],
+            key=[None],
         )
         alone = method.predict(single)
         torch.testing.assert_close(together.map[i], alone.map[0], rtol=1e-4, atol=1e-5)
@@ -415,7 +419,7 @@ def test_tokens_from_the_cache_change_nothing(path: Path, tmp_path: Path, monkey
     loss = method.total_loss(method.losses(whole)).item()
     cache = method.token_cache = TokenCache(method.cache_key() or {}, folder=tmp_path / "cache")
     method.predict(whole)
-    served = replace(whole, image=whole.image[:0], tokens=[cache.get(key) for key in whole.key])
+    served = replace(whole, unencoded=whole.image[:0], tokens=[cache.get(key) for key in whole.key])
     assert served.tokens is not None and all(entry is not None for entry in served.tokens)
     monkeypatch.setattr(FiLo, "encode_frozen", lambda self, images: pytest.fail("an image passed the tower"))
     again = method.predict(served)

@@ -1,0 +1,232 @@
+"""Engines as `torchmetrics.Metric`s: updates, values, curves, merging and checkpoints, with collectives of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torchmetrics import Metric
+
+from anomaly_vlm.metrics._engine.curves import Curve, draw_curves, thin_curves
+from anomaly_vlm.metrics._engine.engine import Engine
+from anomaly_vlm.metrics._engine.group import Group, current_group
+from anomaly_vlm.metrics._engine.ledger import warn_unnumbered
+from anomaly_vlm.metrics._engine.options import Values, as_tensors, warn_undefined
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CURVE_VALUES = {"roc": "auroc", "pr": "ap", "pro": "aupro"}  # the value in the legend of each curve
+
+
+class EngineMetric(Metric):
+    """A metric around one or two engines.
+
+    The state is not one tensor a name with one reduction, so torchmetrics' own synchronisation is off. `compute` runs the
+    collectives of `group` instead: every process of the group has to call it, and every process gets the same values.
+
+    Args:
+        engines: Engines by name, `pixel` and / or `image`.
+        sync_on_compute: Whether `compute` shares the state with the other processes.
+        **kwargs: Options of `torchmetrics.Metric`; `process_group` names the processes.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+
+    def __init__(self, engines: Mapping[str, Engine], *, sync_on_compute: bool = True, **kwargs: Any) -> None:
+        super().__init__(sync_on_compute=False, compute_with_cache=False, **kwargs)
+        self.engines = dict(engines)
+        self._sync_in_values = sync_on_compute
+        self._values: Values | None = None  # of the last `compute`, while nothing has changed
+        self._warned: set[str] = set()  # warnings that were given
+        self._in_state_dict = False
+
+    # ---- values --------------------------------------------------------------------------------------------------------
+
+    def _group(self) -> Group:
+        """Returns the processes that share their states."""
+        return current_group(self.process_group) if self._sync_in_values else Group()
+
+    def values(self) -> Values:
+        """Returns all values by name as Python floats; the same on every process."""
+        group = self._group()
+        if self._values is None or group.size > 1:  # another process may have new images
+            if "index" not in self._warned:
+                unnumbered = any(engine.ledger.unnumbered for engine in self.engines.values())
+                if warn_unnumbered(unnumbered, group):
+                    self._warned.add("index")
+            self._values = self._results(group)
+            if self.update_called and group.rank == 0:
+                self._warn_undefined(self._values)
+        return self._values
+
+    def _results(self, group: Group) -> Values:
+        """Returns all values over the processes of `group`; metrics with several engines define their own."""
+        (engine,) = self.engines.values()
+        return engine.results(group)
+
+    def _warn_undefined(self, values: Values) -> None:
+        for level, engine in self.engines.items():
+            if engine.ledger.categories and level not in self._warned and warn_undefined(values, level):
+                self._warned.add(level)
+
+    # ---- torchmetrics --------------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        """Forgets the values of the last `compute`."""
+        self._values = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds a batch, as `update`, and returns the value of this batch alone, on this process alone."""
+        self.update(*args, **kwargs)
+        total, sync, warned = self.engines, self._sync_in_values, set(self._warned)
+        try:
+            self.engines = {level: engine.fresh() for level, engine in total.items()}
+            self._changed()
+            self._sync_in_values = False
+            self._warned |= {"pixel", "image"}  # that a batch holds one class only is nothing to warn about
+            self.update(*args, **kwargs)
+            self._update_count -= 1
+            self._forward_cache = self.compute()
+        finally:
+            self.engines, self._sync_in_values, self._warned = total, sync, warned
+            self._changed()
+        return self._forward_cache
+
+    def reset(self) -> None:
+        """Forgets all images."""
+        super().reset()
+        self.engines = {level: engine.fresh() for level, engine in self.engines.items()}
+        self._warned = set()
+        self._changed()
+
+    def persistent(self, mode: bool = False) -> None:
+        """Sets whether `state_dict` holds the state."""
+        self._in_state_dict = mode
+
+    def state_dict(  # type: ignore[override]  # torch declares overloads
+        self, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
+        """Returns an empty dict, or the state as tensors after `persistent(True)`."""
+        out: dict[str, Any] = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if self._in_state_dict:
+            for level, engine in self.engines.items():
+                for key, array in engine.pack().items():
+                    out[f"{prefix}{level}.{key}"] = torch.from_numpy(array.copy())
+        return out
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes the state out of `state_dict` if it is there."""
+        for level, engine in self.engines.items():
+            start = f"{prefix}{level}."
+            keys = [key for key in state_dict if key.startswith(start)]
+            if keys:
+                engine.unpack({key.removeprefix(start): state_dict.pop(key).cpu().numpy() for key in keys})
+                self._update_count = max(1, self._update_count)
+                self._changed()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Module:
+        """Moves the metric, and the states that were asked to live on an accelerator."""
+        for engine in self.engines.values():
+            engine.follow(fn)
+        return super()._apply(fn, *args, **kwargs)
+
+    def merge_state(self, incoming_state: Mapping[str, Any] | Metric) -> None:
+        """Takes in the state of another metric as that of a process of higher rank, so that its repeated images drop out.
+
+        Args:
+            incoming_state: A metric of the same class and options.
+
+        Raises:
+            ValueError: The class or the options differ, or a repeated image is part of a state from which it cannot be
+                removed; the state is as before.
+        """
+        other = incoming_state
+        if not isinstance(other, type(self)):
+            raise ValueError(
+                f"cannot merge {type(other).__name__} into {type(self).__name__}: give a metric of this class"
+            )
+        for level, engine in self.engines.items():
+            engine.check_merge(other.engines[level])
+        for level, engine in self.engines.items():
+            engine.merge(other.engines[level])
+        self._update_count += other._update_count
+        self._changed()
+
+
+class CurveMetric(EngineMetric):
+    """An engine metric that gives all values at once, their curves and drawings of these."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns all values by name, as zero-dimensional float64 CPU tensors; the same on every process.
+
+        It may be called again, and before further updates.
+        """
+        return as_tensors(self.values())
+
+    def curves(self, category: str | None = None, points: int = 1000, *, level: str | None = None) -> dict[str, Curve]:
+        """Returns ROC, PR and (for pixels) PRO for drawing; every process of the group has to call it.
+
+        Args:
+            category: A category that was seen; None takes all images as one.
+            points: Vertices are dropped as long as the vertical error stays below `1 / points`.
+            level: `pixel` or `image`, for a metric that has both; None takes the first.
+
+        Returns:
+            `roc`, `pr` and `pro`, each a pair (x, y) of float64 `[K]`, empty where undefined. In binned mode the curves run
+            through the ends of the bins.
+
+        Raises:
+            ValueError: There is no such category or level.
+        """
+        level = level or next(iter(self.engines))
+        if level not in self.engines:
+            raise ValueError(f"level is {level!r}: choose one of {', '.join(self.engines)}")
+        return thin_curves(self.engines[level].polygons(self._group(), category), points)
+
+    def plot(
+        self,
+        val: dict[str, Tensor] | Sequence[dict[str, Tensor]] | None = None,
+        ax: Axes | None = None,
+        *,
+        curve: str | None = None,
+        category: str | None = None,
+        level: str | None = None,
+    ) -> tuple[Figure | None, Axes | np.ndarray]:
+        """Draws curves, or given results as torchmetrics draws them; needs matplotlib (extra `plot`).
+
+        Args:
+            val: Results of `compute` or `forward`; None draws curves.
+            ax: Matplotlib axes for one curve; None makes a figure.
+            curve: `roc`, `pr` or `pro`; None draws all.
+            category: A category that was seen; None takes all images as one.
+            level: `pixel` or `image`, for a metric that has both; None takes the first.
+
+        Returns:
+            The figure (None if `ax` was given) and the axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+            ValueError: There is no such curve, category or level.
+        """
+        if val is not None:
+            drawn: tuple[Figure | None, Axes | np.ndarray] = self._plot(val, ax)
+            return drawn
+        level = level or next(iter(self.engines))
+        curves, values = self.curves(category, level=level), self.values()
+        if category is None:
+            of_category = values
+        else:
+            of_category = {name.removeprefix(f"{category}/"): value for name, value in values.items()}
+        labels = {}
+        for name, title in CURVE_VALUES.items():
+            value = of_category.get(f"{level}_{title}", values.get(f"pooled/{level}_{title}"))
+            labels[name] = title.upper() if value is None else f"{title.upper()} {value:.4f}"
+        return draw_curves(curves, labels, curve, ax)

@@ -1,0 +1,121 @@
+"""The suite's own checkpoints: reading them, and putting their weights into a method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.methods.base.checkpoints import read_tensors
+from anomaly_vlm.methods.base.method import AnomalyMethod
+from anomaly_vlm.methods.base.published import load_published
+from anomaly_vlm.runs.instantiate import target_class
+from anomaly_vlm.runs.migrate import migrated
+from anomaly_vlm.runs.trust import foreign_config
+
+PUBLISHED = "published:"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where learned weights come from, and what their file says of itself.
+
+    Attributes:
+        spec: As the user gave it: `FILE`, or `published:FILE` in the published code's layout.
+        record: What a run wrote about itself (`config`, `fingerprint`, `trained_on`, `references`, `version`); empty for
+            published files.
+        state: Learned tensors by name; empty for published files.
+    """
+
+    spec: str
+    record: dict[str, Any]
+    state: dict[str, Any]
+
+    @classmethod
+    def read(cls, spec: str, *, trusted: Sequence[str] = ()) -> Checkpoint:
+        """Reads one of the suite's files, or names a published one.
+
+        Args:
+            spec: `FILE` or `published:FILE`.
+            trusted: Packages of the user's own that the configuration in the file may name.
+
+        Raises:
+            UserError: The file is missing, damaged, not one of the suite's, or its configuration names foreign code.
+        """
+        if spec.startswith(PUBLISHED):
+            return cls(spec, {}, {})
+        path = Path(spec)
+        content = read_tensors(path)
+        record = content.get("anomaly_vlm") if isinstance(content, dict) else None
+        if not isinstance(record, dict) or "state_dict" not in content:
+            raise UserError(
+                f"'{path}' is no checkpoint of this suite: give a .ckpt that 'train' wrote, or ckpt=published:{path}"
+                " method=NAME"
+            )
+        config = foreign_config(migrated(record.get("config")), source=f"checkpoint '{path}'", trusted=trusted)
+        return cls(spec, {**record, "config": OmegaConf.to_container(config)}, content["state_dict"])
+
+    @property
+    def published(self) -> bool:
+        """Whether the file is in the published code's layout."""
+        return self.spec.startswith(PUBLISHED)
+
+    @property
+    def config(self) -> DictConfig:
+        """The configuration of the run that wrote the file, under today's names."""
+        return DictConfig(self.record["config"])
+
+    @property
+    def trained_on(self) -> str:
+        """What the learned weights were made from, in words."""
+        if self.published:
+            return f"published weights {Path(self.spec.removeprefix(PUBLISHED)).name}"
+        return str(self.record["trained_on"])
+
+    def excluded_paths(self, cfg: DictConfig) -> set[str] | None:
+        """Paths of the reference images in the checkpoint's memory, which leave the test set.
+
+        None where it has no memory, so that `shots` images of each category are picked now. Published files name none.
+
+        Raises:
+            UserError: `shots` is not what the memory was made of.
+        """
+        if self.published:
+            method_class: Any = target_class(cfg.method, trusted=cfg.trust)
+            return set() if method_class.reference_support == "required" else None
+        held, shots = set(self.record.get("references", [])), self.record["config"]["shots"]
+        if held and cfg.shots != shots:
+            raise UserError(
+                f"the checkpoint's memory holds {shots} images of each category, this run says shots={cfg.shots}: leave"
+                " shots out, or give a checkpoint without a memory (trained with shots=0)"
+            )
+        return held or None
+
+    def load_into(self, method: AnomalyMethod) -> None:
+        """Puts the learned weights into a built method.
+
+        Raises:
+            UserError: The file belongs to another method, other options or other backbone weights.
+        """
+        if self.published:
+            load_published(method, self.spec.removeprefix(PUBLISHED))
+            return
+        stored, now = self.record["config"]["name"], method.run_record["config"]["name"]
+        if stored != now:
+            raise UserError(
+                f"checkpoint '{self.spec}' was made by method={stored}, this run is method={now}: choose method={stored} or"
+                " another checkpoint"
+            )
+        stored, now = self.record["fingerprint"], method.run_record["fingerprint"]
+        if stored != now:
+            name = self.record["config"]["backbone"].get("name")
+            raise UserError(
+                f"checkpoint '{self.spec}' was made on other backbone weights ({name}, fingerprint {stored}) than the ones"
+                f" loaded ({method.backbone.describe()}, fingerprint {now}): use the same backbone and weights file"
+            )
+        method.check_learned(self.state, f"checkpoint '{self.spec}'")
+        method.load_state_dict(self.state, strict=False)

@@ -1,0 +1,103 @@
+"""Configurations that a run or a checkpoint carries, with what the user changes on top."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.runs.checks import check_values, writable_folder
+from anomaly_vlm.runs.compose import compose, merge_overrides, parse
+from anomaly_vlm.runs.trust import read_config
+
+FOLDER_VARIABLE = "ANOMALY_VLM_RUN_FOLDER"  # tells the other processes of a DDP run where the first one writes
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """Makes the run's folder and names it in the configuration; the processes of a DDP run share the first one's."""
+    folder = writable_folder(os.environ.get(FOLDER_VARIABLE, cfg.output_dir))
+    cfg.output_dir = str(folder)
+    return folder
+
+
+@contextmanager
+def shared_with_children(folder: Path) -> Iterator[None]:
+    """Processes that are started meanwhile write into the same folder."""
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(FOLDER_VARIABLE, None)
+
+
+def resumed(folder: Path, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a stopped run with overrides on top, such as more epochs.
+
+    Args:
+        folder: Of the run; it is where the run goes on.
+        overrides: Method, backbone, data and loss stay.
+
+    Raises:
+        UserError: The folder holds no run, or its configuration names foreign code.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"resume={folder}: no config.yaml in there: give the folder of a run that 'train' started")
+    stored = read_config(path, trusted=trusted_packages(overrides))
+    cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "dataset", "loss"))
+    check_values(cfg)
+    cfg.output_dir = str(writable_folder(folder))
+    return cfg
+
+
+def from_checkpoint(stored: DictConfig, overrides: Sequence[str], command: str, *, has_memory: bool) -> DictConfig:
+    """A checkpoint's configuration for `evaluate` or `predict`; data, trainer and batch size may change.
+
+    Args:
+        stored: As the checkpoint carries it.
+        overrides: Of the user.
+        command: Names the output folder.
+        has_memory: Whether the checkpoint holds its reference images, so that no list of them is read.
+    """
+    from anomaly_vlm.runs.trainer import fit_machine
+
+    cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "loss"))
+    if has_memory:
+        cfg.shots_list = None
+    if not any(word.startswith("trainer") for word in overrides):
+        fit_machine(cfg, processes=command == "evaluate")
+    if not any(word.startswith("output_dir=") for word in overrides):
+        cfg.output_dir = f"outputs/{command}/{cfg.name}/{timestamp()}"
+    return checked(cfg)
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """A new configuration, checked."""
+    return checked(compose(overrides))
+
+
+def checked(cfg: DictConfig) -> DictConfig:
+    """The configuration after its checks, with the time in its output folder fixed."""
+    check_values(cfg)
+    cfg.output_dir = str(cfg.output_dir)
+    return cfg
+
+
+def trusted_packages(overrides: Sequence[str]) -> list[str]:
+    """The packages that `trust=[...]` on the command line names."""
+    found: list[str] = []
+    for override in parse(overrides):
+        if override.key_or_group == "trust":
+            value = override.value()
+            found = [str(name) for name in (value if isinstance(value, list) else [value])]
+    return found
+
+
+def timestamp() -> str:
+    """Now, for folder names."""
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

@@ -1,0 +1,48 @@
+"""Evaluation of a checkpoint, or of a method that needs no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from anomaly_vlm.reporting.console import is_first_process, say
+from anomaly_vlm.reporting.describe import describe_data
+from anomaly_vlm.runs.build import build, fit_references
+from anomaly_vlm.runs.checkpoints import Checkpoint
+from anomaly_vlm.runs.detect import precompute_detections
+from anomaly_vlm.runs.outcome import RunResult, write_outcome
+from anomaly_vlm.runs.trainer import build_trainer
+
+
+def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None) -> RunResult:
+    """Evaluates on the test side and writes everything into `folder`.
+
+    Args:
+        cfg: The composed configuration.
+        folder: Existing folder of the run.
+        checkpoint: Learned weights; None for a method as it starts.
+
+    Raises:
+        UserError: Wrong input, or a checkpoint that does not fit.
+    """
+    seed_everything(cfg.seed, verbose=False)
+    excluded = None if checkpoint is None else checkpoint.excluded_paths(cfg)
+    run = build(cfg, sides=("test",), excluded_paths=excluded)
+    learned_from = ["not trained"]
+    if checkpoint is not None:
+        checkpoint.load_into(run.method)
+        learned_from = [checkpoint.trained_on]
+    description = describe_data(run.data)
+    if excluded is None and cfg.shots:
+        fit_references(run, folder)
+        learned_from = [*(learned_from if cfg.train_on == "dataset" else []), description.references]
+    run.facts["data"] = ", ".join([*learned_from, description.sides["test"]])
+    say(f"{run.facts['method']} on {run.facts['backbone']}: {run.facts['data']}")
+    precompute_detections(run, "test")
+    build_trainer(cfg).test(run.method, datamodule=run.data, verbose=False)
+    if is_first_process():
+        OmegaConf.save(cfg, folder / "config.yaml")
+    facts = {} if checkpoint is None else {"checkpoint": checkpoint.spec}
+    return write_outcome(run, run.method.evaluation.result, folder, facts)

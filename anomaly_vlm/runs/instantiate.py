@@ -1,0 +1,64 @@
+"""Turning nodes of a configuration into objects: the one place where a `_target_` is looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_class
+from hydra.utils import instantiate as hydra_instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.runs.trust import check_target, check_targets
+
+
+def instantiate(node: Any, *, trusted: Sequence[str] = (), **objects: Any) -> Any:
+    """Hydra's `instantiate` with plain containers, for targets that are allowed, with wrong options told in one line.
+
+    Args:
+        node: A node with `_target_`.
+        trusted: Packages of the user's own, see `runs.trust`.
+        objects: Ready objects for the call. They reach it as they are, where Hydra would turn dataclasses into
+            configurations.
+
+    Raises:
+        UserError: A target that is not allowed, or what the target raises about its options.
+    """
+    options = plain(node)
+    target = options.get("_target_")
+    check_targets(options, source=f"the configuration of {target}", trusted=trusted)
+    try:
+        call = hydra_instantiate(options, _convert_="all", _partial_=True)
+        return call if options.get("_partial_") else call(**objects)
+    except (InstantiationException, TypeError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if isinstance(cause, UserError):
+            raise cause from error
+        if isinstance(cause, TypeError | ValueError | ImportError | AttributeError):
+            raise UserError(f"{target}: {(str(cause).splitlines() or ['wrong options'])[0]}") from error
+        if cause is None:
+            raise UserError(
+                f"{target} cannot be loaded ({' '.join(str(error).split())[:160]}): check its name"
+            ) from error
+        raise
+
+
+def target_class(node: Any, *, trusted: Sequence[str] = ()) -> Any:
+    """The class that a node's `_target_` names.
+
+    Raises:
+        UserError: It is not allowed, or cannot be loaded.
+    """
+    name = str(plain(node)["_target_"])
+    check_target(name, source="the configuration", trusted=trusted)
+    try:
+        return get_class(name)
+    except Exception as error:  # whatever importing a user's module raises
+        raise UserError(f"{name} cannot be loaded ({' '.join(str(error).split())[:160]}): check its name") from error
+
+
+def plain(node: Any) -> dict[str, Any]:
+    """A node as plain containers, with its interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)  # type: ignore[return-value]

@@ -1,0 +1,58 @@
+"""One run for each of several seeds, and one table over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from anomaly_vlm.reporting.collect import collect_runs
+from anomaly_vlm.reporting.console import is_first_process, say, show
+from anomaly_vlm.reporting.seeds import seeds_table
+from anomaly_vlm.runs.checks import writable_folder
+
+
+def asks_for_several(cfg: DictConfig) -> bool:
+    """Whether `seeds` asks for several runs; zero-shot without training, every seed says the same."""
+    return cfg.seeds is not None and (cfg.train_on != "nothing" or cfg.shots > 0)
+
+
+def over_seeds(cfg: DictConfig, folder: Path, one_run: Callable[[DictConfig, Path], object]) -> float:
+    """Runs each seed in a folder of its own; runs of this very configuration that are finished stay.
+
+    Args:
+        cfg: The composed configuration with its list `seeds`.
+        folder: Existing folder of the study; `seed_N/` in it are the runs, `seeds.csv` and `seeds.json` the table.
+        one_run: Runs one configuration in one folder.
+
+    Returns:
+        The mean over the seeds of `selection_metric`, NaN where none is defined.
+    """
+    if is_first_process():
+        OmegaConf.save(cfg, folder / "config.yaml")
+    for seed in cfg.seeds:
+        own = folder / f"seed_{seed}"
+        one = cfg.copy()
+        one.seed, one.seeds, one.output_dir = seed, None, str(own)
+        if is_finished(one, own):
+            say(f"seed {seed}: finished before, kept")
+            continue
+        if is_first_process():
+            (own / "metrics.json").unlink(missing_ok=True)  # of another configuration
+        one_run(one, writable_folder(own))
+    rows = [row for row in collect_runs(folder) if row["run"] in {f"seed_{seed}" for seed in cfg.seeds}]
+    if is_first_process():
+        show(seeds_table(rows, csv_path=folder / "seeds.csv", json_path=folder / "seeds.json"))
+        say(f"over seeds: {folder / 'seeds.csv'}")
+    means = [row["means"].get(cfg.selection_metric) for row in rows]
+    defined = [value for value in means if value is not None]
+    return sum(defined) / len(defined) if defined else float("nan")
+
+
+def is_finished(cfg: DictConfig, folder: Path) -> bool:
+    """Whether a run of this configuration has ended in `folder` (which may have been moved since)."""
+    if not ((folder / "metrics.json").is_file() and (folder / "config.yaml").is_file()):
+        return False
+    stored, own = (OmegaConf.to_container(c) for c in (OmegaConf.load(folder / "config.yaml"), cfg))
+    return {**stored, "output_dir": None} == {**own, "output_dir": None}  # type: ignore[dict-item]

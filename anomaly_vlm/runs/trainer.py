@@ -1,0 +1,122 @@
+"""The trainer of a run, and what this machine has for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.reporting.console import say
+from anomaly_vlm.reporting.progress import progress_bar
+from anomaly_vlm.runs.instantiate import instantiate
+
+
+def build_trainer(
+    cfg: DictConfig, *, callbacks: Sequence[Callback] = (), fitting: bool = False, validating: bool = False
+) -> L.Trainer:
+    """A trainer as the configuration says.
+
+    Args:
+        cfg: The run's configuration.
+        callbacks: Of the run, besides the progress bar.
+        fitting: Whether it trains: loggers and the user's own callbacks are there only then.
+        validating: Whether an epoch is chosen; without it there is no validation loop.
+
+    Raises:
+        UserError: The trainer does not fit this machine.
+    """
+    bar = progress_bar(cfg.callbacks.progress)
+    extra = [instantiate(node, trusted=cfg.trust) for node in cfg.callbacks.extra] if fitting else []
+    loggers = [_logger(node, cfg) for node in cfg.logger.values()] if fitting else False
+    quiet_lightning()
+    torch.set_flush_denormal(True)  # gradients near 0 otherwise make a step on the CPU many times slower
+    options: dict[str, Any] = {} if validating or not fitting else {"limit_val_batches": 0}
+    if fitting and cfg.gradient_clip is not None:
+        options["gradient_clip_val"] = cfg.gradient_clip
+    try:
+        trainer: L.Trainer = instantiate(
+            cfg.trainer,
+            trusted=cfg.trust,
+            callbacks=[*callbacks, *([bar] if bar is not None else []), *extra],
+            logger=loggers,
+            enable_progress_bar=bar is not None,
+            enable_checkpointing=any(type(callback).__name__ == "ModelCheckpoint" for callback in callbacks),
+            **options,
+        )
+    except MisconfigurationException as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the trainer does not fit this machine ({reason}): change trainer=... or its keys") from error
+    return trainer
+
+
+def lacks_gpu(cfg: DictConfig) -> bool:
+    """Whether the trainer asks for a GPU that this machine does not have."""
+    here = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
+    return cfg.trainer.accelerator in ("gpu", "cuda") and not here
+
+
+def check_gpu(cfg: DictConfig) -> None:
+    """Raises a `UserError` where the trainer asks for a GPU that is not here."""
+    if lacks_gpu(cfg):
+        raise UserError(
+            f"trainer.accelerator={cfg.trainer.accelerator}, but no GPU is here: use trainer=auto or trainer=cpu, or install"
+            " a torch that sees the GPU"
+        )
+
+
+def fit_machine(cfg: DictConfig, *, processes: bool) -> None:
+    """Changes a stored trainer to what is here, in one line where that changes numbers.
+
+    Args:
+        cfg: A stored configuration; without its GPU it goes on with the CPU in float32.
+        processes: Whether several processes are allowed.
+    """
+    absent = lacks_gpu(cfg)
+    if absent:
+        say("trained on a GPU, none is here: goes on with the CPU in float32 (trainer=... chooses another)")
+        cfg.trainer.accelerator, cfg.trainer.precision = "cpu", "32-true"
+    if absent or not processes:
+        cfg.trainer.devices = 1
+        cfg.trainer.pop("strategy", None)
+
+
+def _logger(node: DictConfig, cfg: DictConfig) -> Any:
+    if "wandb" in node._target_.lower():
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                "logger=wandb needs the package wandb: install the extra 'wandb', or use logger=csv"
+            ) from error
+        if not node.get("offline", False) and not (
+            os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
+        ):
+            raise UserError("logger=wandb online needs a key: run 'wandb login', or set logger.wandb.offline=true")
+    return instantiate(node, trusted=cfg.trust)
+
+
+def quiet_lightning() -> None:
+    """Silences Lightning's advice about workers, devices and services, which nobody asked for."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*in eval mode at the start of training.*",  # the frozen towers; that is meant
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
+        ".*The dirpath has changed.*",  # a run's folder may be moved
+        ".*smaller than the logging interval.*",
+        ".*does not have many workers.*",
+        ".*Consider setting `persistent_workers=True`.*",
+        ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message)
