@@ -62,7 +62,9 @@ def load_method(
     loaded = instantiate(cfg.backbone, trusted=cfg.trust) if named else backbone
     if not named:
         cfg.image_size = loaded.image_size
-    collaborators = {group: instantiate(cfg[group]) for group in ("detector", "segmenter") if group in cfg}
+    collaborators = {
+        group: instantiate(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None
+    }
     return build_method(cfg, loaded, **collaborators).eval()
 
 
@@ -87,7 +89,9 @@ def load_checkpoint(path: str | Path, *, method: str | None = None, backbone: st
         loaded = load_method(str(method), backbone)
     else:
         cfg = checkpoint.config
-        collaborators = {group: instantiate(cfg[group]) for group in ("detector", "segmenter") if group in cfg}
+        collaborators = {
+            group: instantiate(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None
+        }
         loaded = build_method(cfg, instantiate(cfg.backbone), **collaborators)
     checkpoint.load_into(loaded)
     return loaded.eval()

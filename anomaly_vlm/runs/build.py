@@ -62,7 +62,7 @@ def build(
     """
     check_gpu(cfg)
     create = partial(instantiate, trusted=cfg.trust)
-    collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if group in cfg}
+    collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None}
     data = build_data(cfg, sides, test=test)
     data.excluded_paths = excluded_paths
     data.check()
