@@ -161,10 +161,7 @@ class AdaCLIP(AnomalyMethod):
 
     def features(self, batch: Batch) -> Features:
         """Both towers on a batch: section 3.3 and 3.4."""
-        pooled = self._global_features(batch) if self.needs_pooled and self.image_prompts is not None else None
-        tokens = self.encode_image(batch.image, pooled)
-        if pooled is None:  # the image tower has no prompts: its own class token is the unprompted one
-            pooled = tokens.cls
+        tokens, pooled = self._image_tokens(batch)
         projected = [
             self.backbone.project(patches) if self.patch_projection is None else self.patch_projection[i](patches)
             for i, patches in enumerate(tokens.patches)
@@ -176,6 +173,28 @@ class AdaCLIP(AnomalyMethod):
             text=self.encode_text(batch.category, pooled),
             grid=tokens.grid,
         )
+
+    def _image_tokens(self, batch: Batch) -> tuple[ImageTokens, Tensor]:
+        """The prompted image tower on a batch, and the unprompted global features [B, C]."""
+        if self.backbone.has_stem:  # what the prompts meet behind it is frozen, and comes from the token cache
+            frozen = self.frozen(batch)
+            embedded, pooled = frozen["embedded"], frozen["cls"]
+            grid = (batch.size[0] // self.backbone.patch_size, batch.size[1] // self.backbone.patch_size)
+        else:
+            embedded, grid = self.backbone.embed_image(batch.image)
+            pooled = self._global_features(batch) if self.needs_pooled and self.image_prompts is not None else None
+        tokens = self.encode_embedded(embedded, grid, pooled)
+        # without image prompts the tower's own class token is the unprompted one
+        return tokens, tokens.cls if pooled is None else pooled
+
+    def frozen_facts(self) -> dict[str, Any] | None:
+        """The patch embedding and the global feature where a stem makes them worth keeping."""
+        return {"embedded": True} if self.backbone.has_stem else None
+
+    def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
+        """`embedded` [M, 1 + N, Dv], the input of the tower behind its stem; `cls` [M, C], its global feature."""
+        embedded, grid = self.backbone.embed_image(images)
+        return {"embedded": embedded, "cls": self.backbone.encode_embedded(embedded, grid).cls}
 
     def _global_features(self, batch: Batch) -> Tensor:
         """Unprompted frozen global features u [B, C], computed once an image."""
@@ -192,10 +211,15 @@ class AdaCLIP(AnomalyMethod):
 
     def encode_image(self, images: Tensor, pooled: Tensor | None) -> ImageTokens:
         """Image tower with its prompts appended behind the patches at block 0 and replaced up to depth J."""
+        return self.encode_embedded(*self.backbone.embed_image(images), pooled)
+
+    def encode_embedded(self, embedded: Tensor, grid: tuple[int, int], pooled: Tensor | None) -> ImageTokens:
+        """`encode_image` from the patch embedding [B, 1 + N, Dv]."""
         if self.image_prompts is None:
             with torch.no_grad():
-                return self.backbone.encode_image(images, layers=self.layers)
-        return self.backbone.encode_image(images, layers=self.layers, prompts=Prompts(self.image_prompts(pooled)))
+                return self.backbone.encode_embedded(embedded, grid, layers=self.layers)
+        prompts = Prompts(self.image_prompts(pooled))
+        return self.backbone.encode_embedded(embedded, grid, layers=self.layers, prompts=prompts)
 
     def encode_text(self, categories: Sequence[str], pooled: Tensor | None) -> Tensor:
         """Text features [B, C, 2] of each image's class word: mean over the sentences of each side, unit norm.
