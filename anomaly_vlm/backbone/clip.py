@@ -57,8 +57,6 @@ class ClipBackbone(FrozenClip, BlockTaps):
         layers: 1-based vision blocks that methods tap by default; default: quarters of the depth.
         tokenizer: texts -> [N, context] token ids.
         is_random: the weights were never trained.
-        aligned_patches: patches of `layers`, projected like the class token, were trained to compare with texts (CLIP's own
-            training compares the class token alone).
 
     Raises:
         UserError: the model has no ViT image tower that can be driven block by block.
@@ -78,8 +76,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
         image_size: int | None = None,
         layers: Sequence[int] | None = None,
         is_random: bool = False,
-        aligned_patches: bool = False,
-    ) -> None:
+        ) -> None:
         super().__init__(
             model,
             name=name,
@@ -104,7 +101,6 @@ class ClipBackbone(FrozenClip, BlockTaps):
         self.embed_dim: int = self.visual.proj.shape[1]
         native = round((self.visual.positional_embedding.shape[0] - 1) ** 0.5) * self.patch_size
         self.image_size = self.checked_size(native if image_size is None else image_size)
-        self.aligned_patches = aligned_patches
         self.layers = self.checked_layers(layers or self.quarters)
         self._positions: dict[tuple, Tensor] = {}
 

@@ -41,7 +41,6 @@ def load_backbone(
     image_size: int | None = None,
     layers: Sequence[int] | None = None,
     origin: str | None = None,
-    aligned_patches: bool = False,
     stem: Mapping[str, Any] | None = None,
 ) -> Any:
     """Builds the model, fills it with weights and freezes it.
@@ -58,7 +57,7 @@ def load_backbone(
         random_seed: untrained weights drawn from this seed; only together with neither `pretrained` nor `weights`.
         architecture: open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`) for a model of one's own.
         activation: `auto` is what the weights were trained with: the tag's own flag, else the model config's.
-        pos_resize, layers, aligned_patches: see `ClipBackbone`; a ConvNeXt has neither positions nor layers to tap.
+        pos_resize, layers: see `ClipBackbone`; a ConvNeXt has neither positions nor layers to tap.
         image_size: see there.
         origin: where the weights of a file come from, in words for tables; None: the file's name.
         stem: `name` and `stages` of a `HybridStem` in place of the patch embedding; None: open_clip's own. Not for weights
@@ -109,7 +108,7 @@ def load_backbone(
                 f"backbone.layers is {list(layers)}: {name} is a ConvNeXt, which has no layers to tap; set null"
             )
         return ConvNextBackbone(model, **shared)
-    return ClipBackbone(model, **shared, pos_resize=pos_resize, layers=layers, aligned_patches=aligned_patches)
+    return ClipBackbone(model, **shared, pos_resize=pos_resize, layers=layers)
 
 
 def _model_config(name: str, architecture: Mapping[str, Any] | None) -> dict[str, Any] | None:

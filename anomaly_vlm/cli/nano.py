@@ -34,10 +34,12 @@ def run(arguments: Sequence[str]) -> int:
     assert isinstance(options, dict)
     import torch
 
+    from anomaly_vlm.cli.parts import flush_denormals
     from anomaly_vlm.nano.train import train_nano
     from anomaly_vlm.nano.train_convnext import train_convnext
     from anomaly_vlm.reporting.console import say
 
+    flush_denormals()
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     OmegaConf.save(cfg, folder / "config.yaml")

@@ -81,8 +81,7 @@ class AdaCLIP(AnomalyMethod):
             blocks that get prompts (None: 4, the paper's, or as many as the shallower tower has); `length`: tokens (5);
             `text_mode`: `overwrite` the sentence's first words from block 1 on (code), or `insert` behind the start token
             from block 0 on (paper).
-        projection: `linear` layers, learned, or CLIP's own frozen `clip` projection (paper, appendix 5); None: linear, but
-            `clip` on a backbone whose patches were trained to compare with texts (`aligned_patches`).
+        projection: `linear` layers, learned, or CLIP's own frozen `clip` projection (paper, appendix 5).
         temperature: of the similarities (0.01).
         hsf: options of `HybridSemanticFusion`.
         score_without_hsf: image score with HSF off: `cls` (code) or the maximum of the map, `map_max` (paper).
@@ -107,7 +106,7 @@ class AdaCLIP(AnomalyMethod):
         templates: Sequence[str],
         layers: Sequence[int],
         prompts: Mapping[str, Any],
-        projection: Literal["linear", "clip"] | None = None,
+        projection: Literal["linear", "clip"] = "linear",
         temperature: float = 0.01,
         hsf: Mapping[str, Any] | None = None,
         score_without_hsf: Literal["cls", "map_max"] = "cls",
@@ -117,8 +116,6 @@ class AdaCLIP(AnomalyMethod):
         super().__init__(backbone, **base)
         self.states, self.templates = (list(states_normal), list(states_abnormal)), list(templates)
         self.layers = backbone.checked_layers(layers)
-        if projection is None:
-            projection = "clip" if backbone.aligned_patches else "linear"
         if projection not in ("linear", "clip"):
             raise unknown_choice("method.projection", str(projection), ["linear", "clip"])
         if score_without_hsf not in ("cls", "map_max"):
