@@ -25,6 +25,7 @@ from anomaly_vlm.methods.hsf import HybridSemanticFusion
 from anomaly_vlm.methods.parts import derived_generator, fill_templates, gaussian_smooth, to_grid, upsample
 
 PAPER_DEPTH = 4  # blocks with prompts
+SCORES = ("cls", "map_max", "map_top")
 
 
 class HybridPrompts(nn.Module):
@@ -84,7 +85,10 @@ class AdaCLIP(AnomalyMethod):
         projection: `linear` layers, learned, or CLIP's own frozen `clip` projection (paper, appendix 5).
         temperature: of the similarities (0.01).
         hsf: options of `HybridSemanticFusion`.
-        score_without_hsf: image score with HSF off: `cls` (code) or the maximum of the map, `map_max` (paper).
+        score_without_hsf: image score with HSF off: `cls` (code), the maximum of the map, `map_max` (paper), or `map_top`, the
+            probability that belongs to the mean logit of the `top_share` of patches with the largest ones. Training
+            compares the class token in each case.
+        top_share: of `map_top`, in (0, 1]; at least one patch.
         sigma: of the Gaussian on the map, in pixels at input size (4); 0 for none.
         base: see `AnomalyMethod`.
 
@@ -109,7 +113,8 @@ class AdaCLIP(AnomalyMethod):
         projection: Literal["linear", "clip"] = "linear",
         temperature: float = 0.01,
         hsf: Mapping[str, Any] | None = None,
-        score_without_hsf: Literal["cls", "map_max"] = "cls",
+        score_without_hsf: Literal["cls", "map_max", "map_top"] = "cls",
+        top_share: float = 0.02,
         sigma: float = 4.0,
         **base: Any,
     ) -> None:
@@ -118,8 +123,11 @@ class AdaCLIP(AnomalyMethod):
         self.layers = backbone.checked_layers(layers)
         if projection not in ("linear", "clip"):
             raise unknown_choice("method.projection", str(projection), ["linear", "clip"])
-        if score_without_hsf not in ("cls", "map_max"):
-            raise unknown_choice("method.score_without_hsf", str(score_without_hsf), ["cls", "map_max"])
+        if score_without_hsf not in SCORES:
+            raise unknown_choice("method.score_without_hsf", str(score_without_hsf), SCORES)
+        if not 0 < top_share <= 1:
+            raise UserError(f"method.top_share is {top_share}: give a share of the patches above 0, up to 1")
+        self.top_share = top_share
         self.temperature, self.score_without_hsf, self.sigma = temperature, score_without_hsf, sigma
         self.hsf = HybridSemanticFusion(**(hsf or {}))
         with torch.random.fork_rng(devices=[]):
@@ -289,6 +297,12 @@ class AdaCLIP(AnomalyMethod):
         linear, so one channel is enough."""
         return upsample(to_grid(logits[..., 1] - logits[..., 0], grid), size, align_corners=True).sigmoid()
 
+    def top_score(self, logits: Tensor) -> Tensor:
+        """Image score [B] of `map_top` from similarities [layers, B, N, 2]."""
+        margin = (logits[..., 1] - logits[..., 0]).mean(dim=0)
+        count = max(1, round(self.top_share * margin.shape[1]))
+        return margin.topk(count, dim=1).values.mean(dim=1).sigmoid()
+
     def _seeds(self, batch: Batch, epoch: int | None) -> list[int]:
         """One k-means seed an image, from (seed, epoch, index) in training and (seed, index) in evaluation."""
         when = [] if epoch is None else [epoch + 1]
@@ -303,6 +317,8 @@ class AdaCLIP(AnomalyMethod):
         smooth = gaussian_smooth(raw, self.sigma)
         if not self.hsf.enabled and self.score_without_hsf == "map_max":
             return Prediction(smooth.flatten(1).amax(dim=1), smooth)
+        if not self.hsf.enabled and self.score_without_hsf == "map_top":
+            return Prediction(self.top_score(logits), smooth)
         score = self.image_logits(features, logits, self._seeds(batch, None)).softmax(dim=-1)[:, 1]
         return Prediction(score, smooth)
 
