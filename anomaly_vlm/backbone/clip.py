@@ -76,7 +76,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
         image_size: int | None = None,
         layers: Sequence[int] | None = None,
         is_random: bool = False,
-        ) -> None:
+    ) -> None:
         super().__init__(
             model,
             name=name,

@@ -50,7 +50,7 @@ def execute(roots: dict[str, str], ckpt: str | None, limit: int | None, folder: 
     from anomaly_vlm.cli.compose import compose
     from anomaly_vlm.cli.parts import build_data, make
     from anomaly_vlm.nano.compare import Limited, compare
-    from anomaly_vlm.nano.model import ARCHITECTURE
+    from anomaly_vlm.nano.model import ARCHITECTURE, STEM
     from anomaly_vlm.reporting.console import say
 
     composed = [
@@ -67,7 +67,7 @@ def execute(roots: dict[str, str], ckpt: str | None, limit: int | None, folder: 
             raise UserError("the default run of AdaCLIP failed: its message stands above")
         ckpt = str(run_folder / "checkpoints" / "last.ckpt")
     nano = make(composed[0].backbone)
-    random = load_backbone("random weights", random_seed=0, architecture=ARCHITECTURE, image_size=nano.image_size)
+    random = load_backbone("random weights", random_seed=0, architecture=ARCHITECTURE, stem=STEM)
     tables: dict[str, list[Row]] = {}
     for cfg in composed:
         source = Limited(make(cfg.dataset.test), limit)

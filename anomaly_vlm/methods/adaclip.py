@@ -85,9 +85,9 @@ class AdaCLIP(AnomalyMethod):
         projection: `linear` layers, learned, or CLIP's own frozen `clip` projection (paper, appendix 5).
         temperature: of the similarities (0.01).
         hsf: options of `HybridSemanticFusion`.
-        score_without_hsf: image score with HSF off: `cls` (code), the maximum of the map, `map_max` (paper), or `map_top`, the
-            probability that belongs to the mean logit of the `top_share` of patches with the largest ones. Training
-            compares the class token in each case.
+        score_without_hsf: image score with HSF off: `cls` (code), the maximum of the map, `map_max` (paper), or `map_top`,
+            the probability of the mean logit over the `top_share` of patches with the largest ones. In training the class
+            token is compared in each case.
         top_share: of `map_top`, in (0, 1]; at least one patch.
         sigma: of the Gaussian on the map, in pixels at input size (4); 0 for none.
         base: see `AnomalyMethod`.

@@ -49,7 +49,9 @@ class ImageStage:
         distil: False leaves the teacher's losses out (ablation).
     """
 
-    def __init__(self, model: nn.Module, crops: Crops, directions: Directions, *, seed: int, distil: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, crops: Crops, directions: Directions, *, seed: int, distil: bool = True
+    ) -> None:
         self.model, self.crops, self.directions, self.seed, self.distil = model, crops, directions, seed, distil
         self.backbone = as_backbone(model)
         self.names = classes()
@@ -163,6 +165,6 @@ class ImageStage:
 
 
 def away(made: Tensor, aim: Tensor, facts: tuple[Tensor, Tensor]) -> Tensor:
-    """1 minus the mean cosine between [..., D] and the aim, standardised: how far the student is from its teacher, 0 to 2."""
+    """1 minus the mean cosine between [..., D] and the standardised aim: the student's distance from its teacher, 0 to 2."""
     mean, std = facts
     return 1 - F.cosine_similarity(made, (aim - mean) / std, dim=-1).mean()

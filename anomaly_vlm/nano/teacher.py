@@ -1,6 +1,6 @@
 """The teacher of the nano CLIP: an EfficientNet-Lite0 trained on ImageNet, from the extra `nano`.
 
-Only `make nano` needs it. Its first five stages become the stem of the image tower; all of it is what that tower is taught by.
+Only `make nano` needs it. Its first five stages become the stem of the image tower, and all of it teaches that tower.
 """
 
 from __future__ import annotations

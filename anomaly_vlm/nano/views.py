@@ -1,4 +1,5 @@
-"""Training views: pictures of the pool, flawless or damaged, some of them mixed, recoloured, turned and cut; what is told of them."""
+"""Training views: pictures of the pool, flawless or damaged, some of them mixed, all recoloured, turned and cut; and what a
+caption can tell of each."""
 
 from __future__ import annotations
 

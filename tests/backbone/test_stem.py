@@ -48,7 +48,8 @@ def test_a_normalised_image_reaches_the_network_in_its_own_units() -> None:
     nn.init.constant_(stem.normalise.weight, 2.0)
     nn.init.constant_(stem.normalise.bias, -0.5)
     plain = HybridStem("tf_efficientnet_lite0", stages=1, width=8).eval()
-    plain.load_state_dict({**stem.state_dict(), "normalise.weight": torch.ones(3, 1, 1, 1), "normalise.bias": torch.zeros(3)})
+    same = {"normalise.weight": torch.ones(3, 1, 1, 1), "normalise.bias": torch.zeros(3)}
+    plain.load_state_dict({**stem.state_dict(), **same})
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(stem(images), plain(2 * images - 0.5))
@@ -91,7 +92,7 @@ def test_a_kept_embedding_gives_the_same_tokens(hybrid: ClipBackbone) -> None:
         ({"name": "tf_efficientnet_lite0", "stages": 9}, "stages 1 to 7"),
         ({"name": "tf_efficientnet_lite0", "stages": 4}, "features behind stages"),
         ({"name": "tf_efficientnet_lite0", "stages": 3}, "has stride 8: set vision_cfg.patch_size"),
-        ({"name": "no_such_net", "stages": 3}, "unknown backbone.stem.name"),
+        ({"name": "no_such_net", "stages": 3}, r"unknown backbone\.stem\.name"),
         ({"name": "vit_tiny_patch16_224", "stages": 3}, "no EfficientNet of timm"),
     ],
 )
@@ -101,5 +102,5 @@ def test_wrong_stems_are_refused(stem: dict, message: str) -> None:
 
 
 def test_downloaded_weights_have_no_stem() -> None:
-    with pytest.raises(UserError, match="leave backbone.stem out"):
+    with pytest.raises(UserError, match=r"leave backbone\.stem out"):
         load_backbone("ViT-B-16", pretrained="openai", stem=STEM)

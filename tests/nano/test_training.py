@@ -116,7 +116,8 @@ def test_the_published_names_are_all_known(network: torch.nn.Module):
                 name = inner.get(name) or {"bn1": "_bn0", "bn2": "_bn1", "bn3": "_bn2"}[name]
             published[f"_blocks.{places.index((stage, block))}.{name}.{kind}"] = value
         else:
-            name = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}[part]
+            outer = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+            name = {**outer, "classifier": "_fc"}[part]
             published[f"{name}.{rest[0]}"] = value
     named = teacher.as_timm(published, network)
     own = network.state_dict()
