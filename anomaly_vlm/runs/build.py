@@ -25,7 +25,7 @@ from anomaly_vlm.metrics import AnomalyMetrics
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.instantiate import instantiate, plain, target_class
-from anomaly_vlm.runs.trainer import check_gpu
+from anomaly_vlm.runs.trainer import check_gpu, flush_denormals
 
 
 @dataclass
@@ -60,6 +60,7 @@ def build(
         test: A test set of the caller's own; None for that of the configuration.
         excluded_paths: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
     """
+    flush_denormals()
     check_gpu(cfg)
     create = partial(instantiate, trusted=cfg.trust)
     collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None}
