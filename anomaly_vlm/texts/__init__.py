@@ -6,6 +6,7 @@ Shipped tables are named without a path (`filo_descriptions`); what has a `/` or
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.json"))
 
 
-def load_texts(table: str) -> dict[str, Any]:
+def load_texts(table: str | Mapping[str, Any]) -> dict[str, Any]:
     """A table of texts.
 
     Args:
-        table: name of a shipped table, or a JSON file.
+        table: Name of a shipped table, path of a JSON file, or the table itself.
 
     Raises:
-        UserError: no such table or file, or a file that is no JSON object.
+        UserError: There is no such table or file, or the file is no JSON object.
     """
+    if isinstance(table, Mapping):
+        return dict(table)
     own = "/" in table or table.endswith(".json")
     path = Path(table).expanduser() if own else _FOLDER / f"{table}.json"
     if not own and not path.is_file():
