@@ -13,9 +13,53 @@ from typing import Any
 METHOD_KEYS: dict[str, dict[str, str | None]] = {
     "promptad": {"official_category": "published_category"},
     "finegrainedad": {"official_category": "published_category"},
+    "filo": {
+        "descriptions.table": "descriptions",
+        "descriptions._target_": None,
+        "class_list": "texts.class_list",
+        "class_text": "texts.class_text",
+        "generic_descriptions": "texts.generic",
+        "n_ctx": "texts.context_length",
+        "pair_norm": "texts.pair_norm",
+        "kernels": "mmci.kernels",
+        "adapter_reduction": "adapter.reduction",
+        "adapter_temperature": "adapter.temperature",
+        "logit_scale": "maps.logit_scale",
+        "gaussian": "maps",
+        "map_norm": "maps.scaling",
+        "box_threshold": "boxes.box_threshold",
+        "text_threshold": "boxes.text_threshold",
+        "area_threshold": "boxes.area_threshold",
+        "phrase_match": "boxes.phrase_match",
+        "score_cut": "boxes.score_cut",
+        "cells": "boxes.cells",
+        "outside_factor": "boxes.outside_factor",
+        "clip_boxes": "boxes.clip",
+        "training": "stages.schedule",
+        "epochs": "stages.epochs",
+        "stage1_epochs": "stages.first",
+        "stage2_epochs": "stages.second",
+        "lr_heads": "stages.lr_heads",
+        "lr_prompts": "stages.lr_prompts",
+        "lr_adapter": "stages.lr_adapter",
+    },
 }
 # method name -> {new dotted key below `method` -> {old value -> new one}}
-METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {}
+METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
+    "filo": {
+        "layers": {None: "quarters"},
+        "token_capture": {"reference": "published", "per_layer": "paper"},
+        "texts.class_text": {"last": "published", "own": "paper"},
+        "texts.pair_norm": {True: "published", False: "paper"},
+        "mmci.fuse": {"features": "published", "similarities": "paper"},
+        "maps.scaling": {"none": "published", "minmax": "paper"},
+        "score": {"raw": "published", "softmax": "paper"},
+        "boxes.phrase_match": {"reference": "published"},
+        "boxes.cells": {"reference": "published"},
+        "boxes.score_cut": {"none": None},
+        "stages.schedule": {"staged": "published", "joint": "paper"},
+    },
+}
 # old dotted key at the top of a configuration -> new one
 TOP_KEYS: dict[str, str | None] = {}
 # beginning of an old `_target_` -> new one
@@ -47,6 +91,8 @@ def migrated(config: Any) -> Any:
     for key, values in METHOD_VALUES.get(name, {}).items():
         full = f"method.{key}"
         if full in moved and _hashable(moved[full]) and moved[full] in values:
+            if moved[full] is None and "trust" in config:
+                continue  # null has today's meaning
             moved[full] = values[moved[full]]
     for key, value in moved.items():
         if isinstance(value, str) and "${oc.env:" in value:
