@@ -107,7 +107,7 @@ def total_loss(method: AdaCLIP, batch: Batch) -> Tensor:
 
 def fresh_predict(method: AdaCLIP, batch: Batch) -> Any:
     """Inference that has never seen the image."""
-    method.forget()
+    method.clear_caches()
     return method.predict(batch)
 
 
@@ -142,7 +142,7 @@ class PublishedWay:
         clip = method.backbone
         twin = load_backbone("ViT-B-16", random_seed=0, activation="gelu", layers=list(clip.layers))
         self.model: ClipBackbone = twin.requires_grad_(True)
-        self.tokens = [clip.tokenize(side, trim=False) for side in method.sentences("metal_nut")]
+        self.tokens = [clip.tokenize(side, trim=False) for side in method.ensemble.sentences("metal_nut")]
 
     def image_tower(self, images: Tensor, prompts: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         """Global feature [1, C] and tapped tokens [1, N, Dv], block by block."""
@@ -201,7 +201,7 @@ class PublishedWay:
     def loss(self, batch: Batch) -> Tensor:
         terms = self.method.terms
         patches, cls, text, logits = self.forward(batch.image)
-        seed = self.method._seeds(batch, self.method.current_epoch)[0]
+        seed = self.method.kmeans_seeds(batch, self.method.current_epoch)[0]
         prob = self.image_logits(patches, cls, text, logits, seed).softmax(dim=-1)[:, 1]
         assert batch.mask is not None
         mask = batch.mask.float()
@@ -215,7 +215,7 @@ class PublishedWay:
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
         patches, cls, text, logits = self.forward(batch.image)
-        seed = self.method._seeds(batch, None)[0]
+        seed = self.method.kmeans_seeds(batch, None)[0]
         score = self.image_logits(patches, cls, text, logits, seed).softmax(dim=-1)[:, 1]
         size = (batch.image.shape[-2], batch.image.shape[-1])
         both = self.maps(logits.mean(dim=0, keepdim=True), size)

@@ -27,11 +27,9 @@ from anomaly_vlm.bench.adaclip import count_flops, side_by_side
 from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.shared.maps import fill_templates
 from anomaly_vlm.methods.shared.patch_memory import nearest_distance
 from anomaly_vlm.methods.winclip import WinCLIP
 from anomaly_vlm.reporting.console import say, show
-from anomaly_vlm.texts import load_texts
 
 LARGE = (8 * 1369, 1024, 1369)  # patches of 8 references and of one image of ViT-L/14 at 518 px, and their width
 
@@ -64,7 +62,7 @@ def make_method(*, small: bool = False) -> tuple[WinCLIP, open_clip.CLIP]:
     model = open_clip.CLIP(**config).eval()
     tokenizer = open_clip.get_tokenizer(name)
     backbone = ClipBackbone(model, name=name, weights="random weights", tokenizer=tokenizer, image_size=side)
-    return WinCLIP(backbone, texts=load_texts("winclip_prompts")).eval(), model
+    return WinCLIP(backbone).eval(), model
 
 
 def make_image(method: WinCLIP) -> Tensor:
@@ -76,7 +74,7 @@ def window_limits(method: WinCLIP, repeats: int) -> list[Limit]:
     """All windows of an image, batched, against their share of a plain forward, and one by one."""
     clip, image = method.backbone, make_image(method)
     grid = (method.backbone.image_size // clip.patch_size,) * 2
-    keeps = [method.windows(size, grid).keep for size in method.scales]
+    keeps = [method.windows(size, grid).tokens for size in method.scales]
 
     def plain() -> Tensor:
         return clip.encode_image(image).cls
@@ -108,22 +106,15 @@ def window_limits(method: WinCLIP, repeats: int) -> list[Limit]:
     ]
 
 
-def sentences(method: WinCLIP) -> list[list[str]]:
-    templates = method.texts["templates"]["anomalib"]
-    return [
-        fill_templates(templates, method.texts[name], "metal_nut") for name in ("normal_states", "anomalous_states")
-    ]
-
-
 def text_limits(method: WinCLIP, repeats: int) -> list[Limit]:
     """The text set-up against every sentence at the full context, as the public codes encode them; and a second start."""
-    clip, sides = method.backbone, sentences(method)
+    clip, sides = method.backbone, method.sentences("metal_nut")
 
     def whole() -> Tensor:
         return torch.stack([clip.encode_text(clip.tokenize(side, trim=False)).mean(dim=0) for side in sides])
 
     def ours() -> Tensor:
-        return method.encode_prompts(sides)
+        return method.encode_sides(sides)
 
     if not torch.allclose(whole(), ours(), rtol=1e-4, atol=1e-4):
         raise UserError("the text features differ: the benchmark compares different things")
@@ -131,9 +122,9 @@ def text_limits(method: WinCLIP, repeats: int) -> list[Limit]:
     with tempfile.TemporaryDirectory() as place:
         kept = []
         for _ in range(2):
-            method._prompts.clear()
+            method._text_features.clear()
             method.token_cache = TokenCache({"bench": "winclip"}, folder=Path(place))
-            kept.append(_seconds(lambda: method.prompts("metal_nut")))
+            kept.append(_seconds(lambda: method.text_features("metal_nut")))
         method.token_cache = None
     say(
         f"texts: {seconds[0]:.2f} s at full length, {seconds[1]:.2f} s ours, {1000 * kept[1]:.1f} ms at the second start"
@@ -157,7 +148,7 @@ def cache_limits(method: WinCLIP, folder: Path) -> list[Limit]:
             one = torch.zeros(1, dtype=torch.long)
             return method.predict(Batch(empty, one, None, ["metal_nut"], ["image"], one, key, [entry]))
 
-        method.prompts("metal_nut")
+        method.text_features("metal_nut")
         first = _seconds(evaluate)
         second = min(_seconds(evaluate) for _ in range(3))
         size = sum(path.stat().st_size for path in Path(place).rglob("im/*"))
@@ -215,11 +206,11 @@ def anomalib_limits(method: WinCLIP, model: open_clip.CLIP) -> list[Limit]:
         return []
     with mock.patch("open_clip.create_model_and_transforms", lambda *_, **__: (model, None, None)):
         theirs = WinClipModel().eval()
-    sides, image = sentences(method), make_image(method)
+    sides, image = method.sentences("metal_nut"), make_image(method)
     theirs._collect_text_embeddings("metal_nut")
-    if not torch.allclose(theirs._text_embeddings, method.encode_prompts(sides), rtol=1e-4, atol=1e-4):
+    if not torch.allclose(theirs._text_embeddings, method.encode_sides(sides), rtol=1e-4, atol=1e-4):
         raise UserError("anomalib's text features differ: the benchmark compares different things")
-    texts = side_by_side(lambda: theirs._collect_text_embeddings("metal_nut"), lambda: method.encode_prompts(sides), 1)
+    texts = side_by_side(lambda: theirs._collect_text_embeddings("metal_nut"), lambda: method.encode_sides(sides), 1)
     limits = [at_least("text set-up faster than anomalib's", texts[0] / texts[1], 5)]
     ours = method.encode_frozen(image)
     windows = theirs.encode_image(image)[1]

@@ -68,6 +68,27 @@ def build_terms(config: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Los
     return terms
 
 
+def checked_terms(
+    terms: Mapping[str, LossTerm] | None, offered: Mapping[str, frozenset[str]], *, owner: str
+) -> dict[str, LossTerm]:
+    """The configured terms, after checking that a method computes them.
+
+    Args:
+        terms: Terms by name; None for none.
+        offered: The terms that the method computes, each with the kinds of loss that it may be.
+        owner: Name of the method, for messages.
+
+    Raises:
+        UserError: A term is not offered, or is of a kind that does not fit it.
+    """
+    for name, term in (terms or {}).items():
+        if name not in offered:
+            raise unknown_choice(f"loss term of {owner}", name, offered)
+        if term.kind not in offered[name]:
+            raise unknown_choice(f"kind of loss.{name}", term.kind, offered[name])
+    return dict(terms or {})
+
+
 def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
     """The options of a kind are the keyword-only arguments of its function; `Literal` ones have fixed choices."""
     function = KINDS[kind]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.methods.winclip.method import windows_of
+from anomaly_vlm.methods.winclip.windows import windows_of
 from anomaly_vlm.nano.model import TEMPERATURE
 from anomaly_vlm.nano.text import SCALE, Directions
 from anomaly_vlm.nano.views import Views
@@ -116,8 +116,8 @@ class ImageStage:
         side = views.image.shape[-1] // backbone.patch_size
         size = int(torch.randint(2, 5, (1,), generator=generator))
         windows = windows_of(size, (side, side))
-        rows = torch.randperm(len(windows.keep), generator=generator)[:WINDOWS]
-        tokens = backbone.encode_image(self.normalise(views.image), keep=windows.keep[rows])
+        rows = torch.randperm(len(windows.tokens), generator=generator)[:WINDOWS]
+        tokens = backbone.encode_image(self.normalise(views.image), keep=windows.tokens[rows])
         cls = F.normalize(tokens.cls, dim=-1).unflatten(0, (len(views.image), -1))  # [B, W, C]
         logits = torch.einsum("bwc,bc->bw", cls, self.asked(views, generator)) / TEMPERATURE
         worst = (views.cover[:, None] * windows.cover.T[rows]).amax(dim=2)  # [B, W]

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+TEXTS: dict[str, str | None] = {"texts.table": "texts", "texts._target_": None}  # a table is given by its name
 # method name -> {old dotted key below `method` -> new one}; None where the option is gone
 METHOD_KEYS: dict[str, dict[str, str | None]] = {
+    "april_gan": TEXTS,
+    "winclip": TEXTS,
     "promptad": {"official_category": "published_category"},
     "finegrainedad": {"official_category": "published_category"},
     "filo": {
@@ -59,9 +62,22 @@ METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
         "boxes.score_cut": {"none": None},
         "stages.schedule": {"staged": "published", "joint": "paper"},
     },
+    "adaclip": {
+        "prompts.text_mode": {"overwrite": "published", "insert": "paper"},
+        "hsf.mode": {"code": "published"},
+        "score_without_hsf": {"cls": "published", "map_max": "paper"},
+        "projection": {None: "linear"},
+    },
+    "anomalyclip": {"layers": {None: "last"}},
+    "faprompt": {
+        "layers": {None: "last"},
+        "select": {"first": "published", "topk": "paper"},
+        "score": {"code": "published"},
+    },
+    "winclip": {"variant": {"anomalib": "paper", "cao": "published"}},
 }
 # old dotted key at the top of a configuration -> new one
-TOP_KEYS: dict[str, str | None] = {}
+TOP_KEYS: dict[str, str | None] = {"backbone.aligned_patches": None}
 # beginning of an old `_target_` -> new one
 TARGETS = {
     "anomaly_vlm.data.procedural_road.": "anomaly_vlm.data.drawn.roads.",

@@ -14,7 +14,6 @@ from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.bench import winclip
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.winclip import WinCLIP
-from anomaly_vlm.texts import load_texts
 
 SMALL = {
     "embed_dim": 16,
@@ -28,7 +27,7 @@ def tiny(*, small: bool = False) -> tuple[WinCLIP, open_clip.CLIP]:
     model = open_clip.CLIP(**SMALL).eval()
     tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=32)
     clip = ClipBackbone(model, name="tiny", weights="random", tokenizer=tokenizer, image_size=32)
-    return WinCLIP(clip, texts=load_texts("winclip_prompts")).eval(), model
+    return WinCLIP(clip).eval(), model
 
 
 def test_every_limit_is_measured_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -43,6 +42,6 @@ def test_every_limit_is_measured_and_written(tmp_path: Path, monkeypatch: pytest
 
 def test_ways_that_differ_are_not_compared(monkeypatch: pytest.MonkeyPatch):
     method, _ = tiny()
-    monkeypatch.setattr(method, "encode_prompts", lambda _: torch.zeros(2, 16))
+    monkeypatch.setattr(method, "encode_sides", lambda _: torch.zeros(2, 16))
     with torch.no_grad(), pytest.raises(UserError, match="text features differ"):
         winclip.text_limits(method, 1)

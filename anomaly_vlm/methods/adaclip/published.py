@@ -1,11 +1,11 @@
-"""AdaCLIP's published checkpoints: one state dict of the whole model."""
+"""The published checkpoints of AdaCLIP: one state dict of the whole model."""
 
 from __future__ import annotations
 
 from anomaly_vlm.methods.adaclip.method import AdaCLIP
 from anomaly_vlm.methods.base.published import PublishedLayout
 
-KEYS = {  # beginning of a name here -> of its key in the published file
+PREFIXES = {  # start of a parameter's name here -> start of its key in the published file
     "text_prompts.static.": "text_prompter.static_prompts.",
     "image_prompts.static.": "visual_prompter.static_prompts.",
     "text_prompts.dynamic.": "dynamic_text_prompt_generator.head.",
@@ -17,17 +17,17 @@ KEYS = {  # beginning of a name here -> of its key in the published file
 
 def key(method: AdaCLIP, name: str) -> str:
     """The published key of a learnable parameter."""
-    start = next(own for own in KEYS if name.startswith(own))
-    return "clip_model." + KEYS[start] + name.removeprefix(start)
+    prefix = next(prefix for prefix in PREFIXES if name.startswith(prefix))
+    return "clip_model." + PREFIXES[prefix] + name.removeprefix(prefix)
 
 
 def ignored(method: AdaCLIP, key: str) -> bool:
-    """Type D keeps the generator of a branch without prompts, unused."""
-    unused = {
+    """Whether a key is of the dynamic prompts of a tower without prompts, which the published code stores all the same."""
+    prompts = {
         "dynamic_text_prompt_generator": method.text_prompts,
         "dynamic_visual_prompt_generator": method.image_prompts,
     }
-    return any(key.startswith(f"clip_model.{name}.") and prompts is None for name, prompts in unused.items())
+    return any(key.startswith(f"clip_model.{name}.") and tokens is None for name, tokens in prompts.items())
 
 
 LAYOUT = PublishedLayout(key=key, ignored=ignored)

@@ -1,4 +1,4 @@
-"""AnomalyCLIP's published checkpoints: one entry, `prompt_learner`, whose contexts have one more axis."""
+"""The published checkpoints of AnomalyCLIP: one entry `prompt_learner`, whose contexts have an axis more than here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from anomaly_vlm.methods.anomalyclip.dual_path import DualPathMethod
 from anomaly_vlm.methods.base.published import PublishedLayout
 
-# Projections that were never called, and buffers that follow from the backbone's token table.
+# Projections that the published code never calls, and buffers that follow from the backbone's token table.
 UNUSED = ("compound_prompt_projections.", "token_prefix_", "token_suffix_", "tokenized_prompts_")
 
 
@@ -19,13 +19,13 @@ def key(method: DualPathMethod, name: str) -> str:
 
 
 def unwrap(method: DualPathMethod, content: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a published file, contexts without their first axis."""
+    """The tensors of a published file, with contexts as they are here, `[1, n, Dt]`."""
     state = content.get("prompt_learner", content)
     return {name: value[0] if name in ("ctx_pos", "ctx_neg") else value for name, value in state.items()}
 
 
 def ignored(method: DualPathMethod, key: str) -> bool:
-    """Whether a key holds nothing learned."""
+    """Whether nothing of this configuration uses a key."""
     return key.startswith(UNUSED)
 
 

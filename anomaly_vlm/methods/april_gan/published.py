@@ -1,4 +1,4 @@
-"""APRIL-GAN's published checkpoints: one entry, `trainable_linearlayer`."""
+"""The published checkpoints of APRIL-GAN: one entry `trainable_linearlayer`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def key(method: AprilGAN, name: str) -> str:
 
 def unwrap(method: AprilGAN, content: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of a published file."""
-    return content.get("trainable_linearlayer", content)
+    state: dict[str, Tensor] = content.get("trainable_linearlayer", content)
+    return state
 
 
 LAYOUT = PublishedLayout(key=key, unwrap=unwrap)

@@ -8,15 +8,19 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 
 
 class CategoryScores(AnomalyMethod):
-    """A method whose predictions bring `score_components`, which become scores once a whole category has been seen.
+    """A method whose predictions bring `score_components`, which become scores once all images of a category are there.
 
-    An evaluation asks `category_scores` at its end; `predict` of a batch alone gives the best that single images allow.
+    An evaluation calls `category_scores` at its end. `predict` of a batch alone returns the best score that single images
+    allow.
     """
 
     def category_scores(self, components: Tensor) -> Tensor:
-        """Image scores `[n]` of all evaluated images of one category.
+        """Computes the image scores of all evaluated images of one category.
 
         Args:
             components: Their `Prediction.score_components` `[n, K]`.
+
+        Returns:
+            `[n]`.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no category_scores")

@@ -1,4 +1,4 @@
-"""Files of learned weights: reading them without running code, and checking that they fit."""
+"""Checkpoints of learned weights: what a method stores, reading files without running code, and checking that they fit."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from anomaly_vlm.backbone import FrozenTower
 from anomaly_vlm.errors import UserError
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """A `.safetensors` file, or a PyTorch file of plain containers (`weights_only=True`: nothing in it can run).
+    """Reads a `.safetensors` file, or a PyTorch file of tensors and plain containers.
+
+    PyTorch's `weights_only=True` makes sure that no code of the file runs.
 
     Raises:
-        UserError: The file is missing, damaged, or only loads by running code.
+        UserError: The file is missing or damaged, or could be loaded only by running code.
     """
     if not path.is_file():
         raise UserError(f"checkpoint '{path}' does not exist: give an existing file")
@@ -24,8 +28,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+            return dict(load_file(path))
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return content
     except Exception as error:  # damaged and unsafe files surface as many classes
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -33,11 +38,11 @@ def read_tensors(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str, owner: str) -> None:
+def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str, owner: str) -> None:
     """Compares the keys and shapes of a stored state with those of a method.
 
     Args:
-        own: The method's state.
+        expected: The method's state.
         state: The stored one.
         source: Where it comes from, for the message.
         owner: Method and backbone, for the message.
@@ -45,13 +50,13 @@ def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, sourc
     Raises:
         UserError: Names keys that are missing, surplus or of another shape.
     """
-    wrong = [f"missing {key}" for key in own if key not in state] + [
-        f"surplus {key}" for key in state if key not in own
+    wrong = [f"missing {key}" for key in expected if key not in state] + [
+        f"surplus {key}" for key in state if key not in expected
     ]
     wrong += [
-        f"{key} is {list(state[key].shape)}, expected {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} is {list(state[key].shape)}, expected {list(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
     ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
@@ -59,3 +64,56 @@ def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, sourc
             f"{source} does not fit {owner} as configured: {'; '.join(wrong[:4])}{more}: choose the method, backbone and"
             " options that it was made with"
         )
+
+
+class LearnedState(L.LightningModule):
+    """A module whose checkpoints hold what is learned, and not its frozen backbone.
+
+    Attributes:
+        backbone: The frozen towers.
+        run_record: What a checkpoint records of the run.
+    """
+
+    backbone: FrozenTower
+    run_record: dict[str, Any]
+
+    def learnable(self) -> dict[str, nn.Parameter]:
+        """Parameters that are trained and stored, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def invalidate_caches(self) -> None:
+        """Drops what was computed from learned values; it is called whenever these may have changed."""
+
+    @property  # type: ignore[misc]  # Lightning's has a setter, which nothing here needs
+    def strict_loading(self) -> bool:
+        """False: Lightning's check would miss the frozen towers; `check_learned` checks everything else."""
+        return False
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """The state without the frozen towers, but with those of their parameters that are trained."""
+        state = super().state_dict(*args, **kwargs)
+        trained = self.learnable()
+        return {key: value for key, value in state.items() if not key.startswith("backbone.") or key in trained}
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Loads a state, and drops what was computed from the state before."""
+        self.invalidate_caches()
+        return super().load_state_dict(*args, **kwargs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["anomaly_vlm"] = self.run_record
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_learned(checkpoint["state_dict"], "checkpoint")
+
+    def check_learned(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Checks the keys and shapes of a state.
+
+        Args:
+            state: The stored state.
+            source: Where it comes from, for the message.
+
+        Raises:
+            UserError: Names keys that are missing, surplus or of another shape.
+        """
+        check_state(self.state_dict(), state, source=source, owner=f"{type(self).__name__} on {self.backbone.name}")

@@ -11,7 +11,7 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 
 
 class UsesDetections(AnomalyMethod):
-    """A method that reads what a detector found in an image.
+    """A method that reads the detections of an image.
 
     Args:
         backbone: Frozen towers.
@@ -19,7 +19,7 @@ class UsesDetections(AnomalyMethod):
         base: See `AnomalyMethod`.
 
     Attributes:
-        detections: Answers by (image path, caption); `runs.detect.precompute_detections` fills it.
+        detections: Detections by (image path, caption), which `runs.detect.precompute_detections` fills in.
     """
 
     def __init__(self, backbone: ClipBackbone, *, detector: Detector | MapDetector | None = None, **base: Any) -> None:
@@ -28,14 +28,14 @@ class UsesDetections(AnomalyMethod):
         self.detections: dict[tuple[str, str], Queries] = {}
 
     def captions(self, category: str) -> tuple[str, ...]:
-        """What the detector is asked about every image of a category; () where it is not asked."""
+        """Captions that the detector gets with every image of a category; () where it is not run."""
         raise NotImplementedError(f"{type(self).__name__} defines no captions")
 
     def detections_for(self, path: str, caption: str) -> Queries:
-        """What the detector answered about an image.
+        """The detections of an image for a caption.
 
         Raises:
-            UserError: It was not asked.
+            UserError: The detector was not run on the image.
         """
         if (path, caption) not in self.detections:
             raise UserError(

@@ -17,11 +17,11 @@ from anomaly_vlm.metrics import AnomalyMetrics
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         values: Metrics by `CATEGORY/NAME` and `mean/NAME`, fractions in [0, 1].
-        rows: One row an image, in the order of the data set.
+        rows: A row for each image, in the order of the data set.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -36,10 +36,10 @@ class EvaluationResult:
 class Evaluation:
     """Collects metrics and image rows of one pass at a time.
 
-    Lightning's hooks of a method call `start`, `update` and `finish`; the result of the last pass stays in `result`.
+    Lightning's hooks of a method call `start`, `update` and `finish`. The result of the last pass stays in `result`.
 
     Args:
-        metrics: Makes the metrics of one pass.
+        metrics: Makes the metrics of a pass.
     """
 
     def __init__(self, metrics: Callable[[], Any] = AnomalyMetrics) -> None:
@@ -73,20 +73,20 @@ class Evaluation:
         return prediction
 
     def finish(self, method: Any) -> EvaluationResult:
-        """Ends the pass on all processes: gathers the rows, settles scores over whole categories, computes the metrics."""
+        """Ends the pass on all processes: gathers the rows, computes the scores of whole categories and the metrics."""
         rows = self._rows
         if dist.is_available() and dist.is_initialized():
             gathered: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, rows)
-            rows = [row for part in gathered for row in part]
-        rows = self._settled(method, sorted({row.index: row for row in rows}.values()))
+            rows = [row for process in gathered for row in process]
+        rows = self._with_category_scores(method, sorted({row.index: row for row in rows}.values()))
         values = {key: float(value) for key, value in self.metrics.compute().items()}
         self.metrics, self._rows = None, []
         self.result = EvaluationResult(values, rows)
         return self.result
 
-    def _settled(self, method: Any, rows: list[ImageRow]) -> list[ImageRow]:
-        """The rows with their final scores, which the metrics get too, where scores depend on a whole category."""
+    def _with_category_scores(self, method: Any, rows: list[ImageRow]) -> list[ImageRow]:
+        """Replaces scores that depend on the whole category by the final ones, in the rows and in the metrics."""
         by_category: dict[str, list[ImageRow]] = {}
         for row in rows:
             if row.score_components:
@@ -101,7 +101,7 @@ class Evaluation:
 
 
 class Evaluated(L.LightningModule):
-    """Lightning's hooks of a method's tests, validations and predictions; all the work is the evaluation's.
+    """Lightning's hooks for tests, validations and predictions; the evaluation does all the work.
 
     Attributes:
         evaluation: Collects metrics and image rows; its `result` is that of the last pass.
@@ -110,11 +110,11 @@ class Evaluated(L.LightningModule):
     evaluation: Evaluation
 
     def predict(self, batch: Batch) -> Prediction:
-        """Scores and maps of a batch, without gradient."""
+        """Computes scores and maps of a batch, without gradient."""
         raise NotImplementedError(f"{type(self).__name__} defines no predict")
 
     def invalidate_caches(self) -> None:
-        """Drops what was computed from learned values; called whenever these may have changed."""
+        """Drops what was computed from learned values; it is called whenever these may have changed."""
 
     def on_test_epoch_start(self) -> None:
         self.invalidate_caches()

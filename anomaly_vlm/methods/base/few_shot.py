@@ -13,15 +13,17 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 
 
 class FewShot(AnomalyMethod):
-    """A method with reference images. Its class says `reference_support = "optional"` or `"required"`.
+    """A method with reference images; its class sets `reference_support` to `optional` or `required`.
 
-    A subclass defines `fit_category`. What it keeps of the references lies in its state dict, so that a checkpoint needs
-    none.
+    A subclass defines `fit_category`. What it holds of the references is part of its state dict, so that a checkpoint needs
+    no references.
     """
 
     def fit_category(self, references: References) -> None:
-        """Takes the reference images of one category, before anything is trained or scored: its memory of them, and the
-        learnable parts that the category has for itself."""
+        """Fits the memory to the reference images of one category, before anything is trained or scored.
+
+        Learnable parameters that a category has for itself are made here too.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines no fit_category")
 
     @torch.no_grad()

@@ -15,24 +15,30 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 
 
 class FrozenTokens(AnomalyMethod):
-    """A method that reads tokens of a frozen image tower: from a cache, or computed and kept there.
+    """A method that reads tokens of a frozen image tower from a cache, which it fills.
 
     A subclass defines `cache_key` and `encode_frozen`, and reads `frozen_tokens`.
+
+    Attributes:
+        token_cache: Holds tokens and text features by name; None for no cache.
     """
 
     token_cache: TokenCache | None = None
 
     def cache_key(self) -> dict[str, Any] | None:
-        """What the frozen tokens depend on besides weights and pixels (layers, attention path, ...), as plain values; None
-        where they may not be kept."""
+        """What the frozen tokens depend on besides weights and pixels, such as layers and attention path.
+
+        Returns:
+            Plain values by name; None where the tokens must not be cached.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines no cache_key")
 
     def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
-        """Frozen tokens of images `[M, 3, H, W]` by name, each with the batch axis first."""
+        """Computes the frozen tokens of images `[M, 3, H, W]` by name, each with the batch axis first."""
         raise NotImplementedError(f"{type(self).__name__} defines no encode_frozen")
 
     def frozen_tokens(self, batch: Batch) -> dict[str, Tensor]:
-        """Frozen tokens of a batch by name, `[B, ...]`: those that the cache holds, the others computed now and kept."""
+        """The frozen tokens of a batch by name, `[B, ...]`; those that the cache lacks are computed and put there."""
         cached: list[dict[str, Tensor] | None] = [None] * len(batch) if batch.tokens is None else list(batch.tokens)
         missing = [i for i, entry in enumerate(cached) if entry is None]
         if missing:
@@ -48,16 +54,16 @@ class FrozenTokens(AnomalyMethod):
         return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
 
     def cached_text_features(self, sentences: Sequence[Sequence[str]], encode: Callable[[], Tensor]) -> Tensor:
-        """What a frozen text tower makes of sentences.
+        """Text features of a frozen tower, read from the token cache or computed and put there.
 
         Args:
-            sentences: All of them; they name the entry in the token cache.
-            encode: Computes the features where the cache has none; they are then kept.
+            sentences: All sentences, which name the entry in the cache.
+            encode: Computes the features where the cache has none.
         """
-        key = "texts" + hashlib.blake2b(repr(sentences).encode(), digest_size=14).hexdigest()
+        key = "text_features" + hashlib.blake2b(repr(sentences).encode(), digest_size=14).hexdigest()
         entry = None if self.token_cache is None else self.token_cache.get(key)
         if entry is None:
-            entry = {"prompts": encode()}
+            entry = {"text": encode()}
             if self.token_cache is not None:
                 self.token_cache.put(key, entry)
-        return entry["prompts"]
+        return entry["text"]

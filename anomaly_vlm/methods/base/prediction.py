@@ -1,4 +1,4 @@
-"""What a method says of a batch, and what an evaluation keeps of each image."""
+"""The prediction of a method for a batch, and the row of an image that an evaluation collects."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Prediction(NamedTuple):
     Attributes:
         score: Image scores `[B]`, finite.
         map: Anomaly maps `[B, H, W]`, finite.
-        boxes: B tensors `[n, 4]` of corners (x0, y0, x1, y1) in pixels of the map, where boxes had a part in it.
+        boxes: B tensors `[n, 4]` of corners (x0, y0, x1, y1) in pixels of the map, for methods that use boxes.
         notes: B texts for the titles of pictures.
-        score_components: `[B, K]`, what `CategoryScores.category_scores` needs of each image, where a score depends on the
-            other images of its category.
+        score_components: `[B, K]`, for methods whose scores depend on the other images of a category: what
+            `CategoryScores.category_scores` needs of each image.
     """
 
     score: Tensor

@@ -1,4 +1,4 @@
-"""Checkpoints of the published code: each method's `published.py` says how its keys read."""
+"""Checkpoints of the published codes: the `published.py` of each method describes their keys."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class PublishedLayout:
     """How the checkpoints of a published code are laid out.
 
     Attributes:
-        key: (method, name of a learnable parameter) -> its key in the published file.
-        unwrap: (method, content) -> the tensors of a published file; default: a plain state dict.
-        ignored: (method, key) -> whether a key holds nothing that this configuration uses.
-        whole: (method, files) -> the method's own state, where published files hold more than learned parameters or come
-            as several; None where they are one file of parameters. It takes the place of the other three.
+        key: From a method and the name of a learnable parameter to its key in the published file.
+        unwrap: From a method and the content of a published file to the tensors in it; by default a plain state dict.
+        ignored: From a method and a key to whether this configuration uses nothing of the key.
+        whole: From a method and all files to the method's state, where published files hold more than learned parameters or
+            come as several. None where they are one file of parameters, which the other three describe.
     """
 
     key: Callable[[Any, str], str]
@@ -38,7 +38,7 @@ class PublishedLayout:
 
 
 def layout_of(method: AnomalyMethod) -> PublishedLayout:
-    """The layout in `published.py` beside the method's module, or beside that of a class that it extends.
+    """The layout in the `published.py` beside the method's module, or beside the module of a class that it extends.
 
     Raises:
         UserError: The method has no published checkpoints.
@@ -59,8 +59,8 @@ def load_published(method: AnomalyMethod, path: str | Path) -> AnomalyMethod:
 
     Args:
         method: Built with the options that the checkpoint was trained with.
-        path: `.pth`/`.pt` or `.safetensors` in the published key layout; a folder of them for methods that publish one a
-            category.
+        path: A `.pth`, `.pt` or `.safetensors` file with the published keys; a folder of them for methods that publish a
+            file for each category.
 
     Returns:
         The same method.

@@ -1,4 +1,4 @@
-"""FAPrompt's published checkpoints: AnomalyCLIP's layout, and the prior network."""
+"""The published checkpoints of FAPrompt: AnomalyCLIP's layout, and the prior network."""
 
 from __future__ import annotations
 

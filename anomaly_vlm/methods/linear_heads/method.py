@@ -1,15 +1,14 @@
-"""Adapted DINOv2 and SAM: one linear segmentation head a layer on a frozen vision tower, without any text.
+"""Adapted DINOv2 and SAM: a linear segmentation head for each layer of a frozen vision tower, without any text.
 
 Two baselines of the AdaCLIP paper (Cao et al., ECCV 2024, arXiv 2407.15795; `DINOv2` and `SAM` in its tables): does a strong
 frozen vision tower with a little supervision do as well as a vision-language model? No code was released for them. The paper
-fixes the towers, the layers, and one linear projection a layer trained on AdaCLIP's auxiliary data; everything else is this
-project's (`experiments/linear_heads`). On a CLIP's image tower the same heads show what its texts add.
+says which towers and layers, and that a linear projection for each layer is trained on AdaCLIP's auxiliary data. Everything
+else was decided here (`experiments/linear_heads/README.md`). On a CLIP's image tower the same heads show what its texts add.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,58 +16,53 @@ from torch import Tensor, nn
 
 from anomaly_vlm.backbone import ClipBackbone, ViTBackbone
 from anomaly_vlm.data.types import Batch
-from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.losses import PROBABILITY
 from anomaly_vlm.losses.maps import map_losses, training_mask
 from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.prediction import Prediction
+from anomaly_vlm.methods.shared.layers import Layers, tapped_layers
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
+from anomaly_vlm.options import AtLeast, PositiveFloat, PositiveInt
 
 
 class LinearHeads(FrozenTokens):
-    """Patches of each layer, normalised, through a linear layer to (normal, abnormal); the layers' maps averaged.
+    """A linear layer maps the patches of each layer to the logits of normal and abnormal; the layers' maps are averaged.
 
-    Learned: the heads (3,080 numbers on DINOv2 ViT-S/14, 8,200 on SAM ViT-L). Frozen: the tower.
+    The heads are learned (3,080 numbers on DINOv2 ViT-S/14, 8,200 on SAM ViT-L), and start from `seed`. The tower is frozen.
 
     Args:
-        backbone: DINOv2 ViT-S/14 or SAM's ViT-L encoder (paper), or any other ViT, a CLIP's too.
-        layers: 1-based blocks whose raw outputs are read; None: the backbone's (quarters of its depth, as in the paper).
-        head: `linear2`: two logits a patch; `prototypes`: a projection to `embed_dim` channels, compared with two learned
-            vectors by cosine / `temperature`, the text-free double of a vision-language head.
-        embed_dim, temperature: of `prototypes` (768; 0.07).
-        sigma: of the Gaussian on the map, in pixels (4); 0 for none.
-        image_score: of the map: its maximum (`max`) or the mean of its largest hundredth (`mean_top1pct`).
-        base: see `AnomalyMethod`.
+        backbone: DINOv2 ViT-S/14 or SAM's ViT-L encoder as in the paper, or any other ViT, also the image tower of a CLIP.
+        layers: 1-based blocks whose raw outputs are read, see `tapped_layers`; the paper has the quarters of the depth.
+        head: What a head is. `linear2`: a linear layer to two logits. `prototypes`: a linear layer to `embed_dim` channels,
+            which are compared with two learned vectors as a vision-language model compares patches with texts.
+        embed_dim: Channels of the head `prototypes`.
+        temperature: Divides the cosines of the head `prototypes`.
+        sigma: Standard deviation in pixels of the Gaussian that smooths the map; 0 for none.
+        image_score: How the image score follows from the map. `max`: its maximum. `mean_top1pct`: the mean of its largest
+            hundredth.
+        base: See `AnomalyMethod`.
 
     Raises:
-        UserError: an option out of its range.
+        UserError: The tower does not have the blocks of `layers`.
     """
 
     backbone_types = (ViTBackbone, ClipBackbone)
-    loss_terms = {"focal": PROBABILITY, "dice": frozenset({"dice"})}  # noqa: RUF012 (read only)
+    loss_terms: ClassVar[dict[str, frozenset[str]]] = {"focal": PROBABILITY, "dice": frozenset({"dice"})}
 
     def __init__(
         self,
         backbone: Any,
         *,
-        layers: Sequence[int] | None = None,
+        layers: Layers = None,
         head: Literal["linear2", "prototypes"] = "linear2",
-        embed_dim: int = 768,
-        temperature: float = 0.07,
-        sigma: float = 4.0,
+        embed_dim: PositiveInt = 768,
+        temperature: PositiveFloat = 0.07,
+        sigma: Annotated[float, AtLeast(0)] = 4.0,
         image_score: Literal["max", "mean_top1pct"] = "max",
         **base: Any,
     ) -> None:
         super().__init__(backbone, **base)
-        for name, value, allowed in (
-            ("head", head, ("linear2", "prototypes")),
-            ("image_score", image_score, ("max", "mean_top1pct")),
-        ):
-            if value not in allowed:
-                raise unknown_choice(f"method.{name}", str(value), allowed)
-        if embed_dim < 1 or temperature <= 0:
-            raise UserError(f"method.embed_dim {embed_dim}, temperature {temperature}: give numbers above 0")
-        self.layers = backbone.checked_layers(layers or backbone.layers)
+        self.layers = tapped_layers(backbone, layers)
         self.temperature, self.sigma, self.image_score = temperature, sigma, image_score
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -82,18 +76,18 @@ class LinearHeads(FrozenTokens):
         return {"layers": list(self.layers)}
 
     def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
-        """`patches` [M, layers, N, Dv]: raw block outputs."""
+        """Encodes images `[M, 3, H, W]` to `patches` `[M, layers, N, Dv]`, the raw outputs of the blocks."""
         return {"patches": torch.stack(self.backbone.encode_image(images, layers=self.layers).patches, dim=1)}
 
     # ---- the heads ---------------------------------------------------------------------------------------------------
 
     def layer_maps(self, batch: Batch, size: tuple[int, int]) -> Tensor:
-        """Abnormal probabilities [layers, B, H, W]: logits are upsampled, then compared."""
+        """Abnormal probabilities `[layers, B, H, W]`; logits are upsampled before they become probabilities."""
         patches = self.frozen_tokens(batch)["patches"].float().transpose(0, 1)  # [layers, B, N, Dv]
         rows, columns = (side // self.backbone.patch_size for side in batch.size)
         maps = []
         for head, layer in zip(self.heads, patches, strict=True):
-            logits = head(F.layer_norm(layer, layer.shape[-1:]))  # DINOv2's norms have outliers: a head needs the norm
+            logits = head(F.layer_norm(layer, layer.shape[-1:]))  # some of DINOv2's patches have outlying norms
             if self.prototypes is not None:
                 logits = F.normalize(logits, dim=-1) @ F.normalize(self.prototypes, dim=-1).T / self.temperature
             grids = to_grid(logits.transpose(1, 2), (rows, columns))  # [B, 2, rows, columns]
@@ -102,11 +96,12 @@ class LinearHeads(FrozenTokens):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
-        found = gaussian_smooth(self.layer_maps(batch, batch.size).mean(dim=0), self.sigma)
-        pixels = found.flatten(1)
+        maps = gaussian_smooth(self.layer_maps(batch, batch.size).mean(dim=0), self.sigma)
+        pixels = maps.flatten(1)
         count = 1 if self.image_score == "max" else max(1, pixels.shape[1] // 100)
-        return Prediction(pixels.topk(count, dim=1).values.mean(dim=1), found)
+        return Prediction(pixels.topk(count, dim=1).values.mean(dim=1), maps)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """`focal` and `dice` of the layers' maps."""
         mask = training_mask(batch.mask, batch.path, self.terms)
         return map_losses(self.terms, self.layer_maps(batch, (mask.shape[-2], mask.shape[-1])), mask)

@@ -1,1 +1,1 @@
-"""What two or more methods use."""
+"""What two or more methods use; nothing here knows a method."""

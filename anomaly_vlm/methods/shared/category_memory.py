@@ -1,4 +1,4 @@
-"""What a few-shot method holds of each category: its memory of the reference patches and its learned prompts."""
+"""What a few-shot method holds of each category: a memory of its reference patches, and its learned prompts."""
 
 from __future__ import annotations
 
@@ -14,37 +14,42 @@ from anomaly_vlm.data.types import References
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.base.few_shot import FewShot
 from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
-from anomaly_vlm.methods.shared.patch_memory import PatchMemory, checked_memory
+from anomaly_vlm.methods.shared.patch_memory import PatchMemory
+from anomaly_vlm.options import PositiveFloat
 
-PREFIX = "categories."
+PREFIX = "categories."  # of the names in a state dict
 
 
 def category_key(name: str) -> str:
-    """A category's name as the name of a module: without dots, and like no attribute of one (`@metal_nut`)."""
+    """The name of the module that holds a category: without dots, and like no attribute of a module (`@metal_nut`)."""
     return "@" + quote(name, safe=" ").replace(".", "%2E")
 
 
 def category_name(key: str) -> str:
-    """The category that `category_key` named so."""
+    """The category whose module is named `key`; the inverse of `category_key`."""
     return unquote(key.removeprefix("@"))
 
 
 def of_categories(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each category in a state dict of a method, under their names within the category."""
-    found: dict[str, dict[str, Tensor]] = {}
+    """Groups the tensors of a method's state dict by category.
+
+    Returns:
+        For each category, its tensors by their names within the category.
+    """
+    grouped: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         if key.startswith(PREFIX + "@"):
             category, _, rest = key.removeprefix(PREFIX).partition(".")
-            found.setdefault(category_name(category), {})[rest] = tensor
-    return found
+            grouped.setdefault(category_name(category), {})[rest] = tensor
+    return grouped
 
 
 class CategoryMethod(FewShot):
-    """A method whose checkpoints bring the categories that it knows."""
+    """A method whose checkpoints bring what it holds of each category."""
 
     def make_categories(self, state: Mapping[str, Tensor]) -> None:
-        """Makes the categories that a state names, their memories in its lengths."""
-        raise NotImplementedError
+        """Makes the modules of the categories that a state names, in the sizes that the state has."""
+        raise NotImplementedError(f"{type(self).__name__} defines no make_categories")
 
     def check_learned(self, state: Mapping[str, Tensor], source: str) -> None:
         self.make_categories(state)
@@ -56,42 +61,41 @@ class CategoryMethod(FewShot):
 
 
 class MemoryMethod(FrozenTokens, CategoryMethod):
-    """A method with memories of each category's reference patches and nothing else of its own; without references it goes on
-    without them.
+    """A method that compares with memories of each category's reference patches, and is zero-shot without references.
 
     Args:
-        memory_mb: bound on the distances to the references held at a time, in MB.
-        base: see `AnomalyMethod`.
+        backbone: Frozen towers.
+        memory_mb: Bound in MB on the distances to the references that are held at a time.
+        base: See `AnomalyMethod`.
     """
 
     reference_support = "optional"
 
-    def __init__(self, backbone: ClipBackbone, *, memory_mb: float = 256.0, **base: Any) -> None:
+    def __init__(self, backbone: ClipBackbone, *, memory_mb: PositiveFloat = 256.0, **base: Any) -> None:
         super().__init__(backbone, **base)
-        checked_memory(memory_mb)
         self.memory_mb = memory_mb
-        self.categories = nn.ModuleDict()  # category_key -> memories by name
+        self.categories = nn.ModuleDict()  # `category_key` -> memories by the name of their tokens
 
     def memory_token_names(self) -> Sequence[str]:
         """Names of the frozen tokens that go into the memory."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no memory_token_names")
 
     def fit_category(self, references: References) -> None:
         tokens = self.frozen_tokens(references.batch)
         self._set_memories(references.category, {name: tokens[name] for name in self.memory_token_names()})
 
     def memory(self, category: str) -> Mapping[str, PatchMemory] | None:
-        """The memories of a category by the name of their tokens; None where nothing is remembered (zero-shot).
+        """The memories of a category by the name of their tokens; None where no category has references (zero-shot).
 
         Raises:
-            UserError: other categories are remembered, this one is not.
+            UserError: Other categories have references, this one has none.
         """
         if not len(self.categories):
             return None
         if (key := category_key(category)) not in self.categories:
-            known = ", ".join(sorted(map(category_name, self.categories)))
+            others = ", ".join(sorted(map(category_name, self.categories)))
             raise UserError(
-                f"category '{category}' has no reference images in {type(self).__name__}'s memory (it has: {known}): give"
+                f"category '{category}' has no reference images in {type(self).__name__}'s memory (it has: {others}): give"
                 " it normal images, or set shots=0"
             )
         return cast("Mapping[str, PatchMemory]", self.categories[key])

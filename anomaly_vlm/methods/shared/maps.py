@@ -1,4 +1,4 @@
-"""Maps that methods share: patches as a grid, upsampling, smoothing."""
+"""Anomaly maps: patches as a grid, upsampling, smoothing; and the colour channels of images."""
 
 from __future__ import annotations
 
@@ -10,32 +10,40 @@ from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 from torch import Tensor
 
 
-def fill_templates(templates: Sequence[str], states: Sequence[str], word: str) -> list[str]:
-    """Every template with every state of `word`, states outermost (the order of the published prompt lists)."""
-    return [template.format(state.format(word)) for state in states for template in templates]
-
-
 def to_grid(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[..., N] values of the patches -> [..., rows, columns]."""
-    return patches.unflatten(-1, grid)
+    """Arranges values `[..., N]` of the patches as `[..., rows, columns]`."""
+    return torch.unflatten(patches, -1, grid)
 
 
 def upsample(maps: Tensor, size: tuple[int, int], *, align_corners: bool) -> Tensor:
-    """Bilinear upsampling of single-channel maps [..., h, w] -> [..., H, W]."""
+    """Upsamples single-channel maps `[..., h, w]` to `[..., H, W]` by bilinear interpolation.
+
+    Args:
+        maps: Maps with any number of leading axes.
+        size: H and W.
+        align_corners: Whether the centres of the corner values fall on the centres of the corner pixels, as in PyTorch's
+            `interpolate`; the published codes differ in it.
+    """
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     return F.interpolate(flat, size=size, mode="bilinear", align_corners=align_corners).view(*maps.shape[:-2], *size)
 
 
 def gaussian_smooth(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Tensor:
-    """Gaussian of maps [B, H, W] as `scipy.ndimage.gaussian_filter` computes it (border `reflect`, cut at `truncate` sigma).
+    """Smooths maps by a Gaussian, with the values of `scipy.ndimage.gaussian_filter`.
 
-    SciPy's `reflect` repeats the edge pixel; kornia's does not. So the border is laid on explicitly first.
+    Args:
+        maps: `[B, H, W]`.
+        sigma: Standard deviation in pixels; 0 leaves the maps as they are.
+        truncate: The kernel is cut at this many standard deviations.
+
+    Returns:
+        `[B, H, W]` float32.
     """
     if sigma <= 0:
         return maps
     radius = int(truncate * sigma + 0.5)
     maps = maps.float()
-    for axis in (-2, -1):
+    for axis in (-2, -1):  # SciPy's border mode `reflect` repeats the edge pixel, kornia's does not
         length = maps.shape[axis]
         index = torch.arange(-radius, length + radius, device=maps.device) % (2 * length)
         maps = maps.index_select(axis, torch.where(index < length, index, 2 * length - 1 - index))
@@ -44,6 +52,12 @@ def gaussian_smooth(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Ten
 
 
 def swap_red_blue(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalised RGB images [M, 3, H, W] as if their files had been read as BGR and normalised as RGB."""
+    """Turns normalised images into what they would be had their files been read as BGR and normalised as RGB.
+
+    Args:
+        images: `[M, 3, H, W]`, normalised.
+        mean: Mean of each RGB channel that they were normalised with.
+        std: Standard deviation of each channel.
+    """
     centre, spread = (torch.tensor(v, device=images.device, dtype=images.dtype).view(3, 1, 1) for v in (mean, std))
     return ((images * spread + centre).flip(1) - centre) / spread

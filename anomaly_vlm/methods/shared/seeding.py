@@ -1,4 +1,4 @@
-"""Random numbers of a method: generators that depend on named numbers alone, never on a global state."""
+"""Random numbers of methods: generators that depend on given numbers alone, never on a global state."""
 
 from __future__ import annotations
 

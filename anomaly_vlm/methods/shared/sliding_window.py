@@ -13,14 +13,14 @@ from anomaly_vlm.errors import UserError
 
 
 class PixelValues(Protocol):
-    """What a pass says of every pixel, so that passes can be summed."""
+    """The values that a pass computes for every pixel, in a form that can be summed over passes."""
 
     def map(self, function: Callable[[Tensor], Tensor], /) -> Self:
-        """The function of every tensor `[B, C, H, W]`."""
+        """Applies a function to every tensor `[B, C, H, W]`."""
         ...
 
-    def add(self, other: Any, at: Any = ..., /) -> None:
-        """Adds another's values to the pixels `at`, in place."""
+    def add(self, other: Any, region: Any = ..., /) -> None:
+        """Adds another's values to the pixels that `region` indexes, in place."""
         ...
 
 
@@ -33,9 +33,9 @@ class SlidingWindow:
 
     Args:
         scales: Factors on the image, one pass each.
-        window: Height and width of sliding windows in pixels of the scaled image; None for the whole image at once.
-        overlap: Of neighbouring windows, as a fraction of their sides, in [0, 1).
-        multiple: Scaled images have sides that are multiples of it (except at scale 1).
+        window: Height and width of the windows in pixels of the scaled image; None for the whole image at once.
+        overlap: Overlap of neighbouring windows as a fraction of their sides, in [0, 1).
+        multiple: The sides of images that are scaled by another factor than 1 are rounded to multiples of it.
 
     Raises:
         UserError: An option is out of its range.
@@ -59,18 +59,18 @@ class SlidingWindow:
         self.window = None if window is None else (int(window[0]), int(window[1]))
 
     def __call__(self, one_pass: Pass[Values], images: Tensor, size: tuple[int, int]) -> Values:
-        """Mean values of all passes.
+        """Averages the values of all passes over images.
 
         Args:
-            one_pass: Values of images at a size.
+            one_pass: Computes the values of images `[B, 3, h, w]` at a height and width.
             images: `[B, 3, H, W]`.
             size: Height and width of the result.
         """
         passes = (self._windows(one_pass, self._scaled(images, scale), size) for scale in self.scales)
         total = next(passes)
-        for found in passes:
-            total.add(found)
-        return total if len(self.scales) == 1 else total.map(lambda part: part / len(self.scales))
+        for values in passes:
+            total.add(values)
+        return total if len(self.scales) == 1 else total.map(lambda tensor: tensor / len(self.scales))
 
     def _scaled(self, images: Tensor, scale: float) -> Tensor:
         if scale == 1:
@@ -87,19 +87,25 @@ class SlidingWindow:
         count = images.new_zeros(whole)
         for top in starts(whole[0], height, self.overlap):
             for left in starts(whole[1], width, self.overlap):
-                at = (..., slice(top, top + height), slice(left, left + width))
-                found = one_pass(images[at], (height, width))
+                region = (..., slice(top, top + height), slice(left, left + width))
+                values = one_pass(images[region], (height, width))
                 if total is None:
-                    total = found.map(lambda part: part.new_zeros(*part.shape[:2], *whole))
-                total.add(found, at)
+                    total = values.map(lambda tensor: tensor.new_zeros(*tensor.shape[:2], *whole))
+                total.add(values, region)
                 count[top : top + height, left : left + width] += 1
         assert total is not None
-        mean = total.map(lambda part: part / count)
-        return mean if whole == size else mean.map(lambda part: _resized(part, size))
+        mean = total.map(lambda tensor: tensor / count)
+        return mean if whole == size else mean.map(lambda tensor: _resized(tensor, size))
 
 
 def starts(length: int, window: int, overlap: float) -> list[int]:
-    """First pixels of windows that cover `length`, at equal steps as far as whole numbers allow."""
+    """First pixels of windows that cover a side, at steps that are equal as far as whole numbers allow.
+
+    Args:
+        length: The side in pixels.
+        window: Side of the windows in pixels.
+        overlap: Least overlap of neighbours as a fraction of the window, in [0, 1).
+    """
     if window >= length:
         return [0]
     step = max(1, int(window * (1 - overlap)))

@@ -1,4 +1,4 @@
-"""WinCLIP: see `method.py`."""
+"""WinCLIP, CVPR 2023: windows of an image against texts, and against windows of a few normal images."""
 
 from anomaly_vlm.methods.winclip.method import WinCLIP
 

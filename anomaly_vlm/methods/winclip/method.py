@@ -1,15 +1,16 @@
-"""WinCLIP and WinCLIP+: CLIP asked about windows of the image, and windows compared with those of a few normal images.
+"""WinCLIP and WinCLIP+: CLIP compares windows of the image with texts, and with windows of a few normal images.
 
 Jeong, Zou, Kim, Zhang, Ravichandran, Dabeer, "WinCLIP: Zero-/Few-Shot Anomaly Classification and Segmentation", CVPR 2023,
-arXiv 2303.14814. There is no official code. `variant: anomalib` follows the paper's equations as the library anomalib does;
-`variant: cao` is the public re-implementation on which PromptAD and FineGrainedAD build (it stays below the paper).
+arXiv 2303.14814. The authors published no code. `variant="paper"`, the default, computes the paper's equations as the
+library anomalib does. `variant="published"` is the public re-implementation (caoyunkang/WinClip) on which PromptAD and
+FineGrainedAD build; its numbers stay below the paper's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,104 +18,79 @@ from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import Batch
-from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.category_memory import MemoryMethod
-from anomaly_vlm.methods.shared.maps import fill_templates, swap_red_blue, to_grid, upsample
+from anomaly_vlm.methods.shared.maps import swap_red_blue, to_grid, upsample
 from anomaly_vlm.methods.shared.patch_memory import PatchMemory, nearest_distance
+from anomaly_vlm.methods.shared.sentences import fill_templates
+from anomaly_vlm.methods.winclip.windows import Windows, arithmetic_mean, harmonic_mean, windows_of
+from anomaly_vlm.options import PositiveFloat, PositiveInt
+from anomaly_vlm.texts import load_texts
 
-VARIANTS = {"anomalib": "anomalib", "cao": "caoyunkang"}  # variant -> its templates in the table
-PATCHES = "patches"
-
-
-class Windows(NamedTuple):
-    """All windows of one size on a grid of patches.
-
-    Attributes:
-        keep: [W, 1 + size^2] indices into the tokens (0 is the class token), windows row by row.
-        cover: [N, W] 1.0 where a window contains a patch.
-    """
-
-    keep: Tensor
-    cover: Tensor
-
-
-def windows_of(size: int, grid: tuple[int, int]) -> Windows:
-    """The windows of `size` x `size` patches at every place, stride 1."""
-    rows, columns = grid
-    numbers = torch.arange(rows * columns).view(grid)
-    inside = numbers.unfold(0, size, 1).unfold(1, size, 1).flatten(2).flatten(0, 1)  # [W, size^2]
-    cover = torch.zeros(rows * columns, len(inside))
-    cover[inside.T, torch.arange(len(inside))] = 1.0
-    return Windows(F.pad(inside + 1, (1, 0)), cover)
-
-
-def harmonic_mean(values: Tensor, cover: Tensor) -> Tensor:
-    """Per patch [B, N] the harmonic mean of the windows [B, W] that contain it; next to 0 where one of them is 0."""
-    inverse = torch.einsum("nw,bw->bn", cover, (1 / values).clamp_max(torch.finfo(values.dtype).max / 1e6))
-    return cover.sum(dim=1) / inverse
-
-
-def arithmetic_mean(values: Tensor, cover: Tensor) -> Tensor:
-    """Per patch [B, N] the mean of the windows [B, W] that contain it."""
-    return torch.einsum("nw,bw->bn", cover, values) / cover.sum(dim=1)
+TEMPLATES = {"paper": "anomalib", "published": "caoyunkang"}  # variant -> its templates in the table of texts
+TEMPERATURES = {"paper": 0.07, "published": 0.01}
+PATCHES = "patches"  # name of the patch tokens, beside `windows_S` for each size S
 
 
 class WinCLIP(MemoryMethod):
-    """Training-free; without references zero-shot (WinCLIP), with references few-shot (WinCLIP+).
+    """Zero-shot without references (WinCLIP), few-shot with them (WinCLIP+). Nothing is learned.
 
     Args:
-        backbone: frozen towers (paper: ViT-B/16+ at 240 px, LAION-400M).
-        texts: table of states and templates (`winclip_prompts`).
-        variant: `anomalib` (the paper's equations) or `cao`.
-        scales: window sides in patches (2 and 3). `cao` alone may have the whole grid as a last one, its library default.
-        temperature: divides similarities; None: 0.07 (`anomalib`) or 0.01 (`cao`, and the paper's learned one).
-        gallery_lag: the first window of each further size is compared with the references of the size before, an accident of
-            `cao`; None: as the variant does.
-        bgr_test: test images with red and blue swapped, as `cao` reads them; their tokens are not cached.
-        eval_size: side of the maps in pixels; None: that of the input (`cao`: 400).
-        base: see `MemoryMethod`.
+        backbone: Frozen towers. The paper has ViT-B/16+ at 240 px, trained on LAION-400M.
+        texts: Table of states and templates: its name, a JSON file, or the table itself.
+        variant: Which scores are computed. `paper`: harmonic means over windows and scales, the score of the class token,
+            and distances of patches and windows to the references. `published`: harmonic means of normality, distances of
+            windows alone, and the maximum of the map as image score.
+        scales: Different sides of the windows in patches. The published code's library has the whole grid as a third.
+        temperature: Divides the similarities. None: 0.07 for `paper`, 0.01 for `published`.
+        gallery_lag: Which references the first window of each size but the first is compared with. False: those of its own
+            size. True: those of the size before, an accident of the published code, which its numbers contain. None: True
+            for `published`, False for `paper`.
+        bgr_test: Whether red and blue of test images are swapped, as in the published code, which reads references as RGB.
+            The tokens of swapped images are not cached.
+        eval_size: Side of the maps in pixels (published code: 400). None: that of the input.
+        base: See `MemoryMethod`.
 
-    Reference: sections 4.1-4.3.
+    Raises:
+        UserError: A scale comes twice or there is none, or `gallery_lag` is true with variant `paper`.
     """
 
     def __init__(
         self,
         backbone: ClipBackbone,
         *,
-        texts: Mapping[str, Any],
-        variant: Literal["anomalib", "cao"] = "anomalib",
-        scales: Sequence[int] = (2, 3),
-        temperature: float | None = None,
+        texts: str | Mapping[str, Any] = "winclip_prompts",
+        variant: Literal["paper", "published"] = "paper",
+        scales: Sequence[PositiveInt] = (2, 3),
+        temperature: PositiveFloat | None = None,
         gallery_lag: bool | None = None,
         bgr_test: bool = False,
-        eval_size: int | None = None,
+        eval_size: PositiveInt | None = None,
         **base: Any,
     ) -> None:
         super().__init__(backbone, **base)
-        if variant not in VARIANTS:
-            raise unknown_choice("method.variant", str(variant), VARIANTS)
-        if isinstance(scales, int) or not scales or min(scales) < 1 or len(set(scales)) < len(scales):
-            raise UserError(f"method.scales is {scales}: give different window sides in patches, such as [2, 3]")
-        if temperature is not None and not temperature > 0:
+        if not scales or len(set(scales)) < len(scales):
+            raise UserError(f"method.scales is {list(scales)}: give different window sides in patches, such as [2, 3]")
+        if gallery_lag and variant == "paper":
             raise UserError(
-                f"method.temperature is {temperature}: give a number above 0, or null for the variant's own"
+                "method.gallery_lag is true, an accident of variant published: choose that variant, or null"
             )
-        if gallery_lag and variant != "cao":
-            raise UserError("method.gallery_lag=true is an accident of variant cao: choose that variant, or null")
-        if eval_size is not None and eval_size < 1:
-            raise UserError(f"method.eval_size is {eval_size}: give the side of the maps in pixels, or null")
-        self.texts, self.variant, self.scales = texts, variant, tuple(scales)
-        self.temperature = (0.07 if variant == "anomalib" else 0.01) if temperature is None else temperature
-        self.gallery_lag = variant == "cao" if gallery_lag is None else gallery_lag
+        self.texts, self.variant, self.scales = load_texts(texts), variant, tuple(scales)
+        self.temperature = TEMPERATURES[variant] if temperature is None else temperature
+        self.gallery_lag = variant == "published" if gallery_lag is None else gallery_lag
         self.bgr_test, self.eval_size = bgr_test, eval_size
-        self._prompts: dict[str, Tensor] = {}
+        self._text_features: dict[str, Tensor] = {}  # category -> [2, C]
         self._windows: dict[tuple[int, tuple[int, int], torch.device], Windows] = {}
 
     # ---- towers: frozen ----------------------------------------------------------------------------------------------
 
     def windows(self, size: int, grid: tuple[int, int]) -> Windows:
-        """The windows of a size, or a `UserError` where the grid is smaller."""
+        """The windows of a size on a grid of rows and columns.
+
+        Raises:
+            UserError: The grid is smaller than a window.
+        """
         if size > min(grid):
             raise UserError(
                 f"method.scales has a window of {size} x {size} patches, the image has {grid[0]} x {grid[1]}: give smaller"
@@ -122,40 +98,50 @@ class WinCLIP(MemoryMethod):
             )
         key = (size, grid, self.device)
         if key not in self._windows:
-            self._windows[key] = Windows(*(part.to(self.device) for part in windows_of(size, grid)))
+            self._windows[key] = Windows(*(tensor.to(self.device) for tensor in windows_of(size, grid)))
         return self._windows[key]
 
     def cache_key(self) -> dict[str, Any] | None:
         return None if self.bgr_test else {"winclip": list(self.scales)}
 
     def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
-        """`cls` [M, C]; `patches` [M, N, Dv] after `ln_post`, not projected; `windows_S` [M, W, C]. None normalised."""
+        """Encodes images `[M, 3, H, W]` as a whole and window by window.
+
+        Returns:
+            `cls` `[M, C]`, `patches` `[M, N, Dv]` after `ln_post`, and for each size S `windows_S` `[M, W, C]`. None of them
+            is normalised, and the patches are not projected.
+        """
         clip = self.backbone
         whole = clip.encode_image(images, layers=[clip.num_layers])
         tokens = {"cls": whole.cls, PATCHES: clip.visual.ln_post(whole.patches[0])}
         for size in self.scales:
-            short = clip.encode_image(images, keep=self.windows(size, whole.grid).keep)
-            tokens[f"windows_{size}"] = short.cls.unflatten(0, (len(images), -1))
+            short = clip.encode_image(images, keep=self.windows(size, whole.grid).tokens)
+            tokens[f"windows_{size}"] = short.cls.view(len(images), -1, short.cls.shape[-1])
         return tokens
 
-    @torch.no_grad()
-    def prompts(self, category: str) -> Tensor:
-        """Mean raw text features [2, C] of all normal and all anomalous sentences on a category; cached like tokens."""
-        if category not in self._prompts:
-            templates = self.texts["templates"][VARIANTS[self.variant]]
-            sides = [
-                fill_templates(templates, self.texts[name], category) for name in ("normal_states", "anomalous_states")
-            ]
-            self._prompts[category] = self.cached_text_features(sides, lambda: self.encode_prompts(sides))
-        return self._prompts[category].to(self.device)
+    def sentences(self, category: str) -> tuple[list[str], list[str]]:
+        """The normal and the anomalous sentences about a category."""
+        templates = self.texts["templates"][TEMPLATES[self.variant]]
+        normal, anomalous = (
+            fill_templates(templates, self.texts[f"{side}_states"], category) for side in ("normal", "anomalous")
+        )
+        return normal, anomalous
 
-    def encode_prompts(self, sides: Sequence[Sequence[str]]) -> Tensor:
-        """Mean raw text features [sides, C] of lists of sentences."""
+    @torch.no_grad()
+    def text_features(self, category: str) -> Tensor:
+        """Normal and anomalous text feature `[2, C]` of a category, not normalised; encoded once."""
+        if category not in self._text_features:
+            sides = self.sentences(category)
+            self._text_features[category] = self.cached_text_features(sides, lambda: self.encode_sides(sides))
+        return self._text_features[category].to(self.device)
+
+    def encode_sides(self, sides: Sequence[Sequence[str]]) -> Tensor:
+        """Encodes lists of sentences to the means `[sides, C]` of their features, which are not normalised."""
         features = self.backbone.encode_sentences([sentence for side in sides for sentence in side])
-        return torch.stack([part.mean(dim=0) for part in features.split([len(side) for side in sides])])
+        return torch.stack([rows.mean(dim=0) for rows in torch.split(features, [len(side) for side in sides])])
 
     def memory_token_names(self) -> list[str]:
-        patches = [PATCHES] if self.variant == "anomalib" else []  # `cao` compares windows alone
+        patches = [PATCHES] if self.variant == "paper" else []  # the published code compares windows alone
         return [*(f"windows_{size}" for size in self.scales), *patches]
 
     # ---- scores ------------------------------------------------------------------------------------------------------
@@ -168,88 +154,111 @@ class WinCLIP(MemoryMethod):
         size = batch.size if self.eval_size is None else (self.eval_size, self.eval_size)
         score = torch.empty(len(batch), device=self.device)
         maps = torch.empty(len(batch), *size, device=self.device)
+        compare = self.compare_paper if self.variant == "paper" else self.compare_published
         for category in dict.fromkeys(batch.category):
             rows = [i for i, name in enumerate(batch.category) if name == category]
-            judge = self.judge_anomalib if self.variant == "anomalib" else self.judge_cao
-            some = {name: value[rows] for name, value in tokens.items()}
-            image, patches = judge(some, F.normalize(self.prompts(category), dim=-1), self.memory(category), grid)
+            chosen = {name: value[rows] for name, value in tokens.items()}
+            texts = F.normalize(self.text_features(category), dim=-1)
+            image, patches = compare(chosen, texts, self.memory(category), grid)
             maps[rows] = upsample(to_grid(patches, grid), size, align_corners=False)
             score[rows] = maps[rows].flatten(1).amax(dim=1) if image is None else image
         return Prediction(score, maps)
 
-    def abnormal(self, features: Tensor, prompts: Tensor) -> Tensor:
-        """Probability [...] of the anomalous side for features [..., C]."""
-        return (F.normalize(features, dim=-1) @ prompts.T / self.temperature).softmax(dim=-1)[..., 1]
+    def abnormal(self, features: Tensor, texts: Tensor) -> Tensor:
+        """Probability of the anomalous side.
 
-    def judge_anomalib(
+        Args:
+            features: `[..., C]`, any norm.
+            texts: Normal and anomalous text feature `[2, C]`, unit norm.
+
+        Returns:
+            `[...]`, in [0, 1].
+        """
+        return (F.normalize(features, dim=-1) @ texts.T / self.temperature).softmax(dim=-1)[..., 1]
+
+    def compare_paper(
         self,
         tokens: Mapping[str, Tensor],
-        prompts: Tensor,
+        texts: Tensor,
         memory: Mapping[str, PatchMemory] | None,
         grid: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
-        """Image scores [B] and maps [B, N]: harmonic over windows and over scales (the image is one), associations added."""
-        image = self.abnormal(tokens["cls"], prompts)
-        texts = self.text_maps(tokens, prompts, grid)
-        parts = [image[:, None].expand_as(texts[0]), *texts]
-        said = len(parts) / torch.stack([1 / part for part in parts]).sum(dim=0)
-        if memory is None:
-            return image, said
-        seen = torch.stack(self.association_maps(tokens, memory, grid)).mean(dim=0)
-        return (image + seen.amax(dim=1)) / 2, (said + seen) / 2
+        """The paper's scores of images of one category (sections 4.2 and 4.3).
 
-    def text_maps(self, tokens: Mapping[str, Tensor], prompts: Tensor, grid: tuple[int, int]) -> list[Tensor]:
-        """What the texts say of the patches [B, N], one map a window size."""
+        Args:
+            tokens: As `encode_frozen` returns them.
+            texts: Normal and anomalous text feature `[2, C]`, unit norm.
+            memory: The category's memory by the name of its tokens; None for zero-shot.
+            grid: Rows and columns of patches.
+
+        Returns:
+            Image scores `[B]` and scores `[B, N]` of the patches. The image counts as one more scale of the text map.
+        """
+        image = self.abnormal(tokens["cls"], texts)
+        maps = self.text_maps(tokens, texts, grid)
+        scales = [image[:, None].expand_as(maps[0]), *maps]
+        text_map = len(scales) / torch.stack([1 / scale for scale in scales]).sum(dim=0)
+        if memory is None:
+            return image, text_map
+        visual_map = torch.stack(self.association_maps(tokens, memory, grid)).mean(dim=0)
+        return (image + visual_map.amax(dim=1)) / 2, (text_map + visual_map) / 2
+
+    def text_maps(self, tokens: Mapping[str, Tensor], texts: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+        """Anomalous probabilities `[B, N]` of the patches, a map for each window size."""
         return [
-            harmonic_mean(self.abnormal(tokens[f"windows_{size}"], prompts), self.windows(size, grid).cover)
+            harmonic_mean(self.abnormal(tokens[f"windows_{size}"], texts), self.windows(size, grid).cover)
             for size in self.scales
         ]
 
     def association_maps(
         self, tokens: Mapping[str, Tensor], memory: Mapping[str, PatchMemory], grid: tuple[int, int]
     ) -> list[Tensor]:
-        """How far the patches [B, N] lie from the references: as patches, and by windows of each size."""
+        """Distances `[B, N]` of the patches to the references: those of the patches themselves, and of each window size."""
         maps = [memory[PATCHES](tokens[PATCHES])]
         for size in self.scales:
             name = f"windows_{size}"
             maps.append(harmonic_mean(memory[name](tokens[name]), self.windows(size, grid).cover))
         return maps
 
-    def judge_cao(
+    def compare_published(
         self,
         tokens: Mapping[str, Tensor],
-        prompts: Tensor,
+        texts: Tensor,
         memory: Mapping[str, PatchMemory] | None,
         grid: tuple[int, int],
     ) -> tuple[None, Tensor]:
-        """Maps [B, N]: the harmonic mean of *normality* turned over, windows' associations averaged, both fused; an image's
-        score is the maximum of its upsampled map (None here)."""
-        said = self.textual_map(tokens, prompts, grid)
-        seen = said if memory is None else self.visual_map(tokens, memory, grid)
-        return None, 1 / (1 / said + 1 / seen)
+        """The published code's scores; arguments as of `compare_paper`.
 
-    def textual_map(self, tokens: Mapping[str, Tensor], prompts: Tensor, grid: tuple[int, int]) -> Tensor:
-        """`cao`: what the texts say of the patches [B, N]."""
+        Returns:
+            None, since an image's score is the maximum of its upsampled map, and the harmonic mean `[B, N]` of text map and
+            visual map, without the factor 2.
+        """
+        text_map = self.normality_map(tokens, texts, grid)
+        visual_map = text_map if memory is None else self.window_distance_map(tokens, memory, grid)
+        return None, 1 / (1 / text_map + 1 / visual_map)
+
+    def normality_map(self, tokens: Mapping[str, Tensor], texts: Tensor, grid: tuple[int, int]) -> Tensor:
+        """1 minus the harmonic mean of the normal probabilities over windows and sizes: the published text map `[B, N]`."""
         inverse = [
             arithmetic_mean(
-                1 / (1 - self.abnormal(tokens[f"windows_{size}"], prompts)).clamp_min(1e-30),
+                1 / (1 - self.abnormal(tokens[f"windows_{size}"], texts)).clamp_min(1e-30),
                 self.windows(size, grid).cover,
             )
             for size in self.scales
         ]
         return 1 - 1 / torch.stack(inverse).mean(dim=0)
 
-    def visual_map(
+    def window_distance_map(
         self, tokens: Mapping[str, Tensor], memory: Mapping[str, PatchMemory], grid: tuple[int, int]
     ) -> Tensor:
-        """`cao`: how far the patches [B, N] lie from the references, by windows alone."""
-        maps, before = [], None
+        """Mean distances of the windows to the references: the published visual map `[B, N]`."""
+        maps, previous = [], None
         for size in self.scales:
             name = f"windows_{size}"
-            far = memory[name](tokens[name])
-            if self.gallery_lag and before is not None:  # the gallery is exchanged one window too late
-                far = far.clone()
-                far[:, 0] = nearest_distance(tokens[name][:, 0], before.bank, memory_mb=self.memory_mb)
-            maps.append(arithmetic_mean(far, self.windows(size, grid).cover))
-            before = memory[name]
+            distances = memory[name](tokens[name])
+            if self.gallery_lag and previous is not None:  # the gallery is exchanged one window too late
+                distances = distances.clone()
+                distances[:, 0] = nearest_distance(tokens[name][:, 0], previous.bank, memory_mb=self.memory_mb)
+            maps.append(arithmetic_mean(distances, self.windows(size, grid).cover))
+            previous = memory[name]
         return torch.stack(maps).mean(dim=0)

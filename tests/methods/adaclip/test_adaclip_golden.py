@@ -17,11 +17,12 @@ from anomaly_vlm.methods.adaclip import AdaCLIP
 from anomaly_vlm.methods.adaclip.hsf import cluster_means
 from anomaly_vlm.methods.base.published import layout_of, load_published
 from anomaly_vlm.methods.shared.maps import gaussian_smooth
-from tests.support.conf import method_conf
 from tests.support.golden import Fixture, fixture_paths, golden_backbone
 
 pytestmark = pytest.mark.golden
 HALF_ATOL = 1e-3  # group `half`: the reference's float16 casts, not reproduced
+MODES = {"code": "published", "block": "block"}  # words of the fixtures -> of the options
+SCORES = {"cls": "published"}
 
 
 def build(fixture: Fixture, group: str, folder: Path) -> AdaCLIP:
@@ -33,7 +34,6 @@ def build(fixture: Fixture, group: str, folder: Path) -> AdaCLIP:
         pos_resize=o["pos_resize"],
         image_size=fixture.settings["image_size"],
     )
-    conf = method_conf("adaclip")
     losses = {
         "focal_image": {"kind": "focal", "weight": o["loss"]["focal_image"]},
         "focal": {"kind": "focal", "weight": o["loss"]["focal"]},
@@ -41,14 +41,12 @@ def build(fixture: Fixture, group: str, folder: Path) -> AdaCLIP:
     }
     method = AdaCLIP(
         backbone,
-        states_normal=conf["states_normal"],
-        states_abnormal=conf["states_abnormal"],
-        templates=conf["templates"],
         layers=o["layers"],
         prompts={key: o["prompt"][key] for key in ("branch", "type", "depth", "length")},
         temperature=o["temperature"],
-        hsf={key: value for key, value in o["hsf"].items() if key != "seed"},
-        score_without_hsf=o["score"]["without_hsf"],
+        hsf={key: o["hsf"][key] for key in ("enabled", "k", "top", "alpha", "init")}
+        | {"mode": MODES[o["hsf"]["mode"]]},
+        score_without_hsf=SCORES[o["score"]["without_hsf"]],
         sigma=o["sigma"],
         losses=build_terms(losses),
     )
@@ -139,7 +137,7 @@ class Run:
         image_prob = method.image_logits(features, logits, []).softmax(dim=-1)
         size = batch.image.shape[-2:]
         raw = method.layer_maps(logits.mean(dim=0, keepdim=True), features.grid, size)[0]
-        self.check("out/text_features", features.text)
+        self.check("out/text_features", features.text.mT)  # the fixture has [B, C, 2]
         self.check("out/patch_proj", features.patches.transpose(0, 1))
         self.check("out/cls_proj", features.cls)
         self.check("out/patch_logits", logits.transpose(0, 1))
@@ -226,7 +224,7 @@ def check_middle(fixture: Fixture, method: AdaCLIP, batch: Batch) -> None:
     fixture.check("mid/layer_tokens", torch.cat(tokens.tokens))
     fixture.check("mid/pooled_prompted", tokens.cls)
 
-    for side, sentences in zip(("normal", "abnormal"), method.sentences(batch.category[0]), strict=True):
+    for side, sentences in zip(("normal", "abnormal"), method.ensemble.sentences(batch.category[0]), strict=True):
         key = f"mid/text_tokens_{side}"
         stored = fixture.tensors[key].shape[1]
         fixture.check(key, clip.tokenize(sentences, trim=False)[:, :stored])

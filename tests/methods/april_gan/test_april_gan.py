@@ -1,4 +1,4 @@
-"""APRIL-GAN's parts: sentences, maps, memories, scores over a whole category, losses, checkpoints, caches."""
+"""APRIL-GAN's pieces: sentences, maps, memories, scores over a whole category, losses, checkpoints, caches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from anomaly_vlm.methods.april_gan import AprilGAN
 from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.runs.checks import check_values
 from anomaly_vlm.runs.compose import compose
-from anomaly_vlm.texts import load_texts
 from tests.support.conf import loss_conf
 from tests.support.few_shot import make_batch, make_references, tiny_backbone
 
@@ -31,7 +30,7 @@ def backbone() -> ClipBackbone:
 
 def build(backbone: ClipBackbone, **options) -> AprilGAN:
     options = {"layers": [2, 4], "losses": build_terms(loss_conf("april_gan")), **options}
-    return AprilGAN(backbone, texts=load_texts("april_gan_prompts"), **options).eval()
+    return AprilGAN(backbone, **options).eval()
 
 
 def images(count: int, seed: int = 0) -> Tensor:
@@ -61,7 +60,7 @@ def test_a_text_feature_is_the_mean_of_unit_features(backbone):
             torch.testing.assert_close(backbone.encode_sentences(sentences)[:3], one_by_one)
             every = F.normalize(backbone.encode_text(backbone.tokenize(sentences)), dim=-1)
             expected = F.normalize(every.mean(dim=0), dim=0)
-            torch.testing.assert_close(method.text_features("pcb1")[:, side], expected)
+            torch.testing.assert_close(method.text_features("pcb1")[side], expected)
 
 
 def test_repeated_sentences_keep_their_places(backbone):
@@ -77,13 +76,13 @@ def test_logits_are_upsampled_before_the_softmax_and_maps_summed(backbone):
     for row, category in enumerate(batch.category):
         tokens = backbone.encode_image(batch.image[row : row + 1], layers=[2, 4])
         for linear, patches in zip(method.projection, tokens.patches, strict=True):
-            logits = 100 * F.normalize(linear(patches), dim=-1) @ method.text_features(category)  # [1, N, 2]
+            logits = 100 * F.normalize(linear(patches), dim=-1) @ method.text_features(category).T  # [1, N, 2]
             large = F.interpolate(logits.mT.unflatten(-1, (4, 4)), size=32, mode="bilinear", align_corners=True)
             expected[row] += large.softmax(dim=1)[0, 1]
     prediction = method.predict(batch)
     torch.testing.assert_close(prediction.map, expected, rtol=1e-4, atol=1e-5)
     cls = F.normalize(backbone.encode_image(batch.image).cls, dim=-1)
-    probability = (100 * cls[1] @ method.text_features("metal_nut")).softmax(dim=-1)[1]
+    probability = (100 * cls[1] @ method.text_features("metal_nut").T).softmax(dim=-1)[1]
     torch.testing.assert_close(prediction.score[1], probability, rtol=1e-4, atol=1e-5)
     assert prediction.score_components is None
     assert method.color_range == (0.0, 2.0) and prediction.map.min() >= 0 and prediction.map.max() <= 2
@@ -95,13 +94,13 @@ def test_distances_to_the_references_are_added(backbone):
     references, foreign = images(2), images(1, seed=9)
     few.fit_references([make_references(references, "gear"), make_references(images(1, seed=5), "tile")])
     both = make_batch(torch.cat([references[:1], foreign]), "gear")
-    far = few.distances(few.frozen_tokens(both), both.category)
-    assert far is not None and far.shape == (2, 2, 16)
-    assert far[:, 0].abs().max() < 1e-5 and far[:, 1].min() > 1e-3
+    distances = few.distances(few.frozen_tokens(both), both.category)
+    assert distances is not None and distances.shape == (2, 2, 16)
+    assert distances[:, 0].abs().max() < 1e-5 and distances[:, 1].min() > 1e-3
     bank = torch.cat(list(backbone.encode_image(references, layers=[3]).patches[0]))
     query = backbone.encode_image(foreign, layers=[3]).patches[0][0]
     cosines = F.cosine_similarity(query[:, None], bank[None], dim=-1)
-    torch.testing.assert_close(far[1, 1], 1 - cosines.amax(dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(distances[1, 1], 1 - cosines.amax(dim=1), rtol=1e-4, atol=1e-5)
     before, after = zero.predict(both), few.predict(both)
     torch.testing.assert_close(after.map[0], before.map[0], rtol=1e-4, atol=1e-5)
     assert (after.map[1] > before.map[1]).all()
@@ -114,9 +113,9 @@ def test_distances_to_the_references_are_added(backbone):
 
 def test_scores_of_a_whole_category_by_hand(backbone):
     method = build(backbone)
-    parts = torch.tensor([[0.2, 1.0], [0.4, 3.0], [0.6, 2.0]])
-    torch.testing.assert_close(method.category_scores(parts), torch.tensor([0.1, 0.7, 0.55]))
-    torch.testing.assert_close(method.category_scores(parts[:1]), torch.tensor([0.1]))  # nothing to stretch
+    components = torch.tensor([[0.2, 1.0], [0.4, 3.0], [0.6, 2.0]])
+    torch.testing.assert_close(method.category_scores(components), torch.tensor([0.1, 0.7, 0.55]))
+    torch.testing.assert_close(method.category_scores(components[:1]), torch.tensor([0.1]))  # nothing to stretch
 
 
 def test_an_evaluation_ends_in_scores_over_the_category(backbone):
@@ -126,12 +125,12 @@ def test_an_evaluation_ends_in_scores_over_the_category(backbone):
     names = ["gear", "tile", "gear", "tile", "gear", "gear"]
     whole = replace(make_batch(images(6, seed=3), names), label=torch.tensor([0, 1, 1, 0, 0, 1]))
     with torch.no_grad():
-        parts = method.predict(whole).score_components
-    assert parts is not None
+        components = method.predict(whole).score_components
+    assert components is not None
     expected = torch.empty(6)
     for name in ("gear", "tile"):
         rows = [i for i, other in enumerate(names) if other == name]
-        expected[rows] = method.category_scores(parts[rows])
+        expected[rows] = method.category_scores(components[rows])
     method.evaluation.start(method)
     for rows in ([0, 1, 2], [3, 4], [5, 0]):
         few = make_batch(whole.image[rows], [names[i] for i in rows])
@@ -223,7 +222,7 @@ def test_published_files_have_one_entry(backbone, tmp_path):
         load_published(build(backbone, layers=[1, 2, 4]), tmp_path / "visa_pretrained.pth")
 
 
-def test_a_category_without_references_is_told(backbone):
+def test_a_category_without_references_is_rejected(backbone):
     method = build(backbone)
     method.fit_references([make_references(images(1), "gear")])
     with pytest.raises(
@@ -233,11 +232,12 @@ def test_a_category_without_references_is_told(backbone):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"layers": []}, "method.layers is .*give different vision blocks of 1 to 4"),
         ({"layers": [2, 2]}, "method.layers is"),
         ({"layers": 2}, "method.layers is 2"),
+        ({"layers": "first"}, "method.layers is 'first'"),
         ({"layers": [5]}, "has vision blocks 1 to 4, not 5"),
         ({"few_shot_layers": [0]}, "not 0"),
         ({"few_shot_layers": []}, "method.few_shot_layers is"),
@@ -245,14 +245,15 @@ def test_a_category_without_references_is_told(backbone):
         ({"memory_mb": -1.0}, "method.memory_mb is -1.0"),
     ],
 )
-def test_wrong_options_are_told(backbone, options, told):
-    with pytest.raises(UserError, match=told):
+def test_wrong_options_are_one_line(backbone, options, message):
+    with pytest.raises(UserError, match=message):
         build(backbone, **options)
 
 
-def test_default_layers_are_the_quarters_of_the_depth(backbone):
-    method = build(backbone, layers=None)
-    assert method.layers == method.few_shot_layers == (1, 2, 3, 4)
+def test_default_layers_are_those_of_the_backbone(backbone):
+    method = AprilGAN(backbone)
+    assert method.layers == method.few_shot_layers == backbone.layers == (1, 2, 3, 4)
+    assert build(backbone, few_shot_layers="last").few_shot_layers == (4,)
 
 
 def test_the_cache_serves_tokens_of_both_uses_and_texts(backbone, tmp_path: Path, monkeypatch):
@@ -260,7 +261,7 @@ def test_the_cache_serves_tokens_of_both_uses_and_texts(backbone, tmp_path: Path
     method = build(backbone, few_shot_layers=[3])
     expected = method.total_loss(method.losses(batch))
     method.token_cache = TokenCache(method.cache_key(), folder=tmp_path)
-    method._texts.clear()
+    method._text_features.clear()
     method.losses(batch)
     again = build(backbone, few_shot_layers=[3])
     again.token_cache = cache = TokenCache(again.cache_key(), folder=tmp_path)
@@ -302,6 +303,6 @@ def test_epochs_are_the_published_ones_of_the_training_set(words, epochs):
 
 def test_the_published_size_of_everything():
     cfg = compose(["method=april_gan", "backbone=vit_l14_336", "dataset=visa_to_mvtec"])
-    assert list(cfg.method.layers) == [6, 12, 18, 24] and cfg.method.few_shot_layers is None
+    assert list(cfg.backbone.layers) == [6, 12, 18, 24] and "layers" not in cfg.method  # the default: the backbone's
     assert (cfg.backbone.activation, cfg.backbone.pos_resize, cfg.image_size) == ("gelu", "bicubic_antialias", 518)
     assert (cfg.batch_size, cfg.optimizer.lr, list(cfg.optimizer.betas), cfg.seed) == (8, 1e-3, [0.5, 0.999], 111)

@@ -16,7 +16,6 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.losses import build_terms, training_mask
 from anomaly_vlm.methods.april_gan import AprilGAN
 from anomaly_vlm.methods.base.published import layout_of, load_published
-from anomaly_vlm.texts import load_texts
 from tests.support.conf import loss_conf
 from tests.support.few_shot import make_batch, make_references
 from tests.support.golden import Fixture, fixture_paths, golden_backbone
@@ -34,7 +33,6 @@ def build(fixture: Fixture, o: dict[str, Any], folder: Path) -> AprilGAN:
     )
     method = AprilGAN(
         backbone,
-        texts=load_texts("april_gan_prompts"),
         losses=build_terms(loss_conf("april_gan")),
         **{name: o[name] for name in ("layers", "few_shot_layers", "scale")},
     )
@@ -70,15 +68,15 @@ class Group:
 def check_zero_shot(group: Group, method: AprilGAN, batch: Batch) -> None:
     clip, tokens = method.backbone, method.frozen_tokens(batch)
     blocks = [int(name.rpartition("_")[2]) for name in group.names(r"mid/block_\d+")]
-    seen = clip.encode_image(batch.image[:1], layers=blocks)
-    for block, states in zip(blocks, seen.tokens, strict=True):
+    tapped = clip.encode_image(batch.image[:1], layers=blocks)
+    for block, states in zip(blocks, tapped.tokens, strict=True):
         group.check(f"mid/block_{block}", states)
         if f"block_{block}" in tokens:
             torch.testing.assert_close(tokens[f"block_{block}"][:1], states[:, 1:])
-    group.check("mid/pos_embed_resized", clip.positions(seen.grid))
+    group.check("mid/pos_embed_resized", clip.positions(tapped.grid))
     group.check("mid/image_raw", tokens["cls"])
     for name in group.names("out/text/.*"):
-        group.check(name, method.text_features(name.removeprefix("out/text/")))
+        group.check(name, method.text_features(name.removeprefix("out/text/")).T)  # the fixture has [C, 2]
     for i, features in enumerate(method.patch_features(tokens)):
         group.check(f"out/patch_features_{i}", features, first=True)
     maps = method.layer_maps(tokens, batch)
@@ -111,10 +109,10 @@ def check_few_shot(group: Group, method: AprilGAN, batch: Batch, categories: lis
     method.fit_references([make_references(images, name) for images, name in zip(references, categories, strict=False)])
     rows = [i for i, name in enumerate(batch.category) if name in categories[: len(references)]]
     some = make_batch(batch.image[rows], [batch.category[i] for i in rows])
-    far = method.distances(method.frozen_tokens(some), some.category)
-    assert far is not None
+    distances = method.distances(method.frozen_tokens(some), some.category)
+    assert distances is not None
     grid = (some.size[0] // method.backbone.patch_size, some.size[1] // method.backbone.patch_size)
-    for i, distance in enumerate(far):
+    for i, distance in enumerate(distances):
         group.check(f"distance_{i}", distance[0].unflatten(0, grid))
     prediction = method.predict(some)
     assert prediction.score_components is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from tests.support.dual_path import (
 from tests.support.golden import Fixture, fixture_paths
 
 pytestmark = pytest.mark.golden
+SELECT: dict[str, Literal["published", "paper"]] = {"first": "published", "topk": "paper"}  # words of the fixtures
 
 
 def build(fixture: Fixture, group: str, folder: Path) -> FAPrompt:
@@ -35,7 +37,7 @@ def build(fixture: Fixture, group: str, folder: Path) -> FAPrompt:
         abnormal_tokens=o["abnormal_tokens"],
         abnormal_prompts=o["abnormal_prompts"],
         selected_patches=o["selected_patches"],
-        select=o["dap"]["select"],
+        select=SELECT[o["dap"]["select"]],
         losses=build_terms(loss_conf("faprompt")),
         **options(fixture),
     )

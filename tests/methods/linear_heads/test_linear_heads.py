@@ -115,15 +115,16 @@ def test_tokens_from_the_cache_give_the_same_maps(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"head": "mlp"}, "method.head 'mlp'"),
         ({"image_score": "mean"}, "method.image_score 'mean'"),
         ({"layers": [9]}, "has vision blocks 1 to 4, not 9"),
-        ({"temperature": 0}, "give numbers above 0"),
+        ({"temperature": 0}, "method.temperature is 0: give a finite number above 0"),
+        ({"embed_dim": 0}, "method.embed_dim is 0"),
         ({"backbone": tiny_convnext()}, "runs on a ViTBackbone or ClipBackbone, not on backbone tiny_convnext"),
     ],
 )
-def test_wrong_options_are_told(options, told):
-    with pytest.raises(UserError, match=told):
+def test_wrong_options_are_one_line(options, message):
+    with pytest.raises(UserError, match=message):
         build(**options)

@@ -1,4 +1,4 @@
-"""WinCLIP's parts: windows, harmonic means, memories that travel in checkpoints, texts that are kept."""
+"""WinCLIP's pieces: windows, harmonic means, memories that travel in checkpoints, texts that are kept."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from anomaly_vlm.backbone import load_backbone
 from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.winclip.method import WinCLIP, arithmetic_mean, harmonic_mean, windows_of
-from anomaly_vlm.texts import load_texts
+from anomaly_vlm.methods.winclip import WinCLIP
+from anomaly_vlm.methods.winclip.windows import arithmetic_mean, harmonic_mean, windows_of
 from tests.support.few_shot import make_batch, make_references
 
 SMALL = {
@@ -25,7 +25,7 @@ def backbone():
 
 
 def build(backbone, **options) -> WinCLIP:
-    return WinCLIP(backbone, texts=load_texts("winclip_prompts"), **options).eval()
+    return WinCLIP(backbone, **options).eval()
 
 
 def images(count: int, seed: int = 0) -> torch.Tensor:
@@ -33,12 +33,12 @@ def images(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_windows_hold_their_patches_and_the_class_token():
-    keep, cover = windows_of(2, (3, 4))
-    assert keep.shape == (6, 5) and (keep[:, 0] == 0).all()
-    assert keep[0, 1:].tolist() == [1, 2, 5, 6]  # rows 0 and 1, columns 0 and 1 of 4
-    assert keep[3, 1:].tolist() == [5, 6, 9, 10]
+    tokens, cover = windows_of(2, (3, 4))
+    assert tokens.shape == (6, 5) and (tokens[:, 0] == 0).all()
+    assert tokens[0, 1:].tolist() == [1, 2, 5, 6]  # rows 0 and 1, columns 0 and 1 of 4
+    assert tokens[3, 1:].tolist() == [5, 6, 9, 10]
     assert cover.sum(dim=1).tolist() == [1, 2, 2, 1, 2, 4, 4, 2, 1, 2, 2, 1]
-    for window, row in enumerate(keep):
+    for window, row in enumerate(tokens):
         assert cover[:, window].nonzero()[:, 0].tolist() == (row[1:] - 1).tolist()
 
 
@@ -50,15 +50,15 @@ def test_means_over_the_windows_of_a_patch():
     assert harmonic_mean(torch.tensor([[0.0, 0.6]]), cover).abs().max() < 1e-6, "a window at distance 0 decides"
 
 
-@pytest.mark.parametrize("variant", ["anomalib", "cao"])
+@pytest.mark.parametrize("variant", ["paper", "published"])
 def test_an_image_of_the_memory_is_more_normal_than_another(backbone, variant):
     method = build(backbone, variant=variant)
     references = images(2)
     method.fit_references([make_references(references, "gear")])
     with torch.no_grad():
-        known, foreign = (method.predict(make_batch(x, "gear")) for x in (references[:1], images(1, seed=9)))
-    assert known.map.shape == (1, 32, 32)
-    assert known.map.mean() < foreign.map.mean()
+        familiar, foreign = (method.predict(make_batch(x, "gear")) for x in (references[:1], images(1, seed=9)))
+    assert familiar.map.shape == (1, 32, 32)
+    assert familiar.map.mean() < foreign.map.mean()
 
 
 def test_a_memory_travels_in_a_checkpoint(backbone):
@@ -73,7 +73,7 @@ def test_a_memory_travels_in_a_checkpoint(backbone):
         torch.testing.assert_close(again.predict(batch).map, method.predict(batch).map)
 
 
-def test_a_category_without_references_is_told(backbone):
+def test_a_category_without_references_is_rejected(backbone):
     method = build(backbone)
     method.fit_references([make_references(images(1), "gear")])
     with pytest.raises(UserError, match=r"category 'tile' has no reference images .*it has: gear"):
@@ -83,32 +83,33 @@ def test_a_category_without_references_is_told(backbone):
 def test_texts_are_encoded_once_and_kept(backbone, tmp_path, monkeypatch):
     first = build(backbone)
     first.token_cache = TokenCache({"weights": "small"}, folder=tmp_path)
-    raw = first.prompts("gear")
+    raw = first.text_features("gear")
     second = build(backbone)
     second.token_cache = TokenCache({"weights": "small"}, folder=tmp_path)
     monkeypatch.setattr(type(backbone), "encode_text", lambda *_, **__: pytest.fail("encoded again"))
-    assert torch.equal(second.prompts("gear"), raw)
+    assert torch.equal(second.text_features("gear"), raw)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"variant": "paper"}, "method.variant"),
+        ({"variant": "cao"}, "unknown method.variant 'cao': choose one of paper, published"),
         ({"scales": 2}, "method.scales is 2"),
         ({"scales": []}, "different window sides"),
         ({"scales": [2, 2]}, "different window sides"),
         ({"temperature": 0.0}, "method.temperature is 0.0"),
-        ({"gallery_lag": True}, "accident of variant cao"),
+        ({"gallery_lag": True}, "accident of variant published"),
         ({"eval_size": 0}, "method.eval_size is 0"),
         ({"memory_mb": 0}, "method.memory_mb is 0"),
+        ({"texts": "winclip"}, "unknown table of texts 'winclip'.*did you mean winclip_prompts"),
     ],
 )
-def test_wrong_options_are_told(backbone, options, told):
-    with pytest.raises(UserError, match=told):
+def test_wrong_options_are_one_line(backbone, options, message):
+    with pytest.raises(UserError, match=message):
         build(backbone, **options)
 
 
-def test_a_window_larger_than_the_grid_is_told(backbone):
+def test_a_window_larger_than_the_grid_is_rejected(backbone):
     with pytest.raises(UserError, match="window of 5 x 5 patches, the image has 4 x 4"):
         build(backbone, scales=[2, 5]).predict(make_batch(images(1), "gear"))
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from anomaly_vlm.methods.winclip import WinCLIP
-from anomaly_vlm.texts import load_texts
 from tests.support.few_shot import make_batch, make_references
 from tests.support.golden import Fixture, fixture_paths, golden_backbone
 
 pytestmark = pytest.mark.golden
+VARIANTS: dict[str, Literal["paper", "published"]] = {"anomalib": "paper", "cao": "published"}  # words of the fixtures
 
 
 def build(fixture: Fixture, group: str) -> WinCLIP:
     o: dict[str, Any] = fixture.options(group)
     backbone = golden_backbone(fixture.settings["backbone"], image_size=fixture.settings["image_size"])
-    names = ("variant", "scales", "temperature", "gallery_lag", "eval_size")
-    return WinCLIP(backbone, texts=load_texts("winclip_prompts"), **{name: o[name] for name in names}).eval()
+    names = ("scales", "temperature", "gallery_lag", "eval_size")
+    return WinCLIP(backbone, variant=VARIANTS[o["variant"]], **{name: o[name] for name in names}).eval()
 
 
 @pytest.mark.parametrize("path", fixture_paths("winclip"), ids=lambda path: path.stem)
@@ -37,7 +37,7 @@ def test_winclip_matches_the_public_implementations(path: Path) -> None:
         with torch.no_grad():
             tokens = few.frozen_tokens(batch)
             check_tokens(fixture, tokens)
-            check = check_anomalib if few.variant == "anomalib" else check_cao
+            check = check_paper if few.variant == "paper" else check_published
             check(fixture, group, few, tokens, names, categories)
             for prefix, method in (("zs", zero), ("fs", few)):
                 prediction = method.predict(batch)
@@ -58,7 +58,7 @@ def grid_of(method: WinCLIP) -> tuple[int, int]:
     return (method.backbone.image_size // method.backbone.patch_size,) * 2
 
 
-def check_anomalib(
+def check_paper(
     fixture: Fixture,
     group: str,
     method: WinCLIP,
@@ -69,28 +69,30 @@ def check_anomalib(
     """Texts, scores and maps on the way, image by image (each with the texts and references of its category)."""
     grid = grid_of(method)
     for number, category in enumerate(categories):
-        fixture.check(f"{group}/out/text_embeddings_raw_{number}", method.prompts(category))
+        fixture.check(f"{group}/out/text_embeddings_raw_{number}", method.text_features(category))
     found: dict[str, list[torch.Tensor]] = {}
     for row, category in enumerate(names):
         one = {name: value[row : row + 1] for name, value in tokens.items()}
-        prompts, memory = F.normalize(method.prompts(category), dim=-1), method.memory(category)
+        texts, memory = F.normalize(method.text_features(category), dim=-1), method.memory(category)
         assert memory is not None
-        values = {"zs_map": method.judge_anomalib(one, prompts, None, grid)[1]}
+        values = {"zs_map": method.compare_paper(one, texts, None, grid)[1]}
         associations = method.association_maps(one, memory, grid)
         values["fs_patch_score"] = associations[0]
         values["fs_map"] = torch.stack(associations).mean(dim=0)
-        for size, said, seen in zip(method.scales, method.text_maps(one, prompts, grid), associations[1:], strict=True):
+        for size, text_map, visual_map in zip(
+            method.scales, method.text_maps(one, texts, grid), associations[1:], strict=True
+        ):
             windows = one[f"windows_{size}"]
-            values[f"zs_window_score_{size}"] = method.abnormal(windows, prompts)
+            values[f"zs_window_score_{size}"] = method.abnormal(windows, texts)
             values[f"fs_window_score_{size}"] = memory[f"windows_{size}"](windows)
-            values[f"zs_map_{size}"], values[f"fs_map_{size}"] = said, seen
+            values[f"zs_map_{size}"], values[f"fs_map_{size}"] = text_map, visual_map
         for name, value in values.items():
             found.setdefault(name, []).append(value.unflatten(1, grid) if "map" in name else value)
     for name, parts in found.items():
         fixture.check(f"{group}/out/{name}", torch.cat(parts))
 
 
-def check_cao(
+def check_published(
     fixture: Fixture,
     group: str,
     method: WinCLIP,
@@ -100,13 +102,15 @@ def check_cao(
 ) -> None:
     grid = grid_of(method)
     for number, category in enumerate(categories):
-        fixture.check(f"{group}/out/text_features_{number}", F.normalize(method.prompts(category), dim=-1))
+        fixture.check(f"{group}/out/text_features_{number}", F.normalize(method.text_features(category), dim=-1))
     textual, visual = [], []
     for row, category in enumerate(names):
         one = {name: value[row : row + 1] for name, value in tokens.items()}
         memory = method.memory(category)
         assert memory is not None
-        textual.append(method.textual_map(one, F.normalize(method.prompts(category), dim=-1), grid).unflatten(1, grid))
-        visual.append(method.visual_map(one, memory, grid).unflatten(1, grid))
+        textual.append(
+            method.normality_map(one, F.normalize(method.text_features(category), dim=-1), grid).unflatten(1, grid)
+        )
+        visual.append(method.window_distance_map(one, memory, grid).unflatten(1, grid))
     fixture.check(f"{group}/out/textual_map", torch.stack(textual))
     fixture.check(f"{group}/out/visual_map", torch.stack(visual))
