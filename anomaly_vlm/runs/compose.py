@@ -28,6 +28,7 @@ GROUPS = (
     "callbacks",
     "detector",
     "segmenter",
+    "preset",
     "experiment",
 )
 
@@ -54,6 +55,10 @@ def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:
     """
     cfg = _compose(overrides, config)
     made = {k: v for k, v in cfg.hydra.runtime.choices.items() if v is not None and not k.startswith("hydra")}
+    if made.get("preset") not in (None, *choices("preset")):
+        if any(word.startswith("preset=") for word in overrides):
+            raise unknown_choice("preset", made["preset"], choices("preset"))
+        del made["preset"]  # this backbone has none for this method
     with open_dict(cfg):
         del cfg["hydra"]
         return completed(cfg, made)
@@ -184,6 +189,7 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
     cfg = stored.copy()
     made = dict(cfg.choices)
     groups = [o for o in parsed if o.key_or_group in GROUPS]
+    fixed = (*fixed, "preset")  # values of several groups, which these have taken over
     for o in groups:
         if o.key_or_group in fixed and o.value() != made.get(o.key_or_group):
             raise UserError(
