@@ -16,6 +16,19 @@ METHOD_KEYS: dict[str, dict[str, str | None]] = {
     "winclip": TEXTS,
     "promptad": {"official_category": "published_category"},
     "finegrainedad": {"official_category": "published_category"},
+    "saa": {
+        **TEXTS,
+        "object_word": "prompts.object_word",
+        "naive_caption": "prompts.naive_caption",
+        "generic": "prompts.generic",
+        "box_threshold": "boxes.box_threshold",
+        "text_threshold": "boxes.text_threshold",
+        "saliency_size": "saliency.size",
+        "objects_size": "saliency.objects_size",
+        "farthest": "saliency.farthest",
+        "weight": "saliency.weight",
+        "memory_mb": "saliency.memory_mb",
+    },
     "vl4ad": {
         "concepts.table": "concepts",
         "concepts._target_": None,
@@ -70,6 +83,11 @@ METHOD_KEYS: dict[str, dict[str, str | None]] = {
 }
 # method name -> {new dotted key below `method` -> {old value -> new one}}
 METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
+    "saa": {
+        "prompts.object_word": {"parsed": "published"},
+        "fusion": {"official": "published"},
+        "channel_order": {"official": "published"},
+    },
     "filo": {
         "layers": {None: "quarters"},
         "token_capture": {"reference": "published", "per_layer": "paper"},

@@ -93,7 +93,13 @@ def test_predict_pictures_of_any_size(road_run: Path, tmp_path: Path) -> None:
         (["method=vl4ad", "pixels.frame=[96]"], r"pixels.frame is \[96\]"),
         (["method=vl4ad", "augment.crop={size: [0, 9]}"], r"augment.crop.size is \[0, 9\]"),
         (
-            ["method=vl4ad", "train_limit=4", "eval_batch_size=4", "dataset.test.height=40", "method.passes.window=[8,8]"],
+            [
+                "method=vl4ad",
+                "train_limit=4",
+                "eval_batch_size=4",
+                "dataset.test.height=40",
+                "method.passes.window=[8,8]",
+            ],
             "window is",
         ),
     ],
