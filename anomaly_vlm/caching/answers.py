@@ -1,118 +1,64 @@
-"""Detectors' answers on disk: computed once for an image and a caption, with the guarantees of the token cache.
-
-Kept are the best queries before any threshold, so that thresholds can change without the model. One file an entry, written
-beside its place and moved there whole; a damaged one counts as absent.
-"""
+"""Answers of a model kept on disk: what a detector or a segmenter said of an image, computed once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from safetensors import SafetensorError
+from torch import Tensor
 
-from anomaly_vlm.caching.tokens import read_entry, write_entry
-from anomaly_vlm.detectors.boxes import Queries
-from anomaly_vlm.errors import UserError
+from anomaly_vlm.caching.entries import SUFFIX, Entry, read_entry, write_entry
 
 log = logging.getLogger("anomaly_vlm")
-SUFFIX = ".safetensors"
-FORMAT = 1  # of entries
 
 
-class DetectionStore:
-    """A folder of answers.
+class AnswerStore:
+    """A folder of answers, shared by runs and processes.
 
     Args:
-        folder: shared by runs and processes.
-        keep_score, keep_most: kept of an answer are the queries with a score above the first, at most so many (the best), in
-            query order; the single best where none is above.
-
-    Raises:
-        UserError: `keep_score` outside [0, 1) or `keep_most` below 1.
+        folder: Where the answers lie, one file each.
+        kind: What they are, for messages, such as `detections`.
     """
 
-    def __init__(self, folder: str | Path, *, keep_score: float = 0.05, keep_most: int = 50) -> None:
-        if not 0 <= keep_score < 1 or keep_most < 1:
-            raise UserError(
-                f"detector.keep_score {keep_score}, keep_most {keep_most}: give a score from 0 to 1 and a count from 1 on"
-            )
-        self.folder = Path(folder).expanduser()
-        self.keep_score, self.keep_most = keep_score, keep_most
+    def __init__(self, folder: str | Path, kind: str) -> None:
+        self.folder, self.kind = Path(folder).expanduser(), kind
         self.hits = self.written = 0
         self._writing = True
 
-    def key(self, image: Image.Image, caption: str, about: Mapping[str, Any]) -> str:
-        """Digest of decoded pixels, caption, detector and what is kept."""
-        facts = {"about": about, "keep": [self.keep_score, self.keep_most], "size": image.size, "format": FORMAT}
-        digest = hashlib.sha256(json.dumps([facts, caption], sort_keys=True).encode())
-        digest.update(np.ascontiguousarray(image.convert("RGB")).tobytes())
+    @staticmethod
+    def digest(facts: Any, content: Iterable[bytes]) -> str:
+        """The key of an answer: plain values that it depends on, and the bytes of images and boxes."""
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for part in content:
+            digest.update(part)
         return digest.hexdigest()
 
-    def _path(self, key: str) -> Path:
+    def path(self, key: str) -> Path:
+        """The file of an answer."""
         return self.folder / key[:2] / (key + SUFFIX)
 
-    def get(self, key: str) -> Queries | None:
-        """The answer kept under `key`; None where it is absent, damaged or of another form."""
-        entry = read_entry(self._path(key))
-        if entry is None:
-            return None
+    def read(self, key: str) -> Entry | None:
+        """The tensors kept under a key; None where they are absent or damaged."""
+        return read_entry(self.path(key))
+
+    def damaged(self, key: str) -> None:
+        """Says that an entry has another form than this version writes; it counts as absent."""
+        log.warning("%s: '%s' is damaged and is computed anew", self.kind, self.path(key))
+
+    def write(self, key: str, entry: Mapping[str, Tensor]) -> None:
+        """Keeps tensors. Never raises: a folder that cannot be written is none."""
+        if not self._writing:
+            return
         try:
-            text = json.loads(bytes(entry["text"].tolist()))
-            floor, boxes, scores = float(entry["floor"]), entry["boxes"], entry["scores"]
-            probs = entry.get("probs")
-            pieces, phrases = tuple(text["pieces"]), text["phrases"]
-            fits = boxes.shape == (len(scores), 4) and (probs is None or probs.shape == (len(scores), len(pieces)))
-            if not fits or (probs is None) == (phrases is None):
-                raise ValueError("shapes")
-        except (KeyError, ValueError, TypeError):
-            log.warning("detections: '%s' is damaged and is computed anew", self._path(key))
-            return None
-        self.hits += 1
-        return Queries(boxes, scores, probs, pieces, None if phrases is None else tuple(phrases), floor)
-
-    def put(self, key: str, answer: Queries) -> Queries:
-        """Keeps the best of an answer, and returns what was kept. Never raises: a folder that cannot be written is none."""
-        kept = best(answer, self.keep_score, self.keep_most)
-        text = json.dumps({"pieces": kept.pieces, "phrases": kept.phrases}).encode()
-        entry = {
-            "boxes": kept.boxes.contiguous(),
-            "scores": kept.scores.contiguous(),
-            "floor": torch.tensor([kept.floor], dtype=torch.float64),
-            "text": torch.tensor(list(text), dtype=torch.uint8),
-        }
-        if kept.probs is not None:
-            entry["probs"] = kept.probs.contiguous()
-        if self._writing:
-            try:
-                path = self._path(key)
-                path.parent.parent.mkdir(parents=True, exist_ok=True)
-                write_entry(path, entry)
-                self.written += 1
-            except (OSError, SafetensorError) as error:
-                log.warning("detections cannot be kept in '%s' (%s): this run goes on without", self.folder, error)
-                self._writing = False
-        return kept
-
-
-def best(answer: Queries, score: float, most: int) -> Queries:
-    """The queries above `score`, at most `most` of them (the best), in query order; the single best where none is above."""
-    if len(answer) == 0:
-        return answer
-    above = (answer.scores > score).nonzero().flatten()
-    floor = max(score, answer.floor)
-    if len(above) > most:
-        order = answer.scores[above].argsort(descending=True, stable=True)
-        floor = max(floor, float(answer.scores[above][order[most]]))
-        above = above[order[:most]].sort().values
-    if len(above) == 0:
-        above = answer.scores.argmax().view(1)
-    return replace(answer.only(above), floor=floor)
+            path = self.path(key)
+            path.parent.parent.mkdir(parents=True, exist_ok=True)
+            write_entry(path, entry)
+            self.written += 1
+        except (OSError, SafetensorError) as error:
+            log.warning("%s cannot be kept in '%s' (%s): this run goes on without", self.kind, self.folder, error)
+            self._writing = False

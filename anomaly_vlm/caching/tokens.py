@@ -6,28 +6,24 @@ at work on the same folder leave no half entry. Every entry carries a checksum: 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-import os
-import shutil
 import time
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
+
+from anomaly_vlm.caching.entries import SUFFIX, Entry, read_entry, write_entry
 
 log = logging.getLogger("anomaly_vlm")
 ABOUT = "about.json"
-SUFFIX = ".safetensors"
 RECENT = 3600  # seconds within which another process may still be at work on something
-Entry = dict[str, Tensor]
 
 
 class TokenCache:
@@ -50,7 +46,7 @@ class TokenCache:
         memory_bytes: int = 0,
     ) -> None:
         self.about = json.dumps(about, sort_keys=True)
-        self.name = hashlib.blake2b(self.about.encode(), digest_size=8).hexdigest()
+        self.name = folder_name(self.about)
         self.place = None if folder is None else Path(folder).expanduser() / self.name
         self.disk_bytes, self.memory_bytes = disk_bytes, memory_bytes
         self._memory: dict[str, Entry] = {}
@@ -125,45 +121,6 @@ class TokenCache:
         self._writing = False
 
 
-def write_entry(path: Path, entry: Mapping[str, Tensor]) -> None:
-    """Writes an entry whole: a reader sees all of it or nothing."""
-    path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-    try:
-        save_file(dict(entry), unfinished, metadata={"crc32": str(checksum(entry))})
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def read_entry(path: Path) -> Entry | None:
-    """An entry, memory-mapped; None where it is absent or damaged (a damaged file is removed)."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            entry = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            stored = (file.metadata() or {}).get("crc32")
-    except (OSError, SafetensorError):
-        entry, stored = {}, None
-    if stored is None or int(stored) != checksum(entry):
-        log.warning("token cache: '%s' is damaged and is computed anew", path)
-        path.unlink(missing_ok=True)
-        return None
-    return entry
-
-
-def checksum(entry: Mapping[str, Tensor]) -> int:
-    """CRC-32 of names, shapes, types and bytes."""
-    value = 0
-    for name in sorted(entry):
-        tensor = entry[name]
-        value = zlib.crc32(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), value)
-        value = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, value)
-    return value
-
-
 # ---- all caches of a folder ------------------------------------------------------------------------------------------
 
 
@@ -179,19 +136,29 @@ class CacheInfo:
 
 
 def list_caches(folder: Path) -> list[CacheInfo]:
-    """The caches below `folder`, least recently used first. Folders without the cache's own mark are left out."""
+    """The caches below `folder`, least recently used first.
+
+    A folder is one only where its name is the digest of its own `about.json`; others, whatever they hold, are not ours.
+    """
     found = []
     for mark in Path(folder).expanduser().glob(f"*/{ABOUT}"):
+        try:
+            text = mark.read_text(encoding="utf-8")
+            about, used = json.loads(text), mark.stat().st_mtime
+        except (OSError, ValueError, RecursionError):
+            continue
+        if (
+            mark.parent.name != folder_name(text.rstrip("\n"))
+            or not isinstance(about, dict)
+            or mark.parent.is_symlink()
+        ):
+            continue
         sizes = []
         for path in mark.parent.glob(f"*/*{SUFFIX}"):
             try:
                 sizes.append(path.stat().st_size)
             except OSError:
                 continue  # another process has just removed it
-        try:
-            about, used = json.loads(mark.read_text(encoding="utf-8")), mark.stat().st_mtime
-        except (OSError, ValueError):
-            about, used = {}, 0.0
         found.append(CacheInfo(mark.parent, about, len(sizes), sum(sizes), used))
     return sorted(found, key=lambda info: info.used)
 
@@ -214,5 +181,19 @@ def make_room(folder: Path, budget: int, *, keep: Path) -> int:
 
 
 def clear(info: CacheInfo) -> None:
-    """Removes a cache. Processes that read it meanwhile compute anew."""
-    shutil.rmtree(info.place, ignore_errors=True)
+    """Removes what a cache wrote, and its folders where nothing else is left in them.
+
+    Processes that read it meanwhile compute anew.
+    """
+    written = [*info.place.glob(f"??/*{SUFFIX}"), *info.place.glob("??/*.unfinished"), info.place / ABOUT]
+    for path in written:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    for folder in [*{path.parent for path in written[:-1]}, info.place]:
+        with contextlib.suppress(OSError):  # not empty: somebody else's files
+            folder.rmdir()
+
+
+def folder_name(about: str) -> str:
+    """The name of a cache's folder: a digest of what its tokens are."""
+    return hashlib.blake2b(about.encode(), digest_size=8).hexdigest()

@@ -1,33 +1,33 @@
-"""`anomaly-vlm data`: look at a data set before using it."""
+"""`anomaly-vlm data`: look at a data set before using it. Needs no method."""
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.cli.arguments import pop_key
+from anomaly_vlm.cli.arguments import asks_for_help, pop_key
 from anomaly_vlm.runs.compose import compose
 
 HELP = """usage: anomaly-vlm data dataset=NAME [dataset.test.root=FOLDER] [sheet=FILE.png] [index=meta.json]
 
-Checks every file of the test set and counts it; draws a contact sheet of images and masks; writes the official index.
+Checks every file of the test set and counts it; draws a contact sheet of images and masks; writes the index of the published
+repositories.
 """
 
 
 def run(arguments: Sequence[str]) -> int:
-    if any(word in ("-h", "--help") for word in arguments):
-        sys.stdout.write(HELP)
+    if asks_for_help(arguments, HELP):
         return 0
     sheet, rest = pop_key(arguments, "sheet")
-    index, rest = pop_key(rest, "index")
-    cfg = compose(["method=adaclip", *rest])
+    index, overrides = pop_key(rest, "index")
+    cfg = compose(overrides, config="data")
+    from anomaly_vlm.data import AnomalyDataModule
     from anomaly_vlm.reporting.console import say
     from anomaly_vlm.reporting.describe import describe_data
-    from anomaly_vlm.runs.build import build_data
+    from anomaly_vlm.runs.instantiate import instantiate
 
-    data = build_data(cfg, ("test",))
+    data = AnomalyDataModule(test=instantiate(cfg.dataset.test, trusted=cfg.trust))
     data.check()
     samples = data.samples("test")
     counts = Counter((s.category, s.defect if s.label else "good") for s in samples)

@@ -84,11 +84,10 @@ def adaclip(cfg: Any, ckpt: str, source: Any) -> tuple[Any, Any]:
     """Scores [N] and maps [N, S, S] of a trained AdaCLIP on a set."""
     import torch
 
-    from anomaly_vlm.data import AnomalyDataModule
     from anomaly_vlm.runs.build import build
     from anomaly_vlm.runs.checkpoints import Checkpoint
 
-    run = build(cfg, sides=("test",), data=AnomalyDataModule(test=source, cache_mb=0))
+    run = build(cfg, sides=("test",), test=source)
     Checkpoint.read(ckpt).load_into(run.method)
     run.method.eval()
     with torch.inference_mode():

@@ -16,7 +16,7 @@ from omegaconf import open_dict
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checks import check_values, writable_folder
-from anomaly_vlm.runs.compose import completed, compose, conf_dir, describe_choices, parse, sweeper_params
+from anomaly_vlm.runs.compose import addable, completed, compose, conf_dir, describe_choices, parse, sweeper_params
 from anomaly_vlm.runs.configs import timestamp
 
 if TYPE_CHECKING:
@@ -37,7 +37,10 @@ def run(arguments: Sequence[str]) -> int:
     trials = [compose(overrides) for overrides in trial_runs(arguments)]
     for cfg in trials:  # a mistake in any value ends the command here, before the first run
         check_values(cfg)
-    argv, sys.argv = sys.argv, [sys.argv[0], "--multirun", *in_one_folder(arguments, [cfg.name for cfg in trials])]
+    argv, sys.argv = (
+        sys.argv,
+        [sys.argv[0], "--multirun", *in_one_folder(swept(arguments), [cfg.name for cfg in trials])],
+    )
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
     finally:
@@ -54,6 +57,13 @@ def in_one_folder(arguments: Sequence[str], methods: Sequence[str]) -> list[str]
     if len(names) < 2 or any(word.startswith("hydra.sweep.dir=") for word in arguments):
         return list(arguments)
     return [*arguments, f"hydra.sweep.dir=outputs/sweeps/{'_'.join(names)}/{timestamp()}"]
+
+
+def swept(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra gets them: behind what the experiment sweeps over, with options of the method addable."""
+    first = [_values(o)[0] for o in parse(arguments) if _values(o)]
+    params = sweeper_params(first)
+    return [*map(addable, [*params, *arguments]), *(["hydra.sweeper.params=null"] if params else [])]
 
 
 def trial_runs(arguments: Sequence[str]) -> list[list[str]]:
@@ -94,7 +104,7 @@ def job(cfg: DictConfig) -> float:
         chosen = runtime.runtime.choices.items()
         completed(cfg, {group: name for group, name in chosen if name is not None and not group.startswith("hydra")})
         cfg.output_dir = str(folder)
-        cfg.sweep_overrides = list(runtime.overrides.task)
+        cfg.sweep_overrides = [word.removeprefix("++") for word in runtime.overrides.task]
     try:
         if str(cfg.trainer.get("strategy", "auto")).startswith("ddp"):
             raise UserError(

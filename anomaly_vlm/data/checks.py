@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from anomaly_vlm.data.images import ReadError, file_size, mask_size_error, open_image, shown_size
+from anomaly_vlm.data.images import FORMATS, ReadError, file_size, mask_size_error, open_image, shown_size
 from anomaly_vlm.data.types import Sample
 
 TAIL = 4096  # bytes at the end of a file in which its end marker must lie
@@ -53,7 +53,7 @@ def checked_size(path: str) -> tuple[int, int]:
     """(width, height) of an image file, upright, from its header; decodes it only where its end looks wrong."""
     length = file_size(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             size, whole = shown_size(image), _looks_whole(image, path, length)
     except Exception:  # decoders raise nearly anything on damaged files; `open_image` words it
         whole = False

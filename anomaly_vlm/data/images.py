@@ -9,6 +9,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from anomaly_vlm.errors import UserError
 
+# What is decoded, whatever a file is called: a PostScript file named .png must not reach an interpreter.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 NATIVE = ("1", "L", "P", "RGB", "CMYK")  # modes that are resized as they are where the protocol converts afterwards
 
 
@@ -57,7 +59,7 @@ def open_labels(path: str) -> np.ndarray:
 
 def _decoded(path: str) -> Image.Image:
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             file.load()
             image = _upright(file)
     except FileNotFoundError as error:

@@ -7,9 +7,10 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from anomaly_vlm.data.readers.folder import read_unlabelled
 from anomaly_vlm.data.types import Sample
@@ -222,30 +223,26 @@ class JointSource:
                 owner[name] = key
 
 
-def folder_source(images: Path, category: str) -> dict[str, Any]:
-    """The source node for prediction on a folder of images without labels, sub-folders included.
+def folder_source(images: Path, category: str) -> FileSource:
+    """A folder of images without labels, sub-folders included, for prediction.
 
     Args:
-        category: what the images show, for the text prompts.
+        images: The folder.
+        category: What the images show, for the text prompts.
 
     Raises:
-        UserError: there is no image.
+        UserError: There is no image.
     """
     if not read_unlabelled(images):
         raise UserError(
             f"no images in '{images}': give a folder with png, jpg, bmp, tif or webp files, with images=FOLDER"
         )
-    return {
-        "_target_": "anomaly_vlm.data.source.FileSource",
-        "name": images.resolve().name,
-        "root": str(images),
-        "layout": "image files, in sub-folders or not",
-        "reader": {
-            "_target_": "anomaly_vlm.data.readers.folder.read_unlabelled",
-            "_partial_": True,
-            "category": category,
-        },
-    }
+    return FileSource(
+        name=images.resolve().name,
+        root=images,
+        reader=partial(read_unlabelled, category=category),
+        layout="image files, in sub-folders or not",
+    )
 
 
 def _names(values: Iterable[str]) -> list[str]:

@@ -5,7 +5,6 @@ Backends import their packages when they are built, so that this package loads w
 
 from __future__ import annotations
 
-from anomaly_vlm.caching.answers import DetectionStore
 from anomaly_vlm.detectors.base import Detector, MapDetector, Picture
 from anomaly_vlm.detectors.boxes import (
     Detections,
@@ -21,7 +20,8 @@ from anomaly_vlm.detectors.boxes import (
 )
 from anomaly_vlm.detectors.components import ComponentsDetector
 from anomaly_vlm.detectors.contrast import ContrastSegmenter
-from anomaly_vlm.detectors.segmenter import MaskStore, Segmenter
+from anomaly_vlm.detectors.segmenter import Segmenter
+from anomaly_vlm.detectors.stores import DetectionStore, MaskStore
 
 __all__ = [
     "ComponentsDetector",

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from PIL import Image
 from torch import Tensor
 
-from anomaly_vlm.caching.answers import DetectionStore
 from anomaly_vlm.detectors.boxes import Detections, Queries, detections
+from anomaly_vlm.detectors.stores import DetectionStore
 
 
 class Picture:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from anomaly_vlm.backbone.weights import hub_answers
-from anomaly_vlm.caching.answers import DetectionStore
 from anomaly_vlm.caching.folders import cache_folder
 from anomaly_vlm.detectors.base import Detector, Picture
 from anomaly_vlm.detectors.boxes import MAX_TOKENS, Queries, queries_of
 from anomaly_vlm.detectors.pixels import as_tensor
+from anomaly_vlm.detectors.stores import DetectionStore
 from anomaly_vlm.errors import UserError
 
 WAYS_OUT = (

@@ -14,7 +14,8 @@ from torch import Tensor
 from anomaly_vlm.caching.folders import AUTO, cache_folder
 from anomaly_vlm.detectors.grounding import fingerprint, locate
 from anomaly_vlm.detectors.pixels import MEAN, STD
-from anomaly_vlm.detectors.segmenter import MaskStore, Segmenter
+from anomaly_vlm.detectors.segmenter import Segmenter
+from anomaly_vlm.detectors.stores import MaskStore
 from anomaly_vlm.errors import UserError
 
 WAYS_OUT = "give a local folder in transformers' layout with segmenter.weights=FOLDER, or take segmenter=contrast"

@@ -1,81 +1,15 @@
-"""`Segmenter`: masks for boxes behind one small interface, and masks kept on disk."""
+"""`Segmenter`: masks for boxes behind one small interface."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from anomaly_vlm.caching.tokens import read_entry, write_entry
+from anomaly_vlm.detectors.stores import MaskStore
 from anomaly_vlm.errors import UserError
-
-log = logging.getLogger("anomaly_vlm")
-SUFFIX = ".safetensors"
-FORMAT = 1  # of entries
-
-
-class MaskStore:
-    """A folder of masks: computed once for an image and its boxes, one packed file each, written whole.
-
-    Args:
-        folder: shared by runs and processes.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
-        self.hits = self.written = 0
-        self._writing = True
-
-    def key(self, image: Tensor, boxes: Tensor, about: Mapping[str, Any]) -> str:
-        """Digest of pixels (uint8 [3, H, W]), boxes [n, 4] and segmenter."""
-        facts = {"about": about, "image": list(image.shape), "boxes": list(boxes.shape), "format": FORMAT}
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        digest.update(image.contiguous().numpy().tobytes())
-        digest.update(boxes.float().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / (key + SUFFIX)
-
-    def get(self, key: str) -> Tensor | None:
-        """The masks kept under `key`, bool [n, H, W]; None where they are absent or damaged."""
-        entry = read_entry(self._path(key))
-        if entry is None:
-            return None
-        try:
-            shape = entry["shape"].tolist()
-            bits = np.frombuffer(zlib.decompress(entry["bits"].numpy().tobytes()), np.uint8)
-            masks = np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
-        except (KeyError, ValueError, zlib.error):
-            log.warning("masks: '%s' is damaged and is computed anew", self._path(key))
-            return None
-        self.hits += 1
-        return torch.from_numpy(masks)
-
-    def put(self, key: str, masks: Tensor) -> None:
-        """Keeps masks. Never raises: a folder that cannot be written is none."""
-        if not self._writing:
-            return
-        packed = zlib.compress(np.packbits(masks.numpy().reshape(-1)).tobytes(), 1)
-        bits = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
-        try:
-            path = self._path(key)
-            path.parent.parent.mkdir(parents=True, exist_ok=True)
-            write_entry(path, {"shape": torch.tensor(masks.shape), "bits": bits})
-            self.written += 1
-        except (OSError, SafetensorError) as error:
-            log.warning("masks cannot be kept in '%s' (%s): this run goes on without", self.folder, error)
-            self._writing = False
 
 
 class Segmenter(ABC):

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from anomaly_vlm import __version__
 from anomaly_vlm.caching.folders import cache_folder
 from anomaly_vlm.caching.tokens import TokenCache
-from anomaly_vlm.data import AnomalyDataModule, Preprocess
+from anomaly_vlm.data import AnomalyDataModule, Preprocess, Source
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.data.references import ReferencePicks, write_list
@@ -49,7 +49,7 @@ def build(
     cfg: DictConfig,
     *,
     sides: tuple[str, ...],
-    data: AnomalyDataModule | None = None,
+    test: Source | None = None,
     excluded_paths: set[str] | None = None,
 ) -> Run:
     """Builds data first, as what they need is checked before any weights are read, then backbone and method.
@@ -57,13 +57,13 @@ def build(
     Args:
         cfg: The composed configuration.
         sides: Of `train`, `val`, `test` those that the command needs.
-        data: A data module of the caller's own; None for one from the configuration.
+        test: A test set of the caller's own; None for that of the configuration.
         excluded_paths: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
     """
     check_gpu(cfg)
     create = partial(instantiate, trusted=cfg.trust)
-    collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if group in cfg}
-    data = data or build_data(cfg, sides)
+    collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None}
+    data = build_data(cfg, sides, test=test)
     data.excluded_paths = excluded_paths
     data.check()
     backbone: Any = create(cfg.backbone)
@@ -121,10 +121,12 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
     return method
 
 
-def build_data(cfg: DictConfig, sides: tuple[str, ...]) -> AnomalyDataModule:
-    """The data module of the sides that a command needs."""
+def build_data(cfg: DictConfig, sides: tuple[str, ...], *, test: Source | None = None) -> AnomalyDataModule:
+    """The data module of the sides that a command needs; `test` takes the place of the configuration's."""
     create = partial(instantiate, trusted=cfg.trust)
-    sources = {side: create(cfg.dataset[side]) for side in sides if cfg.dataset.get(side) is not None}
+    own = {} if test is None else {"test": test}
+    sides = tuple(side for side in sides if side not in own and cfg.dataset.get(side) is not None)
+    sources: dict[str, Any] = {**{side: create(cfg.dataset[side]) for side in sides}, **own}
     augment = cfg.augment
     picks = ReferencePicks(sources.get("test"), num_shots=cfg.shots, seed=cfg.seed, shots_list=cfg.shots_list)
     return AnomalyDataModule(

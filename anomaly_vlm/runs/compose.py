@@ -86,12 +86,12 @@ def _compose(overrides: Sequence[str], config: str) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra.compose(config, list(map(_addable, overrides)), return_hydra_config=True)
+            return hydra.compose(config, list(map(addable, overrides)), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise translate(error, overrides) from error
 
 
-def _addable(override: str) -> str:
+def addable(override: str) -> str:
     """`method.KEY=VALUE` as `++method.KEY=VALUE`: the YAML of a method lists only what differs from its constructor, which
     has the other options and tells unknown ones."""
     return f"++{override}" if override.startswith("method.") else override
@@ -216,7 +216,7 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
         if o in groups:
             continue
         key = o.key_or_group
-        addable = o.is_add() or key.startswith("method.")  # see `_addable`
+        addable = o.is_add() or key.startswith("method.")  # see `addable`
         if not addable and OmegaConf.select(cfg, key, throw_on_missing=False, default="<absent>") == "<absent>":
             raise unknown_choice_short(key, flat_keys(cfg))
         OmegaConf.update(cfg, key, o.value(), force_add=True)

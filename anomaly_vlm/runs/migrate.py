@@ -123,7 +123,7 @@ TARGETS = {
     "anomaly_vlm.data.procedural.": "anomaly_vlm.data.drawn.products.",
 }
 # keys that came later, with the value that says what older versions did
-ADDED: dict[str, Any] = {"trust": [], "gradient_clip": None}
+ADDED: dict[str, Any] = dict.fromkeys(("gradient_clip", "epochs_on", "head_rates", "detector", "segmenter"))
 
 
 def migrated(config: Any) -> Any:

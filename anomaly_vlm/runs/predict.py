@@ -31,8 +31,7 @@ def predict(
     Returns:
         The file of scores.
     """
-    cfg.dataset.test = folder_source(images, category)
-    run = build(cfg, sides=("test",))
+    run = build(cfg, sides=("test",), test=folder_source(images, category))
     if checkpoint is not None:
         checkpoint.load_into(run.method)
     say(f"{run.facts['method']} on {run.facts['backbone']}: {describe_data(run.data).sides['test']}")

@@ -27,7 +27,7 @@ LIBRARY_CLASS = re.compile(
     r"|lightning\.pytorch\.loggers)\.[A-Z]\w*"
 )
 # Interpolations that a file may use: a key, `oc.select` of a key with a plain default, the time.
-INTERPOLATION = re.compile(r"\$\{(?:\.*[\w.@/]+|oc\.select:[\w.@/$\{\}]+(?:,[\w.\-]*)?|now:[%\w\-: ]+)\}")
+INTERPOLATION = re.compile(r"\$\{(?:\.*[\w.@/]+|oc\.select:[\w.@/]+(?:,[\w.\-]*)?|now:[%\w\-: ]+)\}")
 MAX_BYTES = 1_000_000  # of a configuration file; a run's own has about 10,000
 MAX_DEPTH = 40
 
@@ -137,12 +137,20 @@ def _plain(value: Any, source: str, depth: int) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(entry, source, depth + 1) for entry in value]
     if isinstance(value, str):
-        if "${" in INTERPOLATION.sub("", value):
+        if "${" in _without_interpolations(value):
             raise UserError(f"{source} has '{value[:80]}' in its configuration: only names of keys are read there")
         return value
     if value is None or isinstance(value, int | float | bool):
         return value
     raise UserError(f"{source} has a {type(value).__name__} in its configuration: use another file")
+
+
+def _without_interpolations(text: str) -> str:
+    """A text with its allowed interpolations, the innermost first, in place of which a key's name is left."""
+    before = ""
+    while before != text:
+        before, text = text, INTERPOLATION.sub("key", text)
+    return text
 
 
 def _nodes(container: Any) -> Iterator[Any]:

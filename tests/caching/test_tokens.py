@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from anomaly_vlm.caching import entries
 from anomaly_vlm.caching import tokens as module
-from anomaly_vlm.caching.tokens import TokenCache, clear, list_caches, read_entry
+from anomaly_vlm.caching.entries import read_entry
+from anomaly_vlm.caching.tokens import TokenCache, clear, list_caches
 
 ABOUT = {"weights": "abc", "layers": [24]}
 
@@ -71,7 +73,7 @@ def test_a_damaged_entry_counts_as_absent(tmp_path: Path, damage: str, caplog: p
     if damage in replaced:
         file.write_bytes(bytes(replaced[damage]))
     else:
-        module.save_file(entry(), file)
+        entries.save_file(entry(), file)
     assert TokenCache(ABOUT, folder=tmp_path).get("k1") is None
     assert "is damaged" in caplog.text and not file.exists()
     cache = TokenCache(ABOUT, folder=tmp_path)
@@ -86,7 +88,7 @@ def test_a_full_disk_costs_one_warning(
         raise OSError(28, "No space left on device")
 
     cache = TokenCache(ABOUT, folder=tmp_path)
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(entries, "save_file", full)
     for i in range(3):
         cache.put(f"k{i}", entry())
     assert caplog.text.count("cannot be written") == 1 and "No space left" in caplog.text
@@ -164,3 +166,19 @@ def test_killed_writers_leave_whole_entries_only(tmp_path: Path) -> None:
     for file in files:
         found = read_entry(file)
         assert found is not None and (found["cls"] == float(file.stem[1:])).all()
+
+
+def test_only_what_a_cache_wrote_is_removed(tmp_path: Path) -> None:
+    """A stranger's `about.json` makes no folder a cache; files that are not the cache's stay."""
+    stranger = tmp_path / "photos"
+    (stranger / "ab").mkdir(parents=True)
+    (stranger / "about.json").write_text('{"weights": "x"}\n')
+    (stranger / "ab" / "wedding.safetensors").write_bytes(b"1")
+    cache = TokenCache({"weights": "x"}, folder=tmp_path, disk_bytes=10**6)
+    cache.put("abcd", {"cls": torch.zeros(3)})
+    assert cache.place is not None
+    (cache.place / "notes.txt").write_text("mine")
+    (info,) = list_caches(tmp_path)
+    clear(info)
+    assert [path.name for path in cache.place.iterdir()] == ["notes.txt"]
+    assert (stranger / "ab" / "wedding.safetensors").is_file()

@@ -107,3 +107,11 @@ def test_error_keeps_its_line_inside_a_traceback() -> None:
     text = f"Caught ReadError in worker 0.\nTraceback:\n  x\nanomaly_vlm.data.images.ReadError: {error}"
     assert str(ReadError(text)) == str(error)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_only_image_formats_are_decoded(tmp_path: Path) -> None:
+    """A PostScript file that is called .png never reaches an interpreter."""
+    path = tmp_path / "part.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(ReadError, match=r"part\.png' cannot be read"):
+        open_image(str(path))

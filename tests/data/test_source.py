@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hydra.utils import instantiate
 
 from anomaly_vlm.data import AnomalyDataModule, FileSource, JointSource, Sample, folder_source
 from anomaly_vlm.data.readers.class_folders import read_class_folders
@@ -150,8 +149,8 @@ def test_joint_source_keeps_each_set(tmp_path: Path) -> None:
 def test_folder_source_for_prediction(tmp_path: Path) -> None:
     picture(tmp_path / "parts/a/1.png")
     picture(tmp_path / "parts/2.png")
-    node = folder_source(tmp_path / "parts", "lid")
-    data = AnomalyDataModule(test=instantiate(node))
+    found = folder_source(tmp_path / "parts", "lid")
+    data = AnomalyDataModule(test=found)
     assert [(s.path, s.category, s.label) for s in data.samples("test")] == [
         (str(tmp_path / "parts/2.png"), "lid", None),
         (str(tmp_path / "parts/a/1.png"), "lid", None),

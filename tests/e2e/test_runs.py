@@ -107,7 +107,7 @@ def test_a_failed_run_of_a_sweep_costs_only_itself(tmp_path: Path, capfd: pytest
     words = [*QUICK, "epochs=1", "train_limit=4", "eval_limit=8", "pictures.per_category=0", "compare_untrained=false"]
     assert main(["sweep", *words, "method.prompts.depth=2,99"]) == 2
     err = capfd.readouterr().err
-    assert "1 of the sweep's runs failed" in err and "depth 99" in err
+    assert "1 of the sweep's runs failed" in err and "method.prompts.depth is 99" in err
     assert len(list((tmp_path / "outputs").rglob("metrics.json"))) == 1
 
 

@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.caching import tokens as module
-from anomaly_vlm.caching.tokens import list_caches, read_entry
+from anomaly_vlm.caching import entries
+from anomaly_vlm.caching.entries import read_entry
+from anomaly_vlm.caching.tokens import list_caches
 from anomaly_vlm.cli import main
 from tests.e2e.conftest import QUICK, results
 
@@ -154,7 +155,7 @@ DYING = """
 import os, signal, sys
 from pathlib import Path
 from safetensors.torch import save
-from anomaly_vlm.caching import tokens as cache
+from anomaly_vlm.caching import entries as cache
 from anomaly_vlm.cli import main
 
 left, whole = int(sys.argv[1]), cache.save_file
@@ -189,7 +190,7 @@ OTHER = """
 import sys, time
 from pathlib import Path
 import anomaly_vlm.runs.fit
-from anomaly_vlm.caching import tokens as cache
+from anomaly_vlm.caching import entries as cache
 from anomaly_vlm.cli import main
 from tests.e2e.test_token_cache import lingering
 
@@ -227,7 +228,7 @@ def test_two_trainings_build_one_cache_at_once(tiles: Path, tmp_path: Path, monk
         while not ready.exists() and other.poll() is None:
             time.sleep(0.01)
         go.touch()
-        monkeypatch.setattr(module, "save_file", lingering(module.save_file))
+        monkeypatch.setattr(entries, "save_file", lingering(entries.save_file))
         assert main(words(tiles, "anomalyclip", tmp_path / "this")) == 0
         output, _ = other.communicate(timeout=120)
     finally:
@@ -244,7 +245,7 @@ def test_a_disk_that_fills_up_during_a_run(
     tiles: Path, tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Two entries find room; the run goes on with them, and computes the others in every epoch."""
-    whole, written = module.save_file, []
+    whole, written = entries.save_file, []
 
     def filling(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
         if len(written) == 2:
@@ -253,7 +254,7 @@ def test_a_disk_that_fills_up_during_a_run(
         written.append(path)
         whole(tensors, path, metadata)
 
-    monkeypatch.setattr(module, "save_file", filling)
+    monkeypatch.setattr(entries, "save_file", filling)
     assert main(words(tiles, "anomalyclip", tmp_path / "full", "cache.memory_gb=0")) == 0
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING and "cache" in record.message]
     assert len(warnings) == 1 and "No space left" in warnings[0].message

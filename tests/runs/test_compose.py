@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from anomaly_vlm.cli import main
 from anomaly_vlm.cli.sweep import trial_runs
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.runs.checks import check_targets, check_values, shipped_targets
-from anomaly_vlm.runs.compose import choices, compose, conf_dir, flat_keys, merge_overrides
+from anomaly_vlm.runs.checks import check_values
+from anomaly_vlm.runs.compose import choices, compose, flat_keys, merge_overrides
 
 
 @pytest.mark.parametrize(
@@ -126,24 +126,6 @@ def test_merging_keeps_what_a_checkpoint_decides() -> None:
         merge_overrides(stored, ["method=faprompt"], fixed=("method",))
     with pytest.raises(UserError, match="unknown key 'eval_batch'"):
         merge_overrides(stored, ["eval_batch=2"], fixed=())
-
-
-def test_a_file_cannot_name_foreign_code() -> None:
-    allowed = shipped_targets(conf_dir())
-    assert "anomaly_vlm.backbone.load_backbone" in allowed and "lightning.pytorch.Trainer" in allowed
-    for choice in choices("dataset"):
-        cfg = compose(["method=adaclip", f"dataset={choice}"])
-        check_targets(OmegaConf.to_container(cfg, resolve=False), allowed, "x")
-    for target in (
-        "os.system",
-        "builtins.eval",
-        "torch.load",
-        "hydra.utils.get_method",
-        "anomaly_vlm.methods.base.method.torch.load",
-        "torch.optim.adam.os.system",
-    ):
-        with pytest.raises(UserError, match=f"asks to run '{target}'"):
-            check_targets({"a": [{"_target_": target}]}, allowed, "checkpoint 'x'")
 
 
 def test_sweeps_try_every_value_once() -> None:

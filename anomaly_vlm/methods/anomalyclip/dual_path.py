@@ -47,8 +47,8 @@ class DualPathMethod(FrozenTokens):
         dual_blocks: Number of last blocks that run both paths. None: 19 of 24, in proportion to the depth.
         cls_ln_post: Whether the global feature passes `ln_post` before the projection. The published codes leave it out, and
             the released weights were trained without it.
-        deep_depth: One more than the number of text blocks at which deep tokens enter, from the second block on. None: 9 of
-            12 blocks, in proportion to the depth.
+        deep_depth: Deep tokens enter at the 1-based text blocks 2 to `deep_depth`, so that 1 means none. None: 9 of 12
+            blocks, in proportion to the depth.
         deep_length: Number of deep tokens at a block; they overwrite the positions behind the start token.
         temperature: Divides the similarities. CLIP's own scale is not used.
         sigma: Standard deviation in pixels of the Gaussian that smooths the map; 0 for none.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from anomaly_vlm.data.types import Batch
+from anomaly_vlm.methods.base.images import Images, predict_images
 from anomaly_vlm.methods.base.prediction import ImageRow, Prediction
 from anomaly_vlm.metrics import AnomalyMetrics
 
@@ -101,7 +102,7 @@ class Evaluation:
 
 
 class Evaluated(L.LightningModule):
-    """Lightning's hooks for tests, validations and predictions; the evaluation does all the work.
+    """What is done with a method's predictions: a call with images, and Lightning's tests, validations and predictions.
 
     Attributes:
         evaluation: Collects metrics and image rows; its `result` is that of the last pass.
@@ -115,6 +116,10 @@ class Evaluated(L.LightningModule):
 
     def invalidate_caches(self) -> None:
         """Drops what was computed from learned values; it is called whenever these may have changed."""
+
+    def forward(self, images: Images, category: str | Sequence[str] = "object") -> Prediction:
+        """Scores and maps of images as a user has them, at their own size; see `images.predict_images`."""
+        return predict_images(self, images, category)
 
     def on_test_epoch_start(self) -> None:
         self.invalidate_caches()

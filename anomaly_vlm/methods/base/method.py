@@ -83,7 +83,7 @@ class AnomalyMethod(Evaluated, LearnedState):
         self._optimizer, self._scheduler = optimizer, scheduler
         self.evaluation = self.evaluation_type() if evaluation is None else evaluation
         self.run_record: dict[str, Any] = {}
-        self.preprocess: Preprocess | None = None  # how it wants its pixels; None for the backbone's own size
+        self.preprocess: Preprocess | None = None  # of images; None for the backbone's defaults
 
     def check_backbone(self, backbone: FrozenTower, **_: Any) -> None:
         """Raises a `UserError` where the method does not run on this kind of backbone; called before options are checked."""

@@ -1,4 +1,4 @@
-"""FAPrompt's and AnomalyCLIP's options: defaults of the constructors, and what is refused."""
+"""FAPrompt's options: defaults of the constructor, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.anomalyclip import AnomalyCLIP
 from anomaly_vlm.methods.faprompt import FAPrompt
 from tests.support.few_shot import tiny_backbone
 
@@ -24,9 +23,6 @@ def test_the_backbone_alone_is_enough(backbone: ClipBackbone) -> None:
     assert (method.select, method.score, method.sigma) == ("published", "published", 10.0)
     assert method.words == ("object", "damaged object")
     assert FAPrompt(backbone, state_word="").words == ("object", "object")
-    other = AnomalyCLIP(backbone)
-    assert (other.layers, other.sigma, other.words) == ((4,), 4.0, ("object", "damaged object"))
-    assert AnomalyCLIP(backbone, layers=None).layers == backbone.layers
 
 
 @pytest.mark.parametrize(
@@ -36,10 +32,6 @@ def test_the_backbone_alone_is_enough(backbone: ClipBackbone) -> None:
         ({"score": "code"}, "unknown method.score 'code'"),
         ({"layers": None}, r"method.layers is \[1, 2, 3, 4\]: FAPrompt compares the patches of one block"),
         ({"normal_tokens": 0}, "method.normal_tokens is 0: give a whole number of at least 1"),
-        ({"dual_blocks": 9}, "method.dual_blocks is 9: give 0 to 4, the vision blocks of tiny"),
-        ({"dual_blocks": -1}, "method.dual_blocks is -1"),
-        ({"deep_depth": 3}, "method.deep_depth is 3: give 1 to 2, the text blocks of tiny"),
-        ({"deep_length": 0}, "method.deep_length is 0"),
         ({"reductions": 4}, "unknown option of FAPrompt 'reductions'.*did you mean reduction"),
     ],
 )

@@ -56,12 +56,12 @@ def test_half_precision_queries_keep_small_distances_under_autocast() -> None:
 
 
 def test_tiles_bound_the_similarities(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    sizes = []
     product = torch.Tensor.__matmul__
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: seen.append((out := product(a, b)).nbytes) or out)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: sizes.append((out := product(a, b)).nbytes) or out)
     nearest_distance(draw(300, 8), F.normalize(draw(500, 8), dim=-1), memory_mb=0.02)
-    assert max(seen) <= 20_000
-    assert sum(seen) == 300 * 500 * 4
+    assert max(sizes) <= 20_000
+    assert sum(sizes) == 300 * 500 * 4
 
 
 def test_coreset_covers_better_than_a_random_part_and_depends_on_the_seed_alone() -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from anomaly_vlm.caching.answers import best
 from anomaly_vlm.detectors import DetectionStore, Detector, Picture, Queries
+from anomaly_vlm.detectors.stores import best
 from anomaly_vlm.errors import UserError
 from tests.detectors.tiny import picture
 

@@ -1,0 +1,154 @@
+"""Images as a user has them (paths, PIL images, arrays, tensors), turned into batches and predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from anomaly_vlm.data.images import open_image
+from anomaly_vlm.data.transforms import normalise, resize_image
+from anomaly_vlm.data.types import Batch, Preprocess, References
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.methods.base.prediction import Prediction
+
+Images = Any  # a path, a PIL image, an array [H, W, 3], a tensor [3, H, W] or [B, 3, H, W], or a list of these
+
+
+def predict_images(method: Any, images: Images, category: str | Sequence[str] = "object") -> Prediction:
+    """Scores images of any kind and size.
+
+    Args:
+        method: An `AnomalyMethod`.
+        images: A path, a PIL image, a uint8 array `[H, W, 3]`, a tensor `[3, H, W]` or `[B, 3, H, W]` of RGB values in
+            [0, 1], or a list of these.
+        category: What the images show, for the text prompts; one word, or one each.
+
+    Returns:
+        Scores `[B]` and maps at the images' own size: `[B, H, W]`. Images of several sizes get maps of the first one's size.
+
+    Raises:
+        UserError: No image, or one that cannot be read.
+    """
+    pictures = as_pictures(images)
+    categories = [category] * len(pictures) if isinstance(category, str) else list(category)
+    if len(categories) != len(pictures):
+        raise UserError(f"{len(pictures)} images with {len(categories)} categories: give one category, or one each")
+    _ask_detector(method, pictures, categories)
+    method.eval()
+    found = []
+    with torch.inference_mode():
+        for i, (picture, word) in enumerate(zip(pictures, categories, strict=True)):
+            batch = as_batch(method, [picture], word, first=i)
+            batch = method.transfer_batch_to_device(batch, method.device, 0)
+            one = method.predict(batch).checked(batch)
+            size = (pictures[0].height, pictures[0].width)
+            maps = F.interpolate(one.map[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+            found.append(Prediction(one.score, maps, notes=one.notes))
+    return Prediction(
+        torch.cat([one.score for one in found]),
+        torch.cat([one.map for one in found]),
+        notes=tuple(note for one in found for note in one.notes),
+    )
+
+
+def references_of(method: Any, images: Images, category: str) -> References:
+    """Normal images of one category as a few-shot method takes them; see `predict_images` for their kinds."""
+    pictures = as_pictures(images)
+    return References(as_batch(method, pictures, category), partial(_at_side, method, pictures))
+
+
+def as_batch(method: Any, pictures: Sequence[Image.Image], category: str, *, first: int = 0) -> Batch:
+    """PIL images through the method's own transform, as a batch of unlabelled images.
+
+    Args:
+        method: An `AnomalyMethod`; without a `preprocess` of its own, images are squashed to the backbone's size.
+        pictures: Of one size after the transform.
+        category: What they show.
+        first: Position of the first one, for what a method draws at random.
+    """
+    count = len(pictures)
+    return Batch(
+        unencoded=_pixels(pictures, preprocess_of(method)),
+        label=torch.full((count,), -1),
+        mask=None,
+        category=[category] * count,
+        path=[_name(picture, first + i) for i, picture in enumerate(pictures)],
+        index=torch.arange(first, first + count),
+        key=[None] * count,
+    )
+
+
+def preprocess_of(method: Any) -> Preprocess:
+    """The method's transform, or a square of the backbone's size."""
+    backbone = method.backbone
+    return method.preprocess or Preprocess(size=backbone.image_size, mean=backbone.mean, std=backbone.std)
+
+
+def as_pictures(images: Images) -> list[Image.Image]:
+    """Images of any kind as PIL images at their own size."""
+    if isinstance(images, Tensor) and images.ndim == 4:
+        images = list(images)
+    if isinstance(images, list | tuple):
+        found = [picture for image in images for picture in as_pictures(image)]
+        if not found:
+            raise UserError("no images: give a path, a PIL image, an array, a tensor, or a list of these")
+        return found
+    return [_as_picture(images)]
+
+
+def _as_picture(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, str | Path):
+        picture = open_image(str(image))
+        picture.filename = str(image)  # type: ignore[attr-defined]
+        return picture
+    if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3 and image.is_floating_point():
+        if image.amin() < 0 or image.amax() > 1:
+            raise UserError(
+                f"the image has values from {image.amin():g} to {image.amax():g}: give RGB values in [0, 1], not normalised"
+            )
+        return Image.fromarray((image.detach().cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2:] == (3,)):
+        return Image.fromarray(image)
+    shape = f" of shape {list(image.shape)} and type {image.dtype}" if isinstance(image, Tensor | np.ndarray) else ""
+    raise UserError(
+        f"an image is a {type(image).__name__}{shape}: give a path, a PIL image, a uint8 array [H, W, 3], or a tensor"
+        " [3, H, W] of RGB values in [0, 1]"
+    )
+
+
+def _pixels(pictures: Sequence[Image.Image], preprocess: Preprocess) -> Tensor:
+    """Normalised pixels `[B, 3, S, S]`."""
+    resized = [resize_image(picture, preprocess).float().div(255) for picture in pictures]
+    return torch.stack([normalise(image, preprocess) for image in resized])
+
+
+def _at_side(method: Any, pictures: Sequence[Image.Image], side: int) -> Tensor:
+    return _pixels(pictures, replace(preprocess_of(method), size=side))
+
+
+def _name(picture: Image.Image, number: int) -> str:
+    return str(getattr(picture, "filename", "") or f"image {number}")
+
+
+def _ask_detector(method: Any, pictures: Sequence[Image.Image], categories: Sequence[str]) -> None:
+    """What the method's detector finds in the images, where it has one that looks at them."""
+    from anomaly_vlm.detectors import Detector, Picture
+
+    detector = getattr(method, "detector", None)
+    if not isinstance(detector, Detector):
+        return
+    for i, (picture, category) in enumerate(zip(pictures, categories, strict=True)):
+        for caption in method.captions(category):
+            (answer,) = detector.queries([Picture(_name(picture, i), picture)], [caption])
+            method.detections[_name(picture, i), caption] = answer

@@ -1,0 +1,23 @@
+"""Checkpoints of version 0.1.0, before options and values were renamed: they evaluate to the numbers of their own runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from anomaly_vlm.cli import main
+
+FOLDER = Path(__file__).parents[1] / "checkpoints"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.ckpt")))
+def test_an_old_checkpoint_evaluates_to_its_numbers(name: str, tmp_path: Path) -> None:
+    words = [f"ckpt={FOLDER / name}.ckpt", "output_dir=out", "pictures.per_category=0", "cache.tokens=off"]
+    assert main(["evaluate", *words]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
+    expected = json.loads((FOLDER / f"{name}.json").read_text())
+    assert expected
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, abs=1e-5), key

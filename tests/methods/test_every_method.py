@@ -1,0 +1,72 @@
+"""Every method that `conf/method/` names: composed, trained a step, evaluated, saved, loaded, called from Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from anomaly_vlm import load_checkpoint
+from anomaly_vlm.cli import main
+from anomaly_vlm.options import option_defaults
+from anomaly_vlm.runs.compose import choices
+from anomaly_vlm.runs.instantiate import target_class
+from tests.support.conf import CONF
+
+SMALL = [
+    "train_limit=4",
+    "eval_limit=12",
+    "epochs=1",
+    "pictures.per_category=0",
+    "callbacks.progress=none",
+    "trainer=cpu",
+    "cache.tokens=off",
+]
+PICTURES = ["dataset.train.size=48", "dataset.test.size=48"]
+TINY = ["backbone=tiny_random", "image_size=64"]
+WORDS = {  # what a method needs to be small, besides SMALL
+    "saa": ["image_size=64", "dataset.test.categories=[gear]", "backbone=tiny_convnext"],
+    "vl4ad": ["backbone=tiny_convnext", "eval_limit=2", "train_limit=2"],
+    "promptad": [*TINY, "shots=1", "dataset.test.categories=[gear]"],
+    "finegrainedad": [*TINY, "shots=1", "dataset.test.categories=[gear]"],
+    "winclip": [*TINY, "shots=1"],
+    "filo": [*TINY, "method.kernels=[[1,1],[3,3]]"],
+}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", choices("method"))
+def test_a_method_from_its_configuration_to_python(name: str, tmp_path: Path) -> None:
+    """Trains, evaluates the checkpoint to the same numbers, and scores the same image the same way twice."""
+    words = [f"method={name}", *SMALL, *([] if name == "vl4ad" else PICTURES), *WORDS.get(name, TINY)]
+    if name in ("saa", "promptad", "finegrainedad", "winclip", "anovl"):
+        words.remove("dataset.train.size=48")
+    assert main(["train", *words, "output_dir=run"]) == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert main(["evaluate", f"ckpt={checkpoint}", "output_dir=again"]) == 0
+    first, again = (json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in ("run", "again"))
+    assert first["results"] == again["results"] and first["results"]
+
+    image = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))
+    method = load_checkpoint(checkpoint)
+    prediction, twice = (load(image, category="gear") for load in (method, load_checkpoint(checkpoint)))
+    assert prediction.map.shape == (1, 64, 96) and torch.isfinite(prediction.map).all()
+    assert torch.equal(prediction.score, twice.score) and torch.equal(prediction.map, twice.map)
+
+
+@pytest.mark.parametrize("name", choices("method"))
+def test_the_yaml_repeats_no_default(name: str) -> None:
+    """Defaults stand in the constructor alone; a YAML says what differs from them."""
+    node = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8")).get("method")
+    if not node or "_target_" not in node:
+        pytest.skip("extends another method's YAML")
+    defaults = option_defaults(target_class(node))
+    repeated = [key for key, value in node.items() if key in defaults and defaults[key] == value]
+    assert not repeated

@@ -1,0 +1,113 @@
+"""Configurations from files: nothing that is not allowed is ever looked up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from anomaly_vlm.cli import main
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.runs.compose import choices, compose
+from anomaly_vlm.runs.instantiate import instantiate
+from anomaly_vlm.runs.trust import check_targets, foreign_config, read_config, shipped_targets
+
+EVIL = {"_target_": "os.mkdir", "path": "ran"}
+HIDDEN: dict[str, Any] = {
+    "plain": EVIL,
+    "in a list": [EVIL],
+    "in a tuple": (EVIL,),
+    "deep in tuples": ({"a": ((EVIL,),)},),
+    "decoded": "${oc.decode:'{_target_: os.mkdir, path: ran}'}",
+    "created": "${oc.create:{_target_: os.mkdir, path: ran}}",
+    "decoded inside a text": "x${oc.decode:'{_target_: os.mkdir, path: ran}'}",
+    "from the environment": "${oc.env:HOME}",
+    "nested interpolation": "${oc.decode:${name}}",
+    "in a default": "${oc.select:nothing,${oc.env:HOME}}",
+    "deprecated": "${oc.deprecated:name}",
+    "assembled target": {"_target_": "${first}.${second}", "path": "ran"},
+    "attribute of a library": {"_target_": "torch.optim.adam.os.system", "command": "touch ran"},
+    "positional": {"_target_": "builtins.eval", "_args_": ["__import__('os').mkdir('ran')"]},
+    "hydra's own": {"_target_": "hydra.utils.get_method", "path": "os.system"},
+    "partial": {"_target_": "os.mkdir", "_partial_": True, "path": "ran"},
+    "an object": torch.zeros(1),
+}
+
+
+@pytest.mark.parametrize("place", ["optimizer", "method", "dataset", "new"])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_checkpoint_cannot_run_code(name: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two holes of the past (a tuple, a text that becomes a node when it is resolved), and others of their kind."""
+    monkeypatch.chdir(tmp_path)
+    config = OmegaConf.to_container(compose(["method=linear_heads", "backbone=tiny_random"]), resolve=False)
+    assert isinstance(config, dict)
+    config.update(first="os", second="mkdir")
+    config[place] = HIDDEN[name] if place == "new" else {**(config[place] or {}), "extra": HIDDEN[name]}
+    with pytest.raises(UserError) as told:
+        foreign_config(config, source="checkpoint 'x'")
+    assert "\n" not in str(told.value) and not (tmp_path / "ran").exists()
+
+
+def test_the_command_line_refuses_it_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    config = OmegaConf.to_container(compose(["method=linear_heads", "backbone=tiny_random"]), resolve=False)
+    assert isinstance(config, dict)
+    config["callbacks"] = {"progress": "none", "extra": (EVIL,)}
+    record = {"config": config, "fingerprint": "0", "trained_on": "nothing"}
+    torch.save({"anomaly_vlm": record, "state_dict": {}}, tmp_path / "x.ckpt")
+    assert main(["evaluate", f"ckpt={tmp_path / 'x.ckpt'}"]) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and "asks to run 'os.mkdir'" in err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\nb: [*a, *a]\n",
+        "method: [",
+        "- 1\n",
+        "method: !!python/object/apply:os.mkdir [ran]\n",
+        "a: ${b}\nb: ${a}\n",
+        "a: " + "[" * 200 + "]" * 200,
+        "optimizer: {_target_: os.mkdir}\n",
+        "\x00",
+        "seed: ${missing.key}\n",
+        "x: " + "y" * 1_100_000,
+    ],
+)
+def test_a_runs_folder_cannot_either(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as told:
+        read_config(tmp_path / "config.yaml")
+    assert "\n" not in str(told.value)
+
+
+def test_what_the_suite_writes_is_read(tmp_path: Path) -> None:
+    for dataset in choices("dataset"):
+        cfg = compose(["method=adaclip", "backbone=tiny_random", f"dataset={dataset}"])
+        OmegaConf.save(cfg, tmp_path / "config.yaml")
+        stored = read_config(tmp_path / "config.yaml")
+        assert OmegaConf.to_container(stored, resolve=False) == OmegaConf.to_container(cfg, resolve=False)
+
+
+def test_instantiating_checks_as_well() -> None:
+    """Whatever path a node came by."""
+    with pytest.raises(UserError, match=r"asks to run 'os.mkdir'.*trust=\[os\]"):
+        instantiate({"_target_": "collections.OrderedDict", "a": EVIL}, trusted=["collections"])
+    assert instantiate({"_target_": "collections.OrderedDict"}, trusted=["collections"]) == {}
+    assert "anomaly_vlm.backbone.load_backbone" in shipped_targets()
+
+
+def test_own_packages_are_trusted_by_name_alone() -> None:
+    node = {"_target_": "mypackage.heads.Head"}
+    check_targets(node, source="x", trusted=["mypackage"])
+    for target in ("mypackages.heads.Head", "my.package.Head", "mypackage"):
+        with pytest.raises(UserError):
+            check_targets({"_target_": target}, source="x", trusted=["mypackage"])
+    config = OmegaConf.to_container(compose(["method=adaclip", "trust=[os]"]), resolve=False)
+    assert isinstance(config, dict)
+    assert foreign_config(config, source="x").trust == []  # a file never says whom to trust
+    for library in ("lightning.pytorch.callbacks.EarlyStopping", "torch.optim.SGD"):
+        check_targets({"_target_": library}, source="x")
