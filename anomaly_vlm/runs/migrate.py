@@ -10,12 +10,35 @@ from collections.abc import Mapping
 from typing import Any
 
 TEXTS: dict[str, str | None] = {"texts.table": "texts", "texts._target_": None}  # a table is given by its name
+FEW_SHOT_PROMPTS: dict[str, str | None] = {
+    "official_category": "published_category",
+    "n_ctx": "contexts.length",
+    "n_ctx_abnormal": "contexts.abnormal_length",
+    "n_pro": "contexts.count",
+    "n_pro_abnormal": "contexts.abnormal_count",
+    "memory_layers": "memory.layers",
+    "memory_tap": "memory.tap",
+    "coreset": "memory.coreset",
+    "memory_mb": "memory.memory_mb",
+}
+FEW_SHOT_VALUES: dict[str, dict[Any, Any]] = {
+    "contexts.count": {None: {"seg": 1, "cls": 3}},
+    "memory.layers": {None: "published"},
+    "memory.tap": {"code": "published", "block": "paper"},
+    "temperature": {"raw_logit_scale": "published"},
+}
 # method name -> {old dotted key below `method` -> new one}; None where the option is gone
 METHOD_KEYS: dict[str, dict[str, str | None]] = {
     "april_gan": TEXTS,
     "winclip": TEXTS,
-    "promptad": {"official_category": "published_category"},
-    "finegrainedad": {"official_category": "published_category"},
+    "promptad": {**TEXTS, **FEW_SHOT_PROMPTS},
+    "finegrainedad": {
+        **FEW_SHOT_PROMPTS,
+        "captions.table": "captions",
+        "captions._target_": None,
+        "prompts.table": "prompts",
+        "prompts._target_": None,
+    },
     "saa": {
         **TEXTS,
         "object_word": "prompts.object_word",
@@ -83,6 +106,12 @@ METHOD_KEYS: dict[str, dict[str, str | None]] = {
 }
 # method name -> {new dotted key below `method` -> {old value -> new one}}
 METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
+    "promptad": FEW_SHOT_VALUES,
+    "finegrainedad": {
+        **FEW_SHOT_VALUES,
+        "region.pool": {"code": "published"},
+        "region.mask": {"image0": "published", "own": "each"},
+    },
     "saa": {
         "prompts.object_word": {"parsed": "published"},
         "fusion": {"official": "published"},
@@ -146,8 +175,8 @@ def migrated(config: Any) -> Any:
     for key, values in METHOD_VALUES.get(name, {}).items():
         full = f"method.{key}"
         if full in moved and _hashable(moved[full]) and moved[full] in values:
-            if moved[full] is None and "trust" in config:
-                continue  # null has today's meaning
+            if moved[full] is None and all(later in config for later in ADDED):
+                continue  # written since: null has today's meaning
             moved[full] = values[moved[full]]
     for key, value in moved.items():
         if isinstance(value, str) and "${oc.env:" in value:

@@ -76,7 +76,7 @@ def test_predict_pictures_of_any_size(road_run: Path, tmp_path: Path) -> None:
         f"images={tmp_path / 'frames'}",
         f"output_dir={tmp_path / 'out'}",
     ]
-    assert main(["predict", *words, "method.window=[32,64]"]) == 0
+    assert main(["predict", *words, "method.passes.window=[32,64]"]) == 0
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 2
     assert len(list((tmp_path / "out" / "pictures").glob("*.png"))) == 2
