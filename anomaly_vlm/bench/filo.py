@@ -67,7 +67,7 @@ def make_method(setting: Setting) -> FiLo:
     """The shipped configuration with random weights, without a detector of its own."""
     cfg = compose(["method=filo", "backbone=vit_b16"])
     backbone = load_backbone(
-        setting.model, random_seed=0, activation="gelu", pos_resize=cfg.towers.pos_resize, image_size=setting.size
+        setting.model, random_seed=0, activation="gelu", pos_resize=cfg.as_published.pos_resize, image_size=setting.size
     )
     options = {key: value for key, value in cfg.method.items() if key != "_target_"}
     losses = build_terms({key: dict(value) for key, value in cfg.loss.items()})

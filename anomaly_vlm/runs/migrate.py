@@ -6,6 +6,7 @@ here say how; nothing else accepts the old names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -145,7 +146,7 @@ METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
     "winclip": {"variant": {"anomalib": "paper", "cao": "published"}},
 }
 # old dotted key at the top of a configuration -> new one
-TOP_KEYS: dict[str, str | None] = {"backbone.aligned_patches": None}
+TOP_KEYS: dict[str, str | None] = {"towers": "as_published", "backbone.aligned_patches": None}
 # beginning of an old `_target_` -> new one
 TARGETS = {
     "anomaly_vlm.data.procedural_road.": "anomaly_vlm.data.drawn.roads.",
@@ -179,6 +180,8 @@ def migrated(config: Any) -> Any:
                 continue  # written since: null has today's meaning
             moved[full] = values[moved[full]]
     for key, value in moved.items():
+        if isinstance(value, str) and "towers." in value:
+            moved[key] = value = re.sub(r"(\$\{(?:oc\.select:)?)towers\.", r"\1as_published.", value)
         if isinstance(value, str) and "${oc.env:" in value:
             moved[key] = "auto"  # a folder of this machine, not of the one that wrote the file
         if key.rpartition(".")[2] == "_target_" and isinstance(value, str):
