@@ -1,6 +1,6 @@
 """The names that users write are frozen: options of methods, keys of a run, groups. A change is seen here before it is made.
 
-After a change that is meant: `python -m tests.test_option_names` writes the list anew, and `runs/migrate.py` maps the old names.
+After a change that is meant: `python -m tests.test_option_names` writes the list anew, and `runs/migrate.py` maps old names.
 """
 
 from __future__ import annotations
