@@ -5,6 +5,7 @@ from anomaly_vlm.backbone.clip import ClipBackbone, ImageTokens
 from anomaly_vlm.backbone.convnext import ConvNextBackbone, ImagePyramid
 from anomaly_vlm.backbone.frozen import FrozenClip, FrozenTower
 from anomaly_vlm.backbone.positions import resize_positions
+from anomaly_vlm.backbone.stem import HybridStem, put_stem
 from anomaly_vlm.backbone.trunk import TrunkBackbone, load_trunk
 from anomaly_vlm.backbone.vit import ImagePatches, ViTBackbone, load_vit
 from anomaly_vlm.backbone.weights import convert_torchscript, load_backbone, read_weights
@@ -15,6 +16,7 @@ __all__ = [
     "ConvNextBackbone",
     "FrozenClip",
     "FrozenTower",
+    "HybridStem",
     "ImagePatches",
     "ImagePyramid",
     "ImageTokens",
@@ -26,6 +28,7 @@ __all__ = [
     "load_trunk",
     "load_vit",
     "plus_next_attention",
+    "put_stem",
     "read_weights",
     "resize_positions",
     "run_blocks",

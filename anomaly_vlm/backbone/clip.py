@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone.blocks import Prompts, run_blocks
 from anomaly_vlm.backbone.frozen import Activation, FrozenClip, drivable, set_activation
 from anomaly_vlm.backbone.positions import POS_RESIZE, PosResize, resize_positions
+from anomaly_vlm.backbone.stem import HybridStem
 from anomaly_vlm.backbone.taps import BlockTaps
 from anomaly_vlm.errors import UserError, unknown_choice
 
@@ -56,8 +57,6 @@ class ClipBackbone(FrozenClip, BlockTaps):
         layers: 1-based vision blocks that methods tap by default; default: quarters of the depth.
         tokenizer: texts -> [N, context] token ids.
         is_random: the weights were never trained.
-        aligned_patches: patches of `layers`, projected like the class token, were trained to compare with texts (CLIP's own
-            training compares the class token alone).
 
     Raises:
         UserError: the model has no ViT image tower that can be driven block by block.
@@ -77,7 +76,6 @@ class ClipBackbone(FrozenClip, BlockTaps):
         image_size: int | None = None,
         layers: Sequence[int] | None = None,
         is_random: bool = False,
-        aligned_patches: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -103,9 +101,13 @@ class ClipBackbone(FrozenClip, BlockTaps):
         self.embed_dim: int = self.visual.proj.shape[1]
         native = round((self.visual.positional_embedding.shape[0] - 1) ** 0.5) * self.patch_size
         self.image_size = self.checked_size(native if image_size is None else image_size)
-        self.aligned_patches = aligned_patches
         self.layers = self.checked_layers(layers or self.quarters)
         self._positions: dict[tuple, Tensor] = {}
+
+    @property
+    def has_stem(self) -> bool:
+        """Whether the patch embedding is a network, whose output is worth keeping."""
+        return isinstance(self.visual.conv1, HybridStem)
 
     def cache_key(self) -> dict[str, str]:
         return {"activation": self.activation, "positions": self.pos_resize}
@@ -127,7 +129,10 @@ class ClipBackbone(FrozenClip, BlockTaps):
             raise ValueError(
                 f"image of {height}x{width} pixels: sides must be multiples of the patch size {self.patch_size}"
             )
-        x = self.visual.conv1(images)  # [B, Dv, rows, columns]
+        return self.embed_map(self.visual.conv1(images))
+
+    def embed_map(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """`embed_image` from the patch embedding's own output [B, Dv, rows, columns]."""
         grid = (x.shape[-2], x.shape[-1])
         x = x.flatten(2).transpose(1, 2)
         cls = self.visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
@@ -157,6 +162,19 @@ class ClipBackbone(FrozenClip, BlockTaps):
             ImageTokens
         """
         x, grid = self.embed_image(images)
+        return self.encode_embedded(x, grid, layers=layers, prompts=prompts, vv_from=vv_from, keep=keep)
+
+    def encode_embedded(
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        *,
+        layers: Sequence[int] = (),
+        prompts: Prompts | None = None,
+        vv_from: int | None = None,
+        keep: Tensor | None = None,
+    ) -> ImageTokens:
+        """`encode_image` from what `embed_image` returned: `x` [B, 1 + N, Dv] and the patch grid."""
         if keep is not None:
             x = x[:, keep].flatten(0, 1)  # [B, W, k, Dv] -> [B * W, k, Dv]
         out = run_blocks(

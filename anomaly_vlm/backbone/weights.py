@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone.clip import ClipBackbone
 from anomaly_vlm.backbone.convnext import ConvNextBackbone, is_convnext
 from anomaly_vlm.backbone.positions import PosResize
+from anomaly_vlm.backbone.stem import put_stem
 from anomaly_vlm.backbone.token_rows import FALLBACK, IDS, FewTokens, whole_table
 from anomaly_vlm.errors import UserError, unknown_choice
 
@@ -40,7 +41,7 @@ def load_backbone(
     image_size: int | None = None,
     layers: Sequence[int] | None = None,
     origin: str | None = None,
-    aligned_patches: bool = False,
+    stem: Mapping[str, Any] | None = None,
 ) -> Any:
     """Builds the model, fills it with weights and freezes it.
 
@@ -56,9 +57,11 @@ def load_backbone(
         random_seed: untrained weights drawn from this seed; only together with neither `pretrained` nor `weights`.
         architecture: open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`) for a model of one's own.
         activation: `auto` is what the weights were trained with: the tag's own flag, else the model config's.
-        pos_resize, layers, aligned_patches: see `ClipBackbone`; a ConvNeXt has neither positions nor layers to tap.
+        pos_resize, layers: see `ClipBackbone`; a ConvNeXt has neither positions nor layers to tap.
         image_size: see there.
         origin: where the weights of a file come from, in words for tables; None: the file's name.
+        stem: `name` and `stages` of a `HybridStem` in place of the patch embedding; None: open_clip's own. Not for weights
+            that are downloaded.
 
     Raises:
         UserError: unknown architecture or tag, absent weights, a file of another layout.
@@ -76,11 +79,13 @@ def load_backbone(
     tag = _tag_config(name, pretrained, custom=architecture is not None)
     if weights is not None:
         state = read_weights(weights_path(weights))
-        model = fill_weights(_build(config, name), state, weights)
+        model = fill_weights(_build(config, name, stem=stem), state, weights)
         origin = origin or f"{pretrained + ' from ' if pretrained else ''}file {Path(weights).name}"
     elif random_seed is not None:
-        model = _build(config, name, random_seed)
+        model = _build(config, name, random_seed, stem=stem)
         origin = f"random weights (seed {random_seed})"
+    elif stem is not None:
+        raise UserError(f"backbone '{name}': downloaded weights have no stem: leave backbone.stem out")
     else:
         model = _download(name, pretrained, tag)
         origin = pretrained or "hub weights"
@@ -103,7 +108,7 @@ def load_backbone(
                 f"backbone.layers is {list(layers)}: {name} is a ConvNeXt, which has no layers to tap; set null"
             )
         return ConvNextBackbone(model, **shared)
-    return ClipBackbone(model, **shared, pos_resize=pos_resize, layers=layers, aligned_patches=aligned_patches)
+    return ClipBackbone(model, **shared, pos_resize=pos_resize, layers=layers)
 
 
 def _model_config(name: str, architecture: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -138,14 +143,19 @@ def _clip_tokenizer(config: Mapping[str, Any] | None) -> SimpleTokenizer:
     return SimpleTokenizer(context_length=text.get("context_length", 77))
 
 
-def _build(config: dict[str, Any] | None, name: str, seed: int | None = None) -> nn.Module:
+def _build(
+    config: dict[str, Any] | None, name: str, seed: int | None = None, *, stem: Mapping[str, Any] | None = None
+) -> nn.Module:
     if config is None:
         raise UserError(f"backbone '{name}': a hub name brings its own weights: leave weights and random_seed out")
     config = copy.deepcopy(config)
     custom = config.pop("custom_text", False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0 if seed is None else seed)
-        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+        model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+        if stem is not None:
+            put_stem(model, stem)
+    return model
 
 
 # ---- local files -----------------------------------------------------------------------------------------------------

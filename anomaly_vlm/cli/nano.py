@@ -37,7 +37,9 @@ def run(arguments: Sequence[str]) -> int:
     from anomaly_vlm.nano.train import train_nano
     from anomaly_vlm.nano.train_convnext import train_convnext
     from anomaly_vlm.reporting.console import say
+    from anomaly_vlm.runs.trainer import flush_denormals
 
+    flush_denormals()
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     OmegaConf.save(cfg, folder / "config.yaml")

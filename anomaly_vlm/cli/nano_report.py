@@ -48,7 +48,7 @@ def execute(roots: dict[str, str], ckpt: str | None, limit: int | None, folder: 
     from anomaly_vlm.backbone import load_backbone
     from anomaly_vlm.cli import main
     from anomaly_vlm.nano.compare import Limited, compare
-    from anomaly_vlm.nano.model import ARCHITECTURE
+    from anomaly_vlm.nano.model import ARCHITECTURE, STEM
     from anomaly_vlm.reporting.console import say
     from anomaly_vlm.runs.build import build_data
     from anomaly_vlm.runs.compose import compose
@@ -68,7 +68,7 @@ def execute(roots: dict[str, str], ckpt: str | None, limit: int | None, folder: 
             raise UserError("the default run of AdaCLIP failed: its message stands above")
         ckpt = str(run_folder / "checkpoints" / "last.ckpt")
     nano = instantiate(composed[0].backbone)
-    random = load_backbone("random weights", random_seed=0, architecture=ARCHITECTURE, image_size=nano.image_size)
+    random = load_backbone("random weights", random_seed=0, architecture=ARCHITECTURE, stem=STEM)
     tables: dict[str, list[Row]] = {}
     for cfg in composed:
         source = Limited(instantiate(cfg.dataset.test), limit)

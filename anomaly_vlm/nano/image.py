@@ -1,134 +1,170 @@
-"""Second stage: the image tower learns to see damage where it is and to name what it sees, against frozen texts."""
+"""Second stage: the image tower learns as a CLIP does, and from its teacher; the stem under it stays as it came.
+
+Image and sentence are told from those of other pictures; the global feature and the patches of the last block are mapped by
+two linear heads, dropped afterwards, to what the teacher makes of the same view. Where the teacher is sure of one of its
+classes, that class is the sentence now and then. No mask and no state of a patch enters.
+"""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.methods.winclip.windows import windows_of
-from anomaly_vlm.nano.model import TEMPERATURE
+from anomaly_vlm.nano import text
+from anomaly_vlm.nano.crops import Crops, Statistics, on_grid, statistics
+from anomaly_vlm.nano.model import as_backbone, stem_of, whiten_projection
+from anomaly_vlm.nano.teacher import classes
 from anomaly_vlm.nano.text import SCALE, Directions
-from anomaly_vlm.nano.views import Views
-from anomaly_vlm.nano.words import GENERIC_NOUN
+from anomaly_vlm.nano.words import COLOURS, class_caption, draw_caption
 
-FULL = 0.2  # a patch counts as damaged to the share of it that is, divided by this and cut at 1
-WEIGHTS = {"patches": 1.0, "dice": 0.3, "state": 1.0, "rank": 0.5, "caption": 0.5, "material": 0.3, "windows": 1.0}
-VV_SHARE = 0.1  # of the steps that train the V-V path's patches in place of the ordinary ones ..
-WINDOW_SHARE = 0.15  # .. and of those that train windows of 2 to 4 patches, which WinCLIP asks
-WINDOWS = 16  # of an image
+WEIGHTS = {"caption": 1.0, "global": 2.0, "dense": 2.0, "text": 0.5}
+SURE = 0.4  # probability from which on the teacher's class may be a picture's sentence ..
+NAMED = 0.5  # .. and how often it is
+TOLD = {"state": 0.6, "colour": 0.3, "around": 0.3, "place": 0.3}  # how often a sentence tells each of these
+WORDS = 32  # sentences of the text stage in a step, so that its directions stay
 
 
-def focal_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross entropy, weighted by how wrong the probability is and by damage, which is rare."""
-    with torch.no_grad():
-        weight = (target - torch.sigmoid(logits)).abs() * (1 + 3 * target)
-    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return (weight * each).sum() / weight.sum().clamp(min=1.0)
+@dataclass
+class Step:
+    """A batch: `rows` [B] of the crops, sentences `said`, and `same` [B, B], pictures that share theirs."""
+
+    rows: np.ndarray
+    said: list[str]
+    same: Tensor
+    number: int
 
 
 class ImageStage:
-    """Losses of a batch of twins, and what trains on them.
+    """Losses of a batch of crops, and what trains on them: image tower behind the stem, text tower, heads.
 
     Args:
-        backbone: view of the model; its image tower is thawed here, positions and text tower stay frozen.
-        bank: [nouns + 1, states, each, C] caption features. directions: of the text stage.
+        model: the CLIP, its stem already the teacher's, its text tower trained.
+        crops: of the stem. directions: of the text stage. seed: of sentences and heads.
+        distil: False leaves the teacher's losses out (ablation).
     """
 
-    def __init__(self, backbone: ClipBackbone, bank: Tensor, directions: Directions) -> None:
-        self.backbone, self.bank, self.directions = backbone, bank, directions
-        visual = backbone.visual.requires_grad_(True)
-        visual.positional_embedding.requires_grad_(False)
-        self.parameters = [p for p in visual.parameters() if p.requires_grad]
-        self.average = copy.deepcopy(visual).requires_grad_(False)
+    def __init__(
+        self, model: nn.Module, crops: Crops, directions: Directions, *, seed: int, distil: bool = True
+    ) -> None:
+        self.model, self.crops, self.directions, self.seed, self.distil = model, crops, directions, seed, distil
+        self.backbone = as_backbone(model)
+        self.names = classes()
+        self.facts: Statistics = statistics(crops)
+        visual: Any = self.backbone.visual
+        stem = stem_of(model)
+        whiten_projection(stem, *self.facts.stem, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.heads = nn.ModuleDict(
+                {
+                    "global": nn.Linear(self.backbone.embed_dim, self.facts.pooled[0].numel()),
+                    "dense": nn.Linear(self.backbone.width, self.facts.dense[0].numel()),
+                }
+            )
+        model.requires_grad_(False)  # positions stay, and so does the scale
+        for part in (visual.class_embedding, visual.proj):
+            part.requires_grad_(True)
+        for module in (stem.project, visual.ln_pre, visual.transformer, visual.ln_post, self.backbone.text):
+            module.requires_grad_(True)
+        self.backbone.text.token_embedding.requires_grad_(False)  # rows that no sentence has would only decay
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters = [*self.trained.values(), *self.heads.parameters()]
+        self.average = {name: p.detach().clone() for name, p in self.trained.items()}
 
     def follow(self, decay: float) -> None:
-        """Moves the running average of the image tower's weights."""
+        """Moves the running average of the trained weights."""
         with torch.no_grad():
-            for kept, now in zip(self.average.parameters(), self.backbone.visual.parameters(), strict=True):
-                kept.lerp_(now, 1 - decay)
+            for name, kept in self.average.items():
+                kept.lerp_(self.trained[name].detach(), 1 - decay)
 
-    def normalise(self, image: Tensor) -> Tensor:
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.backbone.mean, self.backbone.std))
-        return (image - mean) / std
+    # ---- sentences ---------------------------------------------------------------------------------------------------
 
-    def losses(self, views: Views, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, number: int, count: int) -> Step:
+        """Batch `number`: crops and a sentence for each, a function of (seed, number) alone."""
+        rng = np.random.default_rng([self.seed, 3, number])
+        rows = np.sort(rng.choice(len(self.crops), count, replace=False))
+        said, meant = zip(*(self._sentence(rng, int(row)) for row in rows), strict=True)
+        same = torch.tensor([[one == other for other in meant] for one in meant])
+        return Step(rows, list(said), same, number)
+
+    def _sentence(self, rng: np.random.Generator, row: int) -> tuple[str, tuple[int, int]]:
+        """A sentence on a crop, and what it is of: (noun, state), or (-1, class of the teacher)."""
+        crops = self.crops
+        if crops.sure[row] > SURE and rng.random() < NAMED:
+            named = int(crops.named[row])
+            return class_caption(rng, self.names[named]), (-1, named)
+        tell = {part: rng.random() < share for part, share in TOLD.items()}
+        noun, state = int(crops.noun[row]), int(crops.state[row])
+        colours = tuple(COLOURS)
+        damaged = state > 0 and tell["state"]
+        sentence = draw_caption(
+            rng,
+            noun,
+            state if tell["state"] else None,
+            colour=colours[crops.colour[row]] if tell["colour"] else None,
+            around=colours[crops.around[row]] if tell["around"] and crops.around[row] >= 0 else None,
+            place=int(crops.place[row]) if damaged and tell["place"] else None,
+        )
+        return sentence, (noun, state)
+
+    # ---- losses ------------------------------------------------------------------------------------------------------
+
+    def embedded(self, rows: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+        """Input of the tower behind the stem [B, 1 + N, Dv] for crops, and the grid."""
+        features = torch.from_numpy(self.crops.stem[rows]).float()
+        return self.backbone.embed_map(stem_of(self.model).project(features))
+
+    def losses(self, step: Step, generator: torch.Generator) -> dict[str, Tensor]:
         """Unweighted terms of a batch."""
-        backbone, count = self.backbone, len(views.image)
-        dual = None
-        draw = torch.rand(1, generator=generator).item()
-        if draw < VV_SHARE:
-            dual = int(torch.randint(0, backbone.num_layers // 2 + 1, (1,), generator=generator))
-        elif draw < VV_SHARE + WINDOW_SHARE:
-            return {"windows": self.window_loss(views, generator)}
-        last = backbone.num_layers
-        tokens = backbone.encode_image(self.normalise(views.image), layers=[last], vv_from=dual)
-        cls = F.normalize(tokens.cls, dim=-1)
-        patches = F.normalize(backbone.project(tokens.patches[0]), dim=-1)
-
-        axis = self.asked(views, generator)
-        margin = (cls * axis).sum(1)
-        local = torch.einsum("bnc,bc->bn", patches, axis)
-        target = (views.cover / FULL).clamp(max=1)
-        logits, p = local / TEMPERATURE, torch.sigmoid(local / TEMPERATURE)
-        values = {"patches": focal_bce(logits, target)}
-        hurt = views.label > 0
-        overlap = 2 * (p * target).sum(1) + 1
-        values["dice"] = (1 - overlap / (p.sum(1) + target.sum(1) + 1))[hurt].mean() if hurt.any() else logits.sum() * 0
-
-        if dual is not None:  # the V-V path has no class token of its own
-            return values
-        state = F.binary_cross_entropy_with_logits(margin / TEMPERATURE, views.label, reduction="none")
-        values["state"] = (state * views.sure).sum() / views.sure.sum()
-        top = local.topk(max(1, round(0.02 * local.shape[1])), dim=1).values.mean(1)
-        whole, broken = (margin + top).chunk(2)
-        seen = views.label[count // 2 :]
-        values["rank"] = (F.softplus((whole - broken) * 5) * seen).sum() / seen.sum().clamp(min=1)
-
-        pick = torch.randint(self.bank.shape[2], (count,), generator=generator)
-        caption = self.bank[views.noun, views.state, pick]
-        similar = cls @ caption.T * SCALE
-        same = (views.noun[:, None] == views.noun) & (views.state[:, None] == views.state)
-        similar = similar.masked_fill(same & ~torch.eye(count, dtype=torch.bool), -torch.inf)
-        each = torch.arange(count)
+        backbone, rows = self.backbone, step.rows
+        x, grid = self.embedded(rows)
+        words = text.captions(self.seed, step.number, WORDS)
+        with torch.autocast("cpu", torch.bfloat16):  # a third of the time less
+            tokens = backbone.encode_embedded(x, grid, layers=[backbone.num_layers])
+            said = backbone.encode_text(backbone.tokenize([*step.said, *(caption.text for caption in words)]))
+        cls, patches, said = tokens.cls.float(), tokens.patches[0].float(), F.normalize(said.float(), dim=-1)
+        values = {}
+        if self.distil:
+            pooled, dense = (torch.from_numpy(part[rows]).float() for part in (self.crops.pooled, self.crops.dense))
+            values["global"] = away(self.heads["global"](cls), pooled, self.facts.pooled)
+            values["dense"] = away(self.heads["dense"](patches), on_grid(dense, grid), self.facts.dense)
+        similar = SCALE * F.normalize(cls, dim=-1) @ said[: len(rows)].T
+        each = torch.arange(len(rows))
+        similar = similar.masked_fill(step.same & (each[:, None] != each), -torch.inf)
         values["caption"] = (F.cross_entropy(similar, each) + F.cross_entropy(similar.T, each)) / 2
-        named = views.pure.repeat(2)
-        if named.any():
-            kinds = SCALE * patches[named] @ self.directions.nouns.T
-            aim = views.noun[named][:, None].expand(-1, kinds.shape[1]).flatten()
-            values["material"] = F.cross_entropy(kinds.flatten(0, 1), aim)
+        values["text"] = text.losses(said[len(rows) :], words, self.directions)
         return values
-
-    def asked(self, views: Views, generator: torch.Generator) -> Tensor:
-        """A damaged text minus a flawless one for each view [B, C]: of its noun, or of some other thing."""
-        count = len(views.noun)
-        noun = torch.where(torch.rand(count, generator=generator) < 0.65, views.noun, GENERIC_NOUN)
-        pick = torch.randint(self.bank.shape[2], (2, count), generator=generator)
-        return self.bank[noun, 1, pick[0]] - self.bank[noun, 0, pick[1]]
-
-    def window_loss(self, views: Views, generator: torch.Generator) -> Tensor:
-        """The class token of windows of patches, which sees nothing else: damaged as its most damaged patch is."""
-        backbone = self.backbone
-        side = views.image.shape[-1] // backbone.patch_size
-        size = int(torch.randint(2, 5, (1,), generator=generator))
-        windows = windows_of(size, (side, side))
-        rows = torch.randperm(len(windows.tokens), generator=generator)[:WINDOWS]
-        tokens = backbone.encode_image(self.normalise(views.image), keep=windows.tokens[rows])
-        cls = F.normalize(tokens.cls, dim=-1).unflatten(0, (len(views.image), -1))  # [B, W, C]
-        logits = torch.einsum("bwc,bc->bw", cls, self.asked(views, generator)) / TEMPERATURE
-        worst = (views.cover[:, None] * windows.cover.T[rows]).amax(dim=2)  # [B, W]
-        return focal_bce(logits, (worst / FULL).clamp(max=1))
 
     def total(self, values: dict[str, Tensor]) -> Tensor:
         return torch.stack([WEIGHTS[name] * value for name, value in values.items()]).sum()
 
+    # ---- state -------------------------------------------------------------------------------------------------------
+
+    def averaged(self) -> nn.Module:
+        """A copy of the model with the averaged weights."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict({**model.state_dict(), **self.average})
+        return model.requires_grad_(False).eval()
+
     def state_dict(self) -> dict[str, Any]:
-        return {"visual": self.backbone.visual.state_dict(), "average": self.average.state_dict()}
+        now = {name: p.detach() for name, p in self.trained.items()}
+        return {"now": now, "average": self.average, "heads": self.heads.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.backbone.visual.load_state_dict(state["visual"])
-        self.average.load_state_dict(state["average"])
+        with torch.no_grad():
+            for name, p in self.trained.items():
+                p.copy_(state["now"][name])
+        self.average = dict(state["average"])
+        self.heads.load_state_dict(state["heads"])
+
+
+def away(made: Tensor, aim: Tensor, facts: tuple[Tensor, Tensor]) -> Tensor:
+    """1 minus the mean cosine between [..., D] and the standardised aim: the student's distance from its teacher, 0 to 2."""
+    mean, std = facts
+    return 1 - F.cosine_similarity(made, (aim - mean) / std, dim=-1).mean()

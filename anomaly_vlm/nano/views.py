@@ -1,4 +1,5 @@
-"""Training views: twins of the pool, mixed, recoloured, damaged anew, turned and cut, the same way for both."""
+"""Training views: pictures of the pool, flawless or damaged, some of them mixed, all recoloured, turned and cut; and what a
+caption can tell of each."""
 
 from __future__ import annotations
 
@@ -10,81 +11,80 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly_vlm.data.drawn.products.families import FAMILIES
 from anomaly_vlm.nano.pool import SIDE, Pool
-from anomaly_vlm.nano.words import GENERIC_NOUN
+from anomaly_vlm.nano.words import COLOURS, GENERIC_NOUN, NOUNS
 
-VISIBLE = 0.03  # a pixel has changed where its channels differ by this on average, in [0, 1]
-LEAST = 0.0015  # share of the view that must have changed for it to count as damaged
+LEAST = 0.0015  # share of the view that must be damaged for a caption to tell it
+RIM = 0.12  # width of the frame that counts as a picture's background, of the side
 
 
 @dataclass
 class Views:
-    """A batch of twins: the flawless ones first, then the damaged ones in the same order.
+    """A batch of views.
 
     Attributes:
-        image: [2 P, 3, S, S] in [0, 1]. cover: [2 P, N] share of each patch that is damaged.
-        label: [2 P] 1 where damage is in view. sure: [2 P] 0 where next to nothing of it is.
-        noun: [2 P] index of the noun class. state: [2 P] index of the state that a caption may tell.
-        pure: [P] whether the twins show one family alone.
+        image: [B, 3, S, S] in [0, 1]. noun: [B] index of the noun class. state: [B] index of the state that a caption tells.
+        colour: [B] index into `COLOURS`, of the middle of the picture. around: [B] the same of its frame; -1 for textures.
+        place: [B] index into `PLACES`, of the damage; -1 where there is none.
     """
 
     image: Tensor
-    cover: Tensor
-    label: Tensor
-    sure: Tensor
     noun: Tensor
     state: Tensor
-    pure: Tensor
+    colour: Tensor
+    around: Tensor
+    place: Tensor
 
 
-def draw_views(pool: Pool, *, seed: int, step: int, pairs: int, side: int, patch: int) -> Views:
-    """The views of a training step: a function of (seed, step) alone."""
+def draw_views(pool: Pool, *, seed: int, step: int, count: int, side: int) -> Views:
+    """The views of a batch: a function of (seed, step) alone. About half of them are of damaged pictures."""
     g = torch.Generator().manual_seed(((seed + 1) * 1_000_003 + step) * 2 + 1)
-    rows = torch.randint(len(pool), (pairs,), generator=g)
-    order = rows.numpy()
-    normal, damaged = (_pixels(array[order]) for array in (pool.flawless, pool.damaged))
+    order = torch.randint(len(pool), (count,), generator=g).numpy()
+    hurt = _chance(g, count, 0.5)
+    pixels = np.where(hurt.numpy()[:, None, None, None], pool.damaged[order], pool.flawless[order])
     mask = torch.from_numpy(pool.mask[order]).float()[:, None]
     noun, state = (torch.from_numpy(array[order]) for array in (pool.noun, pool.state))
 
-    pasted = _chance(g, pairs, 0.4)
-    other = _pixels(pool.flawless[torch.randint(len(pool), (pairs,), generator=g).numpy()])
-    fresh, where = _damage(g, normal, other)
-    damaged = torch.where(pasted[:, None, None, None], fresh, damaged)
-    mask = torch.where(pasted[:, None, None, None], where, mask)
-    state = torch.where(pasted, 1, state)
-
-    mixed = _chance(g, pairs, 0.35)
-    third = _pixels(pool.flawless[torch.randint(len(pool), (pairs,), generator=g).numpy()])
-    normal, damaged = _mix(g, mixed, normal, damaged, third)
+    mixed = _chance(g, count, 0.25)
+    other = _pixels(pool.flawless[torch.randint(len(pool), (count,), generator=g).numpy()])
+    image = _mix(g, mixed, _pixels(pixels), other)
     noun = torch.where(mixed, GENERIC_NOUN, noun)
 
     grid = _geometry(g, mask, side)
-    image = F.grid_sample(
-        torch.cat([normal, damaged]), grid.repeat(2, 1, 1, 1), padding_mode="reflection", align_corners=False
-    )
-    image = _recolour(g, image, pairs)
+    image = F.grid_sample(image, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(0, 1)
+    image = _recolour(g, image)
+    image = image + 0.02 * torch.rand(count, 1, 1, 1, generator=g) * torch.randn(image.shape, generator=g)
     seen = F.grid_sample(mask, grid, mode="bilinear", padding_mode="reflection", align_corners=False)[:, 0]
-    changed = (image[pairs:] - image[:pairs]).abs().mean(1, keepdim=True)
-    changed = F.avg_pool2d(changed, 3, 1, 1)[:, 0] > VISIBLE
-    hurt = seen * changed  # [P, S, S]
-    area = hurt.mean((1, 2))
-    image = (image + 0.02 * torch.rand(2 * pairs, 1, 1, 1, generator=g) * torch.randn(image.shape, generator=g)).clamp(
-        0, 1
-    )
-
-    cover = F.avg_pool2d(hurt[:, None], patch).flatten(1)
-    label = (area > LEAST).float()
-    sure = ((area > LEAST) | (area == 0)).float()
-    zeros = torch.zeros(pairs)
+    seen = seen * hurt[:, None, None]
+    told = seen.mean((1, 2)) > LEAST
+    textures = torch.tensor([FAMILIES[name].kind == "texture" for name in NOUNS] + [True])
+    image = image.clamp(0, 1)
+    rim = round(RIM * side)
+    inside = image[:, :, rim:-rim, rim:-rim].mean((2, 3))
+    frame = (image.sum((2, 3)) - image[:, :, rim:-rim, rim:-rim].sum((2, 3))) / (side**2 - (side - 2 * rim) ** 2)
     return Views(
         image=image,
-        cover=torch.cat([torch.zeros_like(cover), cover]),
-        label=torch.cat([zeros, label]),
-        sure=torch.cat([zeros + 1, sure]),
-        noun=noun.repeat(2),
-        state=torch.cat([torch.zeros_like(state), torch.where(label > 0, state, 0)]),
-        pure=~mixed,
+        noun=noun,
+        state=torch.where(told, state, 0),
+        colour=_nearest_colour(inside),
+        around=torch.where(textures[noun], -1, _nearest_colour(frame)),
+        place=torch.where(told, _place(seen), -1),
     )
+
+
+def _nearest_colour(rgb: Tensor) -> Tensor:
+    """Index into `COLOURS` [B] of mean colours [B, 3]."""
+    return torch.cdist(rgb, torch.tensor(list(COLOURS.values()))).argmin(dim=1)
+
+
+def _place(seen: Tensor) -> Tensor:
+    """Index into `PLACES` [B]: which ninth of the view [B, S, S] holds the middle of the damage."""
+    line = torch.linspace(0, 1, seen.shape[-1])
+    total = seen.sum((1, 2)).clamp(min=1e-6)
+    row = (seen.sum(2) @ line / total * 3).long().clamp(max=2)
+    column = (seen.sum(1) @ line / total * 3).long().clamp(max=2)
+    return 3 * row + column
 
 
 def _pixels(array: np.ndarray) -> Tensor:
@@ -99,103 +99,47 @@ def _uniform(g: torch.Generator, low: float, high: float, *shape: int) -> Tensor
     return low + (high - low) * torch.rand(*shape, generator=g)
 
 
-# ---- damage of its own kinds -----------------------------------------------------------------------------------------
+# ---- nuisances -------------------------------------------------------------------------------------------------------
 
 
-def _damage(g: torch.Generator, image: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Pastes something wrong into pictures [P, 3, S, S]; returns them and the soft masks [P, 1, S, S]."""
+def _mix(g: torch.Generator, chosen: Tensor, image: Tensor, other: Tensor) -> Tensor:
+    """Blends, multiplies or joins the chosen pictures [B, 3, S, S] with other ones: families that nobody drew."""
     count = len(image)
-    mask = _shapes(g, count, image.shape[-1])
-    shift = int(torch.randint(16, 100, (1,), generator=g))
-    moved = torch.roll(image, (shift, SIDE - shift // 2), dims=(2, 3))
-    colour = torch.rand(count, 3, 1, 1, generator=g)
-    gain = torch.where(_chance(g, count, 0.5), _uniform(g, 0.4, 0.8, count), _uniform(g, 1.25, 1.8, count))
-    gain = gain[:, None, None, None]
-    noise = F.interpolate(torch.rand(count, 3, 32, 32, generator=g), SIDE, mode="bilinear", align_corners=False)
-    makers = (
-        lambda r: other[r],
-        lambda r: moved[r],
-        lambda r: F.avg_pool2d(image[r], 9, 1, 4, count_include_pad=False),
-        lambda r: colour[r].expand_as(image[r]),
-        lambda r: (image[r] * gain[r]).clamp(0, 1),
-        lambda r: 0.5 * image[r] + 0.5 * colour[r],
-        lambda r: image[r].flip(3),
-        lambda r: 0.6 * image[r] + 0.4 * noise[r],
-    )
-    content = torch.empty_like(image)
-    which = torch.randint(len(makers), (count,), generator=g)
-    for number, make in enumerate(makers):
-        rows = which == number
-        content[rows] = make(rows)
-    strength = _uniform(g, 0.5, 1.0, count)[:, None, None, None]
-    return image + mask * strength * (content - image), (mask > 0.3).float()
-
-
-def _shapes(g: torch.Generator, count: int, side: int) -> Tensor:
-    """Soft masks [count, 1, side, side]: ragged blobs and crooked lines, small more often than large."""
-    axis = torch.linspace(-1, 1, side)
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    angle = _uniform(g, 0, math.pi, count)[:, None, None]
-    cx, cy = (_uniform(g, -0.65, 0.65, count)[:, None, None] for _ in range(2))
-    u = (x - cx) * angle.cos() + (y - cy) * angle.sin()
-    v = (y - cy) * angle.cos() - (x - cx) * angle.sin()
-    coarse = torch.randn(count, 2, 10, 10, generator=g)
-    ragged = F.interpolate(coarse, side, mode="bicubic", align_corners=False)
-    size = 0.05 * torch.exp(_uniform(g, 0, 1.9, count))[:, None, None]
-    stretch = torch.exp(_uniform(g, -0.7, 0.7, count))[:, None, None]
-    blob = torch.sqrt((u / stretch) ** 2 + (v * stretch) ** 2) / size + 0.25 * ragged[:, 0] - 1
-    thin = 0.012 * torch.exp(_uniform(g, 0, 1.2, count))[:, None, None]
-    line = torch.maximum((v + 0.08 * ragged[:, 1]).abs() / thin - 1, (u.abs() - 4 * size.clamp(max=0.15)) / thin)
-    distance = torch.where(_chance(g, count, 0.35)[:, None, None], line, blob)
-    return torch.sigmoid(-6 * distance)[:, None]
-
-
-# ---- nuisances, the same for both twins ------------------------------------------------------------------------------
-
-
-def _mix(g: torch.Generator, chosen: Tensor, normal: Tensor, damaged: Tensor, third: Tensor) -> tuple[Tensor, Tensor]:
-    """Blends, multiplies or joins the chosen twins [P, 3, S, S] with a third picture: families that nobody drew."""
-    count = len(normal)
     weight = _uniform(g, 0.5, 0.8, count)[:, None, None, None]
     ragged = F.interpolate(torch.randn(count, 1, 5, 5, generator=g), SIDE, mode="bicubic", align_corners=False)
-    seam = torch.sigmoid(8 * ragged)
     way = torch.randint(3, (count,), generator=g)[:, None, None, None]
-
-    def mixed(image: Tensor) -> Tensor:
-        blend = weight * image + (1 - weight) * third
-        product = image * (0.5 + third)
-        joined = torch.where(seam > 0.5, image, 0.25 * image + 0.75 * third)
-        out = torch.where(way == 0, blend, torch.where(way == 1, product, joined)).clamp(0, 1)
-        return torch.where(chosen[:, None, None, None], out, image)
-
-    return mixed(normal), mixed(damaged)
+    blend = weight * image + (1 - weight) * other
+    product = image * (0.5 + other)
+    joined = torch.where(ragged > 0, image, 0.25 * image + 0.75 * other)
+    out = torch.where(way == 0, blend, torch.where(way == 1, product, joined)).clamp(0, 1)
+    return torch.where(chosen[:, None, None, None], out, image)
 
 
-def _recolour(g: torch.Generator, both: Tensor, pairs: int) -> Tensor:
-    """Colours, contrast and brightness of twins [2 P, 3, S, S]."""
-    eye = torch.eye(3).expand(pairs, 3, 3)
-    free = eye[torch.arange(pairs)[:, None], torch.argsort(torch.rand(pairs, 3, generator=g), dim=1)]
-    free = free + 0.35 * torch.randn(pairs, 3, 3, generator=g)
+def _recolour(g: torch.Generator, image: Tensor) -> Tensor:
+    """Colours, contrast and brightness of pictures [B, 3, S, S]; half of them keep their colours."""
+    count = len(image)
+    eye = torch.eye(3).expand(count, 3, 3)
+    free = eye[torch.arange(count)[:, None], torch.argsort(torch.rand(count, 3, generator=g), dim=1)]
+    free = free + 0.35 * torch.randn(count, 3, 3, generator=g)
     free = free / free.abs().sum(2, keepdim=True).clamp(min=0.5)
-    free = free * torch.where(_chance(g, pairs, 0.15), -1.0, 1.0)[:, None, None]
-    grey = torch.tensor([0.299, 0.587, 0.114]).expand(pairs, 3, 3)
-    draw = torch.rand(pairs, generator=g)[:, None, None]
-    matrix = torch.where(draw < 0.4, free, torch.where(draw < 0.6, grey, eye))
-    contrast = torch.exp(_uniform(g, -0.35, 0.35, pairs))[:, None, None, None]
-    shift = _uniform(g, -0.12, 0.12, pairs)[:, None, None, None]
-    out = torch.einsum("pij,pjhw->pihw", matrix.repeat(2, 1, 1), both - 0.5)
-    return (0.5 + contrast.repeat(2, 1, 1, 1) * out + shift.repeat(2, 1, 1, 1)).clamp(0, 1)
+    free = free * torch.where(_chance(g, count, 0.15), -1.0, 1.0)[:, None, None]
+    grey = torch.tensor([0.299, 0.587, 0.114]).expand(count, 3, 3)
+    draw = torch.rand(count, generator=g)[:, None, None]
+    matrix = torch.where(draw < 0.3, free, torch.where(draw < 0.5, grey, eye))
+    contrast = torch.exp(_uniform(g, -0.35, 0.35, count))[:, None, None, None]
+    shift = _uniform(g, -0.12, 0.12, count)[:, None, None, None]
+    out = torch.einsum("pij,pjhw->pihw", matrix, image - 0.5)
+    return (0.5 + contrast * out + shift).clamp(0, 1)
 
 
 def _geometry(g: torch.Generator, mask: Tensor, side: int) -> Tensor:
     """Sampling grids [P, side, side, 2]: the whole picture, or a part of it that mostly holds the damage."""
     count, full = len(mask), mask.shape[-1]
     whole = _chance(g, count, 0.55)
-    native = side / full
-    zoom = torch.where(whole, _uniform(g, 0.9, 1.05, count), _uniform(g, native * 0.9, min(1.0, native * 1.5), count))
+    zoom = torch.where(whole, _uniform(g, 0.9, 1.05, count), _uniform(g, 0.45, 0.9, count))
     pick = torch.multinomial(mask.flatten(1) + 1e-6, 1, generator=g)[:, 0]
     aim = torch.stack([pick % full, pick // full], 1) / full * 2 - 1
-    aim = torch.where(_chance(g, count, 0.85)[:, None], aim, _uniform(g, -1, 1, count, 2))
+    aim = torch.where(_chance(g, count, 0.5)[:, None], aim, _uniform(g, -1, 1, count, 2))
     aim = aim + zoom[:, None] * _uniform(g, -0.7, 0.7, count, 2)
     room = (1 - zoom).clamp(min=0)[:, None]
     centre = aim.clamp(-1, 1).clamp(min=-room, max=room)

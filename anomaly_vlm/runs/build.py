@@ -24,8 +24,8 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.metrics import AnomalyMetrics
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
-from anomaly_vlm.runs.instantiate import instantiate, plain, target_class
-from anomaly_vlm.runs.trainer import check_gpu
+from anomaly_vlm.runs.instantiate import instantiate, own_function, plain, target_class
+from anomaly_vlm.runs.trainer import check_gpu, flush_denormals
 
 
 @dataclass
@@ -60,6 +60,7 @@ def build(
         test: A test set of the caller's own; None for that of the configuration.
         excluded_paths: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
     """
+    flush_denormals()
     check_gpu(cfg)
     create = partial(instantiate, trusted=cfg.trust)
     collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None}
@@ -101,7 +102,7 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         cfg.method,
         trusted=cfg.trust,
         backbone=backbone,
-        losses=build_terms(plain(cfg.loss)),
+        losses=build_terms(plain(cfg.loss), partial(own_function, trusted=cfg.trust)),
         optimizer=instantiate(cfg.optimizer, trusted=cfg.trust) if cfg.optimizer else None,
         scheduler=instantiate(cfg.scheduler, trusted=cfg.trust) if cfg.scheduler else None,
         evaluation=method_class.evaluation_type(partial(AnomalyMetrics, pixel=plain(cfg.metrics))),

@@ -64,9 +64,11 @@ def test_a_method_from_its_configuration_to_python(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", choices("method"))
 def test_the_yaml_repeats_no_default(name: str) -> None:
     """Defaults stand in the constructor alone; a YAML says what differs from them."""
-    node = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8")).get("method")
+    text = (CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8")
+    node = yaml.safe_load(text).get("method")
     if not node or "_target_" not in node:
         pytest.skip("extends another method's YAML")
     defaults = option_defaults(target_class(node))
     repeated = [key for key, value in node.items() if key in defaults and defaults[key] == value]
+    repeated = [key for key in repeated if f"method.{key}" not in text]  # another key follows it
     assert not repeated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ def plain_open_clip(architecture: dict[str, Any], file: Path) -> open_clip.CLIP:
     model = open_clip.CLIP(**architecture).eval()
     model.load_state_dict({**state, "token_embedding.weight": table})
     return model
+
+
+def card_lines(card: Path) -> dict[str, Any]:
+    """Runs the first block of code of a model card in docs/; returns its names."""
+    lines = card.read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("    "))
+    last = next(i for i in range(first, len(lines)) if lines[i] and not lines[i].startswith("    "))
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent("\n".join(lines[first:last])), names)
+    return names
 
 
 def break_off(patch: pytest.MonkeyPatch, *, at: int) -> None:

@@ -23,12 +23,12 @@ from anomaly_vlm.losses.maps import map_losses, training_mask
 from anomaly_vlm.methods.adaclip.hsf import HsfOptions, HybridSemanticFusion
 from anomaly_vlm.methods.adaclip.prompts import HybridLearnablePrompts, PromptOptions
 from anomaly_vlm.methods.adaclip.texts import STATES_ABNORMAL, STATES_NORMAL, TEMPLATES, PromptEnsemble
-from anomaly_vlm.methods.base.method import AnomalyMethod
+from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.layers import Layers, tapped_layers
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
 from anomaly_vlm.methods.shared.seeding import derived_generator
-from anomaly_vlm.options import AtLeast, PositiveFloat
+from anomaly_vlm.options import AtLeast, PositiveFloat, Range
 
 
 @dataclass
@@ -48,7 +48,7 @@ class AdaptedFeatures:
     grid: tuple[int, int]
 
 
-class AdaCLIP(AnomalyMethod):
+class AdaCLIP(FrozenTokens):
     """Hybrid prompts in both towers, linear projections of patches and class token, semantic fusion.
 
     The prompts and the projections are learned, and start from `seed`. CLIP is frozen.
@@ -66,7 +66,9 @@ class AdaCLIP(AnomalyMethod):
         temperature: Divides the similarities.
         hsf: Options of the hybrid semantic fusion.
         score_without_hsf: The image score where `hsf.enabled` is false. `published`: that of the class token. `paper`: the
-            maximum of the anomaly map.
+            maximum of the anomaly map. `map_top`: the probability of the mean logit over the `top_share` of patches with the
+            largest ones. In training the class token is compared in each case.
+        top_share: Share of the patches for `map_top`; at least one patch counts.
         sigma: Standard deviation in pixels of the Gaussian that smooths the map; 0 for none.
         base: See `AnomalyMethod`.
 
@@ -92,13 +94,15 @@ class AdaCLIP(AnomalyMethod):
         projection: Literal["linear", "clip"] = "linear",
         temperature: PositiveFloat = 0.01,
         hsf: HsfOptions = HsfOptions(),  # noqa: B008 (frozen)
-        score_without_hsf: Literal["published", "paper"] = "published",
+        score_without_hsf: Literal["published", "paper", "map_top"] = "published",
+        top_share: Annotated[float, Range(low=0, open_low=True, high=1)] = 0.02,
         sigma: Annotated[float, AtLeast(0)] = 4.0,
         **base: Any,
     ) -> None:
         super().__init__(backbone, **base)
         self.layers = tapped_layers(backbone, layers)
-        self.temperature, self.score_without_hsf, self.sigma = temperature, score_without_hsf, sigma
+        self.temperature, self.sigma = temperature, sigma
+        self.score_without_hsf, self.top_share = score_without_hsf, top_share
         self.hsf = HybridSemanticFusion(hsf)
         self.ensemble = PromptEnsemble(backbone, (states_normal, states_abnormal), templates, prompts.text_mode)
         self.dynamic_prompts = prompts.dynamic
@@ -124,10 +128,7 @@ class AdaCLIP(AnomalyMethod):
 
     def features(self, batch: Batch) -> AdaptedFeatures:
         """Runs both adapted towers on a batch (sections 3.3 and 3.4)."""
-        pooled = self._global_features(batch) if self.dynamic_prompts and self.image_prompts is not None else None
-        tokens = self.encode_image(batch.image, pooled)
-        if pooled is None:  # no prompts in the image tower, or none that need it: the class token is the global feature
-            pooled = tokens.cls
+        tokens, pooled = self._image_tokens(batch)
         projected = [
             self.backbone.project(patches) if self.patch_projection is None else self.patch_projection[i](patches)
             for i, patches in enumerate(tokens.patches)
@@ -139,6 +140,26 @@ class AdaCLIP(AnomalyMethod):
             text=self.encode_text(batch.category, pooled),
             grid=tokens.grid,
         )
+
+    def _image_tokens(self, batch: Batch) -> tuple[ImageTokens, Tensor]:
+        """The prompted image tower on a batch, and the global features `[B, C]` of the frozen tower."""
+        if self.backbone.has_stem:  # what the prompts meet behind it is frozen, and comes from the token cache
+            frozen = self.frozen_tokens(batch)
+            rows, columns = (side // self.backbone.patch_size for side in batch.size)
+            return self.encode_embedded(frozen["embedded"], (rows, columns), frozen["cls"]), frozen["cls"]
+        pooled = self._global_features(batch) if self.dynamic_prompts and self.image_prompts is not None else None
+        tokens = self.encode_image(batch.image, pooled)
+        # without prompts that need it, the class token is the global feature
+        return tokens, tokens.cls if pooled is None else pooled
+
+    def cache_key(self) -> dict[str, Any] | None:
+        """The patch embedding and the global feature are kept where a stem makes them worth it."""
+        return {"embedded": True} if self.backbone.has_stem else None
+
+    def encode_frozen(self, images: Tensor) -> dict[str, Tensor]:
+        """`embedded` `[M, 1 + N, Dv]`, the input of the tower behind its stem; `cls` `[M, C]`, its global feature."""
+        embedded, grid = self.backbone.embed_image(images)
+        return {"embedded": embedded, "cls": self.backbone.encode_embedded(embedded, grid).cls}
 
     def _global_features(self, batch: Batch) -> Tensor:
         """Global features `[B, C]` of the frozen tower without prompts, computed once for each image."""
@@ -160,10 +181,15 @@ class AdaCLIP(AnomalyMethod):
             images: `[B, 3, H, W]`, normalised.
             pooled: Global features `[B, C]` for dynamic prompts; None where there are none.
         """
+        return self.encode_embedded(*self.backbone.embed_image(images), pooled)
+
+    def encode_embedded(self, embedded: Tensor, grid: tuple[int, int], pooled: Tensor | None) -> ImageTokens:
+        """As `encode_image`, from the patch embedding `[B, 1 + N, Dv]` and its grid."""
         if self.image_prompts is None:
             with torch.no_grad():
-                return self.backbone.encode_image(images, layers=self.layers)
-        return self.backbone.encode_image(images, layers=self.layers, prompts=Prompts(self.image_prompts(pooled)))
+                return self.backbone.encode_embedded(embedded, grid, layers=self.layers)
+        prompts = Prompts(self.image_prompts(pooled))
+        return self.backbone.encode_embedded(embedded, grid, layers=self.layers, prompts=prompts)
 
     def encode_text(self, categories: Sequence[str], pooled: Tensor | None) -> Tensor:
         """Text features of each image's category, computed once a category where they do not depend on the image.
@@ -213,6 +239,12 @@ class AdaCLIP(AnomalyMethod):
         """
         return upsample(to_grid(logits[..., 1] - logits[..., 0], grid), size, align_corners=True).sigmoid()
 
+    def top_score(self, logits: Tensor) -> Tensor:
+        """The image score `[B]` of `map_top`, from similarities `[layers, B, N, 2]`."""
+        margin = (logits[..., 1] - logits[..., 0]).mean(dim=0)
+        count = max(1, round(self.top_share * margin.shape[1]))
+        return margin.topk(count, dim=1).values.mean(dim=1).sigmoid()
+
     def kmeans_seeds(self, batch: Batch, epoch: int | None) -> list[int]:
         """One seed for each image, from (`seed`, epoch, index) in training and (`seed`, index) in evaluation."""
         when = [] if epoch is None else [epoch + 1]
@@ -226,6 +258,8 @@ class AdaCLIP(AnomalyMethod):
         smooth = gaussian_smooth(raw, self.sigma)
         if not self.hsf.enabled and self.score_without_hsf == "paper":
             return Prediction(smooth.flatten(1).amax(dim=1), smooth)
+        if not self.hsf.enabled and self.score_without_hsf == "map_top":
+            return Prediction(self.top_score(logits), smooth)
         score = self.image_logits(features, logits, self.kmeans_seeds(batch, None)).softmax(dim=-1)[:, 1]
         return Prediction(score, smooth)
 
