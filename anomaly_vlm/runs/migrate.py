@@ -40,6 +40,13 @@ METHOD_KEYS: dict[str, dict[str, str | None]] = {
         "prompts.table": "prompts",
         "prompts._target_": None,
     },
+    "anovl": {
+        **TEXTS,
+        "adapt_steps": "adaptation.steps",
+        "adapt_lr": "adaptation.lr",
+        "noise_std": "adaptation.noise_std",
+        "optimizer_state": "adaptation.optimizer_state",
+    },
     "saa": {
         **TEXTS,
         "object_word": "prompts.object_word",
@@ -113,6 +120,7 @@ METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
         "region.pool": {"code": "published"},
         "region.mask": {"image0": "published", "own": "each"},
     },
+    "anovl": {"adaptation.optimizer_state": {"carry": "published"}},
     "saa": {
         "prompts.object_word": {"parsed": "published"},
         "fusion": {"official": "published"},

@@ -1,4 +1,4 @@
-"""FineGrainedAD's learned parts: prompts on several levels that share their contexts (MLLP), and the query former."""
+"""What FineGrainedAD learns: prompts on several levels that share their contexts (MLLP), and the query former."""
 
 from __future__ import annotations
 

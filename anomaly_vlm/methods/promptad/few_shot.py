@@ -94,10 +94,11 @@ class VVMemoryMethod(FrozenTokens, CategoryMethod):
         super().__init__(backbone, **base)
         self.tasks = TASKS if task == "both" else (task,)
         self.sizes = {name: contexts.of_task(name) for name in self.tasks}
-        layers = memory.layers
-        if layers == "published":
-            layers = [max(1, round(backbone.num_layers * share / 12)) for share in (3, 8)]
-        self.memory, self.memory_layers = memory, tapped_layers(backbone, layers, option="memory.layers")
+        self.memory = memory
+        if memory.layers == "published":
+            self.memory_layers = tuple(max(1, round(backbone.num_layers * share / 12)) for share in (3, 8))
+        else:
+            self.memory_layers = tapped_layers(backbone, memory.layers, option="memory.layers")
         self.factor = similarity_factor(temperature, backbone)
         self.eval_size, self.sigma, self.bgr_test = eval_size, sigma, bgr_test
         self.published_category = published_category
