@@ -76,14 +76,16 @@ class BlockOutputs:
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, heads, T, D / heads]
+    heads: Tensor = x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, heads, T, D / heads]
+    return heads
 
 
 def _attention(
     attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None
 ) -> Tensor:
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    return attn.out_proj(mixed.transpose(1, 2).flatten(2))
+    projected: Tensor = attn.out_proj(mixed.transpose(1, 2).flatten(2))
+    return projected
 
 
 def run_blocks(
@@ -148,4 +150,5 @@ def plus_next_attention(blocks: Sequence[nn.Module], x: Tensor, layer: int) -> T
     block: Any = blocks[layer]
     qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
     q, k, v = (_heads(part, block.attn.num_heads) for part in qkv.chunk(3, dim=-1))
-    return x + block.ls_1(_attention(block.attn, q, k, v, causal=False))
+    after: Tensor = x + block.ls_1(_attention(block.attn, q, k, v, causal=False))
+    return after

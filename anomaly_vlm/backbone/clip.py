@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
         *,
         name: str,
         weights: str,
-        tokenizer,
+        tokenizer: Callable[[list[str]], Tensor],
         activation: Activation = "gelu",
         pos_resize: PosResize = "bicubic",
         mean: Sequence[float] = (0.48145466, 0.4578275, 0.40821073),
@@ -102,7 +102,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
         native = round((self.visual.positional_embedding.shape[0] - 1) ** 0.5) * self.patch_size
         self.image_size = self.checked_size(native if image_size is None else image_size)
         self.layers = self.checked_layers(layers or self.quarters)
-        self._positions: dict[tuple, Tensor] = {}
+        self._positions: dict[tuple[Any, ...], Tensor] = {}
 
     @property
     def has_stem(self) -> bool:
@@ -192,7 +192,8 @@ class ClipBackbone(FrozenClip, BlockTaps):
 
     def project(self, tokens: Tensor, *, ln_post: bool = True) -> Tensor:
         """Vision tokens [..., Dv] into the joint space [..., C] by CLIP's own projection, after `ln_post` or without it."""
-        return (self.visual.ln_post(tokens) if ln_post else tokens) @ self.visual.proj
+        projected: Tensor = (self.visual.ln_post(tokens) if ln_post else tokens) @ self.visual.proj
+        return projected
 
 
 def _image_tower(model: Any, name: str) -> VisionTransformer:

@@ -101,11 +101,13 @@ class ConvNextBackbone(FrozenClip, Strided):
 
     def project(self, pooled: Tensor) -> Tensor:
         """Pooled dense features [n, C] into the joint space [n, D] by CLIP's own head (LayerNorm, then the MLP)."""
-        return self.visual.head(self.visual.trunk.head(pooled[:, :, None, None]))
+        projected: Tensor = self.visual.head(self.visual.trunk.head(pooled[:, :, None, None]))
+        return projected
 
     def trunk(self) -> nn.Module:
         """The convolutional trunk, whose parameters a method without pretrained weights may train."""
-        return self.visual.trunk
+        trunk: nn.Module = self.visual.trunk
+        return trunk
 
 
 def is_convnext(model: Any) -> bool:

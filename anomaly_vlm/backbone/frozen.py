@@ -114,7 +114,8 @@ class FrozenClip(FrozenTower):
 
     def embed_text(self, tokens: Tensor) -> Tensor:
         """Token plus position embeddings [N, T, Dt] of token ids [N, T]: the input of the text tower's block 0."""
-        return self.text.token_embedding(tokens) + self.text.positional_embedding[: tokens.shape[-1]]
+        embedded: Tensor = self.text.token_embedding(tokens) + self.text.positional_embedding[: tokens.shape[-1]]
+        return embedded
 
     def text_states(self, tokens: Tensor, *, until: int) -> Tensor:
         """Hidden states [N, T, Dt] at the input of text block `until` (0-based), without prompts. Frozen: no gradient."""
@@ -171,7 +172,8 @@ class FrozenClip(FrozenTower):
     def _project_text(self, x: Tensor) -> Tensor:
         x = self.text.ln_final(x)
         projection = self.text.text_projection
-        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        features: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        return features
 
 
 def set_activation(blocks: Any, activation: Activation) -> None:

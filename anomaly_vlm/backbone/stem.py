@@ -57,10 +57,12 @@ class HybridStem(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """The feature map [B, channels, rows, columns] before the projection."""
         x = self.normalise(images).contiguous(memory_format=torch.channels_last)  # a quarter faster on CPUs
-        return self.blocks(self.bn1(self.conv_stem(x)))
+        features: Tensor = self.blocks(self.bn1(self.conv_stem(x)))
+        return features
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.project(self.features(images))
+        projected: Tensor = self.project(self.features(images))
+        return projected
 
 
 def put_stem(model: Any, stem: Mapping[str, Any]) -> None:

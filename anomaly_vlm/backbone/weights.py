@@ -117,7 +117,7 @@ def _model_config(name: str, architecture: Mapping[str, Any] | None) -> dict[str
         return copy.deepcopy(dict(architecture))
     if name.startswith(HUB_PREFIX):
         return None
-    config = open_clip.get_model_config(name)
+    config: dict[str, Any] | None = open_clip.get_model_config(name)
     if config is None:
         raise unknown_choice("open_clip architecture", name, open_clip.list_models())
     return config
@@ -128,7 +128,8 @@ def _tag_config(name: str, tag: str | None, *, custom: bool) -> dict[str, Any]:
         return {}
     if not open_clip.pretrained.is_pretrained_cfg(name, tag):
         raise unknown_choice(f"pretrained tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name))
-    return open_clip.get_pretrained_cfg(name, tag)
+    published: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
+    return published
 
 
 def resolve_activation(asked: str, tag_config: Mapping[str, Any], model_config: Mapping[str, Any]) -> Any:
@@ -155,7 +156,8 @@ def _build(
         model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
         if stem is not None:
             put_stem(model, stem)
-    return model
+    built: nn.Module = model
+    return built
 
 
 # ---- local files -----------------------------------------------------------------------------------------------------
@@ -281,7 +283,8 @@ def _download(name: str, tag: str | None, tag_config: Mapping[str, Any]) -> nn.M
             warnings.simplefilter(
                 "ignore"
             )  # open_clip warns that activation and tag may differ; `activation` decides that
-            return open_clip.create_model(name, pretrained=tag, precision="fp32")
+            created: nn.Module = open_clip.create_model(name, pretrained=tag, precision="fp32")
+            return created
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:150]
         raise UserError(f"{wanted} could not be loaded ({reason}): {mend}") from error

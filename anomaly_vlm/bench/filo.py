@@ -82,7 +82,8 @@ def one_image(method: FiLo, setting: Setting) -> Batch:
     mask[:, side // 4 : side // 2, side // 4 : side // 3] = 1
     image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     batch = Batch(image, torch.ones(1).long(), mask, [CATEGORY], ["image 0"], torch.arange(1), ["image 0"])
-    return move_data_to_device(batch, setting.device)
+    moved: Batch = move_data_to_device(batch, setting.device)
+    return moved
 
 
 # ---- an image at test time -------------------------------------------------------------------------------------------

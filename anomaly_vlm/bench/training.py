@@ -152,7 +152,9 @@ class Way:
 
     def batch(self, number: int) -> Batch:
         start = number * BATCH % IMAGES
-        return move_data_to_device(collate([self.dataset[i] for i in range(start, start + BATCH)]), self.setting.device)
+        batch = collate([self.dataset[i] for i in range(start, start + BATCH)])
+        moved: Batch = move_data_to_device(batch, self.setting.device)
+        return moved
 
     def gradients(self, batch: Batch) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.checks import check_files
-from anomaly_vlm.data.dataset import AnomalyDataset, PixelCache, StoredTokens, collate
+from anomaly_vlm.data.dataset import AnomalyDataset, Item, PixelCache, StoredTokens, collate
 from anomaly_vlm.data.limits import balanced
 from anomaly_vlm.data.references import ReferencePicks, positions_by_category
 from anomaly_vlm.data.sampler import BatchesSampler, EpochSampler, ShardSampler
@@ -23,7 +23,7 @@ from anomaly_vlm.data.types import Batch, Preprocess, References, Sample
 from anomaly_vlm.errors import UserError
 
 
-class TrainLoader(DataLoader):
+class TrainLoader(DataLoader[Item]):
     """A loader that a checkpoint can resume: its order is a function of (seed, epoch), and its state says which order."""
 
     def __init__(self, *args: Any, order: dict[str, int], **kwargs: Any) -> None:
@@ -208,7 +208,7 @@ class AnomalyDataModule(L.LightningDataModule):
         rows = positions_by_category(self.samples("train"))[0] if self.train_on == "references" else [0]
         return collate([dataset[i] for i in rows])
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Item]:
         """Shuffled; references: one batch a category, on every process the same. After a resume, the first epoch goes on
         where the checkpoint stopped."""
         dataset = self.dataset("train")
@@ -234,18 +234,18 @@ class AnomalyDataModule(L.LightningDataModule):
         """The side that checkpoints are chosen on; no loader where none is."""
         return [] if self.selection_side is None else self._eval_loader(self.selection_side)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Item]:
         _need_labels(self.samples("test"), "the test set")
         return self._eval_loader("test")
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Item]:
         """The test side in order, labels or not."""
         return self._eval_loader("test")
 
-    def _eval_loader(self, side: str) -> DataLoader:
+    def _eval_loader(self, side: str) -> DataLoader[Item]:
         dataset = self.dataset(side)
         rank, world_size = self._rank()
-        sampler: Sampler = ShardSampler(len(dataset), rank=rank, world_size=world_size)
+        sampler: Sampler[int] = ShardSampler(len(dataset), rank=rank, world_size=world_size)
         return DataLoader(dataset, sampler=sampler, batch_size=self.eval_batch_size, **self._options())
 
     def _options(self) -> dict[str, Any]:

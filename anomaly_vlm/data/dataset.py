@@ -66,19 +66,19 @@ class PixelCache:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
-        self._entries: dict[tuple, Pixels] = {}
+        self._entries: dict[tuple[object, ...], Pixels] = {}
 
-    def get(self, key: tuple) -> Pixels | None:
+    def get(self, key: tuple[object, ...]) -> Pixels | None:
         return self._entries.get(key)
 
-    def put(self, key: tuple, pixels: Pixels) -> None:
+    def put(self, key: tuple[object, ...], pixels: Pixels) -> None:
         size = pixels.image.nbytes + (0 if pixels.mask is None else pixels.mask.nbytes)
         if self.used + size <= self.limit:
             self._entries[key] = pixels
             self.used += size
 
 
-class AnomalyDataset(Dataset):
+class AnomalyDataset(Dataset[Item]):
     """Items of samples. `[i]` is sample i of epoch 0, `[epoch, i]` that of another epoch.
 
     Everything random comes from (seed, epoch, i): order, batches and worker processes change nothing.

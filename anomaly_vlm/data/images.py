@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from anomaly_vlm.errors import UserError
 
@@ -108,7 +108,7 @@ def _eight_bit(image: Image.Image, path: str) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, Image.UnidentifiedImageError) or not text:
+    if isinstance(error, UnidentifiedImageError) or not text:
         return "no image format that is known"
     return text
 

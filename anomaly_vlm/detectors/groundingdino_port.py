@@ -89,7 +89,7 @@ def build(state: dict[str, Tensor], tokenizer: str) -> nn.Module:
         from groundingdino.models import build_model
         from groundingdino.util.slconfig import SLConfig
 
-        model = build_model(SLConfig(package_config(facts, tokenizer)))
+        model: nn.Module = build_model(SLConfig(package_config(facts, tokenizer)))
     missing, surplus = model.load_state_dict(state, strict=False)
     wrong = [f"missing {key}" for key in missing if "relative_position_index" not in key and "pooler" not in key]
     wrong += [f"surplus {key}" for key in surplus if not key.startswith("label_enc") and "position_ids" not in key]

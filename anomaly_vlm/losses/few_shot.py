@@ -72,4 +72,5 @@ def level_loss(image: Tensor, entities: Tensor, background: Tensor) -> Tensor:
     Reference: FineGrainedAD (arXiv 2510.26464), published code, regularisation.
     """
     means = [F.normalize(rows, dim=-1).mean(dim=0) for rows in (image, entities.sum(dim=0), background)]
-    return torch.linalg.vector_norm(means[0] - means[1] - means[2])
+    distance: Tensor = torch.linalg.vector_norm(means[0] - means[1] - means[2])
+    return distance

@@ -66,7 +66,8 @@ def outline(mask: np.ndarray) -> np.ndarray:
     """The border pixels of a boolean mask [H, W], inside it."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inner
+    contour: np.ndarray = mask & ~inner
+    return contour
 
 
 def save_panel(
@@ -155,7 +156,8 @@ def laid_over(image: np.ndarray, colours: np.ndarray, heat: np.ndarray | None) -
         heat = np.asarray(whole.resize((image.shape[1], image.shape[0]), Image.Resampling.BILINEAR))
     grey = 0.3 * image + 0.7 * image.mean(axis=-1, keepdims=True)
     opacity = 0.85 * np.clip(heat, 0, 1)[..., None]
-    return ((1 - opacity) * grey + opacity * colours).astype(np.uint8)
+    blended: np.ndarray = ((1 - opacity) * grey + opacity * colours).astype(np.uint8)
+    return blended
 
 
 def _tile(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:

@@ -94,8 +94,9 @@ class LogProgress(ProgressBar):
         self._step("predicting", _index(args, kwargs) + 1, _total(trainer.num_predict_batches))
 
 
-def _index(args: tuple, kwargs: dict) -> int:
-    return kwargs["batch_idx"] if "batch_idx" in kwargs else args[2]  # outputs, batch, batch_idx, dataloader_idx
+def _index(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    index: int = kwargs["batch_idx"] if "batch_idx" in kwargs else args[2]  # outputs, batch, batch_idx, dataloader_idx
+    return index
 
 
 def _total(counts: Any) -> Any:

@@ -87,6 +87,8 @@ def _split_normal(samples: list[Sample]) -> list[Sample]:
         return samples
     from sklearn.model_selection import train_test_split
 
+    train: list[Sample]
+    test: list[Sample]
     train, test = train_test_split(samples, test_size=TEST_SHARE, random_state=SPLIT_SEED)
     return [replace(sample, split="train") for sample in train] + test
 

@@ -155,7 +155,8 @@ class Canvas:
     def slope(self, height: np.ndarray) -> np.ndarray:
         """Slope of `height` (canvas units) towards the light: positive where a surface faces it. [H, W]."""
         down, right = np.gradient(height, np.float32(self.pixel))
-        return -(right * np.float32(self.light[0]) + down * np.float32(self.light[1]))
+        slope: np.ndarray = -(right * np.float32(self.light[0]) + down * np.float32(self.light[1]))
+        return slope
 
     def ink(self) -> Ink:
         """An empty drawing of lines and polygons in canvas units."""
@@ -207,17 +208,20 @@ def moved(array: np.ndarray, right: float, down: float) -> np.ndarray:
 def smoothstep(low: float, high: float, value: np.ndarray) -> np.ndarray:
     """0 below `low`, 1 above `high`, smooth between."""
     t = np.clip((value - np.float32(low)) / np.float32(high - low), 0, 1)
-    return t * t * (3 - 2 * t)
+    step: np.ndarray = t * t * (3 - 2 * t)
+    return step
 
 
 def mix(below: np.ndarray, above: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """`above` over `below` (colours [3] or [H, W, 3]) where `alpha` [H, W] is 1."""
-    return below + (above - below) * alpha[..., None]
+    mixed: np.ndarray = below + (above - below) * alpha[..., None]
+    return mixed
 
 
 def tone(colour: np.ndarray, brightness: np.ndarray) -> np.ndarray:
     """`colour` [3] or [H, W, 3] times `brightness` [H, W]."""
-    return colour * brightness[..., None]
+    toned: np.ndarray = colour * brightness[..., None]
+    return toned
 
 
 def hsv(hue: float, saturation: float, value: float) -> np.ndarray:

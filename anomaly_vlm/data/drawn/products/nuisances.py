@@ -62,7 +62,8 @@ class Nuisances:
         """Tone, exposure and colour of the camera alone; float32 [H, W, 3] -> [H, W, 3]."""
         image = np.clip(image, 0, 1) ** np.float32(self.gamma)
         image = image + ((image @ LUMA)[..., None] - image) * np.float32(self.grey)
-        return image * (np.asarray(self.tint, np.float32) * np.float32(self.exposure))
+        exposed: np.ndarray = image * (np.asarray(self.tint, np.float32) * np.float32(self.exposure))
+        return exposed
 
     def apply(self, canvas: Canvas, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The photograph of `image` [H, W, 3] in [0, 1], uint8, and the mask turned alike."""

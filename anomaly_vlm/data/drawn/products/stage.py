@@ -124,6 +124,7 @@ SURFACES = (
 def ground(c: Canvas) -> np.ndarray:
     """What an object lies on: paper, cloth, conveyor, board, metal, any material of the training side; [H, W, 3]."""
     dice = c.dice
+    image: np.ndarray
     if dice.chance(0.5):
         image = np.clip(dice.choice(SURFACES)(c), 0, 1)
         mean = image.mean(axis=(0, 1))
@@ -176,12 +177,14 @@ def box(u: np.ndarray, v: np.ndarray, width: float, height: float, corner: float
     """Signed distance to a rectangle of half sides `width`, `height` with rounded corners."""
     a, b = np.abs(u) - np.float32(width - corner), np.abs(v) - np.float32(height - corner)
     outside = np.sqrt(np.maximum(a, 0) ** 2 + np.maximum(b, 0) ** 2)
-    return outside + np.minimum(np.maximum(a, b), 0) - np.float32(corner)
+    distance: np.ndarray = outside + np.minimum(np.maximum(a, b), 0) - np.float32(corner)
+    return distance
 
 
 def rod(u: np.ndarray, v: np.ndarray, half: float, radius: float) -> np.ndarray:
     """Signed distance to a rod along u: a segment from -half to half, thickened by `radius`."""
-    return np.sqrt(np.maximum(np.abs(u) - np.float32(half), 0) ** 2 + v * v) - np.float32(radius)
+    distance: np.ndarray = np.sqrt(np.maximum(np.abs(u) - np.float32(half), 0) ** 2 + v * v) - np.float32(radius)
+    return distance
 
 
 def polygon(u: np.ndarray, v: np.ndarray, sides: int, inner: float, corner: float = 0.0) -> np.ndarray:
@@ -189,7 +192,7 @@ def polygon(u: np.ndarray, v: np.ndarray, sides: int, inner: float, corner: floa
     theta = np.arctan2(v, u)
     sector = np.float32(2 * math.pi / sides)
     radius = np.sqrt(u * u + v * v)
-    flat = radius * np.cos((theta / sector - np.floor(theta / sector + 0.5)) * sector) - np.float32(inner)
+    flat: np.ndarray = radius * np.cos((theta / sector - np.floor(theta / sector + 0.5)) * sector) - np.float32(inner)
     if corner:
         flat = np.maximum(flat, radius - np.float32(inner * (1 / math.cos(math.pi / sides) - corner)))
     return flat

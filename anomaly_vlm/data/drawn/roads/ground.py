@@ -67,7 +67,8 @@ def paint_ground(canvas: RoadCanvas, view: View) -> None:
 
 
 def _inside(across: np.ndarray, edge: float | np.ndarray, soft: np.ndarray) -> np.ndarray:
-    return np.clip((edge - np.abs(across)) / soft + 0.5, 0, 1)
+    coverage: np.ndarray = np.clip((edge - np.abs(across)) / soft + 0.5, 0, 1)
+    return coverage
 
 
 def _sky(canvas: RoadCanvas, view: View) -> None:

@@ -55,7 +55,8 @@ class Spot:
                 theta * waves + np.float32(self.dice.angle())
             )
         edge = edge + np.float32(fine) * self.c.noise(5 / self.radius, 2)
-        return np.sqrt(u * u + v * v) - np.float32(self.radius) * 0.85 * edge
+        distance: np.ndarray = np.sqrt(u * u + v * v) - np.float32(self.radius) * 0.85 * edge
+        return distance
 
     def on(self, after: np.ndarray) -> np.ndarray:
         """`after` where the material lies, the picture as it was elsewhere."""
