@@ -38,9 +38,15 @@ class ConvNextBackbone(FrozenClip, Strided):
     """A frozen open_clip CLIP with a timm ConvNeXt image tower; the text half is `ClipBackbone`'s.
 
     Args:
-        model, name, weights, tokenizer, mean, std, is_random: see `ClipBackbone`.
-        activation: of the text tower; the trunk keeps its own.
-        image_size: side in pixels of square inputs; methods for road scenes keep each image's own size instead.
+        model: See `ClipBackbone`.
+        name: See `ClipBackbone`.
+        weights: See `ClipBackbone`.
+        tokenizer: See `ClipBackbone`.
+        mean: See `ClipBackbone`.
+        std: See `ClipBackbone`.
+        is_random: See `ClipBackbone`.
+        activation: Activation of the text tower; the trunk keeps its own.
+        image_size: Side in pixels of square inputs; methods for road scenes keep each image's own size instead.
 
     Raises:
         UserError: the image tower is no ConvNeXt of four stages without pooling.

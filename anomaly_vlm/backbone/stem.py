@@ -24,8 +24,8 @@ class HybridStem(nn.Module):
 
     Args:
         name: timm architecture (`tf_efficientnet_lite0`).
-        stages: how many of its stages are used.
-        width: channels of the tokens.
+        stages: How many of its stages are used.
+        width: Channels of the tokens.
 
     Raises:
         UserError: no EfficientNet of timm, or fewer stages than asked for.
@@ -61,6 +61,7 @@ class HybridStem(nn.Module):
         return features
 
     def forward(self, images: Tensor) -> Tensor:
+        """Patch features [B, width, rows, columns] of images [B, 3, H, W] in [0, 1] after normalisation."""
         projected: Tensor = self.project(self.features(images))
         return projected
 

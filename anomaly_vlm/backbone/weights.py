@@ -49,19 +49,21 @@ def load_backbone(
         A `ClipBackbone`, or a `ConvNextBackbone` where the image tower is a timm ConvNeXt.
 
     Args:
-        name: an open_clip architecture (`ViT-L-14-336`), `hf-hub:ORG/NAME`, or any name where `architecture` is given.
-        pretrained: open_clip tag of the weights (`openai`, `laion400m_e31`). With `weights` it says which weights the file
-            holds and nothing is downloaded.
-        weights: local file, `.safetensors` or `.pt`/`.pth`/`.bin` (read with `weights_only`), open_clip's key layout;
+        name: An open_clip architecture (`ViT-L-14-336`), `hf-hub:ORG/NAME`, or any name where `architecture` is given.
+        pretrained: open_clip tag of the weights (`openai`, `laion400m_e31`). With `weights` it says which weights the
+            file holds and nothing is downloaded.
+        weights: Local file, `.safetensors` or `.pt`/`.pth`/`.bin` (read with `weights_only`), open_clip's key layout;
             `package:FILE` is one that this package ships.
-        random_seed: untrained weights drawn from this seed; only together with neither `pretrained` nor `weights`.
-        architecture: open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`) for a model of one's own.
+        random_seed: Untrained weights drawn from this seed; only together with neither `pretrained` nor `weights`.
+        architecture: open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`) for a model of one's
+            own.
         activation: `auto` is what the weights were trained with: the tag's own flag, else the model config's.
-        pos_resize, layers: see `ClipBackbone`; a ConvNeXt has neither positions nor layers to tap.
-        image_size: see there.
-        origin: where the weights of a file come from, in words for tables; None: the file's name.
-        stem: `name` and `stages` of a `HybridStem` in place of the patch embedding; None: open_clip's own. Not for weights
-            that are downloaded.
+        pos_resize: See `ClipBackbone`; a ConvNeXt has no positions.
+        image_size: See `ClipBackbone`.
+        layers: See `ClipBackbone`; a ConvNeXt has no layers to tap.
+        origin: Where the weights of a file come from, in words for tables; None: the file's name.
+        stem: `name` and `stages` of a `HybridStem` in place of the patch embedding; None: open_clip's own. Not for
+            weights that are downloaded.
 
     Raises:
         UserError: unknown architecture or tag, absent weights, a file of another layout.

@@ -18,8 +18,10 @@ from anomaly_vlm.methods.filo.mmci import MMCI
 
 
 class PublishedFiLo:
-    """The loss of `method`'s parameters in the published way. Takes the method's backbone over: its text weights collect
-    gradients from now on."""
+    """The loss of `method`'s parameters in the published way.
+
+    It takes the method's backbone over, whose text weights collect gradients from now on.
+    """
 
     def __init__(self, method: FiLo) -> None:
         self.method = method

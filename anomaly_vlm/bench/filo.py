@@ -77,6 +77,7 @@ def make_method(setting: Setting) -> FiLo:
 
 
 def one_image(method: FiLo, setting: Setting) -> Batch:
+    """A batch of one random image with a rectangular mask, on the setting's device."""
     side = method.backbone.image_size
     mask = torch.zeros(1, side, side, dtype=torch.uint8)
     mask[:, side // 4 : side // 2, side // 4 : side // 3] = 1
@@ -129,6 +130,7 @@ def split(setting: Setting, method: FiLo, turns: int) -> list[tuple[Any, ...]]:
 
 
 def timed(call: Callable[[], Any], setting: Setting, turns: int) -> float:
+    """Median seconds of `turns` calls, after one that warms up."""
     call()
     return median([seconds_of(call, setting) for _ in range(turns)])
 
@@ -178,12 +180,14 @@ class Step:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-12, betas=(0.5, 0.999), fused=True)
 
     def gradients(self) -> Tensor:
+        """Computes the gradients of one step and returns the loss, detached."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss()
         loss.backward()
         return loss.detach()
 
     def __call__(self) -> None:
+        """Runs one training step."""
         self.gradients()
         self.optimizer.step()
         if self.setting.device == "cuda":

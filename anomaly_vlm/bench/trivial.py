@@ -102,7 +102,7 @@ def evaluate(drawings: Mapping[str, Sequence[tuple[Drawing, int]]]) -> list[dict
     """AUROC in percent of each baseline, pooled over all images and as the mean over categories.
 
     Args:
-        drawings: for each category its (drawing, label) pairs; both labels must occur in each.
+        drawings: For each category its (drawing, label) pairs; both labels must occur in each.
 
     Returns:
         one row a baseline: `map`, `image_max`, `image_top` (pooled), `image_max_mean`, `image_top_mean` (mean over the

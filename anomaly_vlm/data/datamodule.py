@@ -31,6 +31,7 @@ class TrainLoader(DataLoader[Item]):
         self.order = order
 
     def state_dict(self) -> dict[str, int]:
+        """The order of this loader, for the checkpoint."""
         return dict(self.order)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -209,8 +210,10 @@ class AnomalyDataModule(L.LightningDataModule):
         return collate([dataset[i] for i in rows])
 
     def train_dataloader(self) -> DataLoader[Item]:
-        """Shuffled; references: one batch a category, on every process the same. After a resume, the first epoch goes on
-        where the checkpoint stopped."""
+        """The training side, shuffled; of references one batch a category, the same on every process.
+
+        After a resume, the first epoch goes on where the checkpoint stopped.
+        """
         dataset = self.dataset("train")
         if self.train_on == "references":
             batches = positions_by_category(self.samples("train"))
@@ -235,6 +238,7 @@ class AnomalyDataModule(L.LightningDataModule):
         return [] if self.selection_side is None else self._eval_loader(self.selection_side)
 
     def test_dataloader(self) -> DataLoader[Item]:
+        """The test side in order, with labels."""
         _need_labels(self.samples("test"), "the test set")
         return self._eval_loader("test")
 

@@ -34,8 +34,10 @@ def open_image(path: str) -> Image.Image:
 
 
 def open_mask(path: str, threshold: int) -> np.ndarray:
-    """bool [H, W]: 8-bit grey value above `threshold`. 16-bit values are compared at their own scale, so that small class
-    numbers stay above 0."""
+    """A mask file as bool [H, W]: True where the 8-bit grey value is above `threshold`.
+
+    16-bit values are compared at their own scale, so that small class numbers stay above 0.
+    """
     image = _decoded(path)
     if image.mode.startswith("I"):
         return np.asarray(image) > threshold * 257

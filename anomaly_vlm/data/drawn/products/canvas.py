@@ -39,10 +39,10 @@ class Cells:
     """A random tiling by nearest points, each [H, W] float32; distances in cell sizes.
 
     Attributes:
-        nearest: distance to the cell's point.
-        border: distance to the second nearest point minus `nearest`: 0 on the border between cells.
-        number: uniform in [0, 1], one for each cell.
-        other: a second number, independent of the first.
+        nearest: Distance to the cell's point.
+        border: Distance to the second nearest point minus `nearest`: 0 on the border between cells.
+        number: Uniform in [0, 1], one for each cell.
+        other: A second number, independent of the first.
     """
 
     nearest: np.ndarray
@@ -57,10 +57,11 @@ class Canvas:
     A whole picture is the square [-1, 1] x [-1, 1]; around a defect it is a smaller rectangle with the defect at (0, 0).
 
     Attributes:
-        pixel: side of a pixel in canvas units.
-        x, y: float32 [H, W], x to the right, y down.
-        reach: the rectangle lies in [-reach, reach] x [-reach, reach] (up to a pixel).
-        light: unit vector (x, y) towards the light.
+        pixel: Side of a pixel in canvas units.
+        x: float32 [H, W], growing to the right.
+        y: float32 [H, W], growing downwards.
+        reach: The rectangle lies in [-reach, reach] x [-reach, reach] (up to a pixel).
+        light: Unit vector (x, y) towards the light.
     """
 
     def __init__(
@@ -100,9 +101,10 @@ class Canvas:
         """Smooth noise: value noise summed over octaves, float32 [H, W], about mean 0 and standard deviation 1.
 
         Args:
-            cells: cells of the coarsest octave along 2 units (the side of a whole picture).
-            octaves: each one has twice the cells and half the weight of the one before.
-            stretch: how much longer a cell is along `angle` (radians) than across it.
+            cells: Cells of the coarsest octave along 2 units (the side of a whole picture).
+            octaves: Each one has twice the cells and half the weight of the one before.
+            stretch: How much longer a cell is along `angle` than across it.
+            angle: Direction of the stretch in radians.
         """
         total = np.zeros(self.shape, np.float32)
         weight, power = 1.0, 0.0

@@ -58,8 +58,12 @@ def marked(
     """`image` [H, W, 3] with one label, print or relief within `reach` of the middle, on the material only.
 
     Args:
-        height: smallest and largest height of a letter, canvas units.
-        kinds: one of these is drawn: `label`, `print`, `relief`.
+        c: Canvas of the picture.
+        image: [H, W, 3] in [0, 1].
+        coverage: [H, W] in [0, 1], how much of a pixel is material.
+        reach: Largest distance from the middle, canvas units.
+        height: Smallest and largest height of a letter, canvas units.
+        kinds: One of these is drawn: `label`, `print`, `relief`.
     """
     dice = c.dice
     u, v = c.turned(dice.angle(), dice.uniform(-reach, reach), dice.uniform(-reach, reach))

@@ -17,9 +17,12 @@ class Stage:
     """The object's own axes on a canvas with a background; layers are painted from bottom to top.
 
     Attributes:
-        u, v: float32 [H, W], coordinates turned and shifted with the object, canvas units.
-        size: drawn scale of the object; shapes multiply their lengths by it.
-        image, coverage, background: as in `Scene`, so far.
+        u: float32 [H, W], first coordinate turned and shifted with the object, canvas units.
+        v: float32 [H, W], second such coordinate.
+        size: Drawn scale of the object; shapes multiply their lengths by it.
+        image: As in `Scene`, so far.
+        coverage: As in `Scene`, so far.
+        background: As in `Scene`, so far.
     """
 
     def __init__(
@@ -62,10 +65,13 @@ class Stage:
         """Paints the set where `distance` [H, W] is negative; returns its coverage [H, W].
 
         Args:
-            paint: colour. texture: brightness factor [H, W].
-            bevel: width of the rounded edge, canvas units. depth: how strongly it is shaded.
-            gloss: strength of the highlight where the surface faces the light.
-            hole: the layer shows what is behind the object, which is no part of it.
+            distance: Signed distance [H, W] to the outline in canvas units, negative inside.
+            paint: Colour.
+            bevel: Width of the rounded edge, canvas units.
+            depth: How strongly the edge is shaded.
+            gloss: Strength of the highlight where the surface faces the light.
+            texture: Brightness factor, a number or [H, W].
+            hole: The layer shows what is behind the object, which is no part of it.
         """
         c = self.c
         cover = c.inside(distance)
@@ -112,6 +118,7 @@ class Stage:
         self.image = mix(self.image, tone(self.image, gain), self.coverage)
 
     def scene(self) -> Scene:
+        """The picture painted so far, as a scene."""
         return Scene(self.image, self.coverage, self.background)
 
 

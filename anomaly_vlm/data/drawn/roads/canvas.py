@@ -21,8 +21,12 @@ class RoadCanvas:
     Coordinates: x to the right, y down, in heights of the picture; the top left corner is (0, 0).
 
     Attributes:
-        image: float32 [H, W, 3] in [0, 1]. label: uint8 [H, W]. dice: of the scene.
-        x, y: float32 [1, W] and [H, 1], pixel centres. aspect: width by height.
+        image: float32 [H, W, 3] in [0, 1].
+        label: uint8 [H, W].
+        dice: Dice of the scene.
+        x: float32 [1, W], x of the pixel centres.
+        y: float32 [H, 1], y of the pixel centres.
+        aspect: Width divided by height.
     """
 
     def __init__(self, height: int, width: int, dice: Dice) -> None:
