@@ -20,6 +20,7 @@ category: what the images show, for the text prompts (default: object)
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm predict` with its arguments; returns the exit status."""
     if asks_for_help(arguments, HELP):
         return 0
     spec, rest = pop_key(arguments, "ckpt")

@@ -45,8 +45,8 @@ class Checkpoint:
 
     Attributes:
         spec: As the user gave it: `FILE`, or `published:FILE` in the published code's layout.
-        record: What a run wrote about itself (`config`, `fingerprint`, `trained_on`, `references`, `version`); empty for
-            published files.
+        record: What a run wrote about itself (`config`, `fingerprint`, `trained_on`, `references`, `version`); empty
+            for published files.
         state: Learned tensors by name; empty for published files.
     """
 

@@ -168,8 +168,8 @@ def migrated(config: Any) -> Any:
     """A stored configuration, as plain containers, under today's names.
 
     Args:
-        config: As a checkpoint holds it, of any version of the suite. It is not changed. What is no mapping is handed back
-            as it is, for `runs.trust.foreign_config` to tell.
+        config: As a checkpoint holds it, of any version of the suite. It is not changed. What is no mapping is handed
+            back as it is, for `runs.trust.foreign_config` to tell.
     """
     if not isinstance(config, Mapping):
         return config
