@@ -224,16 +224,16 @@ def is_torchscript(path: Path) -> bool:
 
 def fill_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
     """Loads `state` strictly, as float32; every missing, surplus or misshaped key is named."""
-    own = model.state_dict()
+    expected = model.state_dict()
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    if "token_embedding.weight" in own:
-        state = whole_table(state, own["token_embedding.weight"])
-    wrong = [f"missing {key}" for key in own if key not in state]
-    wrong += [f"surplus {key}" for key in state if key not in own]
+    if "token_embedding.weight" in expected:
+        state = whole_table(state, expected["token_embedding.weight"])
+    wrong = [f"missing {key}" for key in expected if key not in state]
+    wrong += [f"surplus {key}" for key in state if key not in expected]
     wrong += [
-        f"{key} is {list(state[key].shape)}, expected {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} is {list(state[key].shape)}, expected {list(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
     ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""

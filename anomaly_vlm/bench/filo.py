@@ -161,8 +161,8 @@ def compare(setting: Setting, method: FiLo, turns: int) -> list[tuple[Any, ...]]
     method.frozen_tokens(plain)
     entry = {name: value.to(setting.device) for name, value in (method.token_cache.get("image 0") or {}).items()}
     served = replace(plain, unencoded=plain.unencoded[:0], tokens=[entry])
-    ours = Step(method.learnable().values(), lambda: method.total_loss(method.losses(served)), setting)
-    other = Step(published.learned, lambda: published.loss(plain), setting)
+    ours = TrainingStep(method.learnable().values(), lambda: method.total_loss(method.losses(served)), setting)
+    other = TrainingStep(published.learned, lambda: published.loss(plain), setting)
     check_equal(ours, other)
     flops = [count_flops(step) for step in (other, ours)]
     seconds = side_by_side(other, ours, turns, 3)
@@ -172,7 +172,7 @@ def compare(setting: Setting, method: FiLo, turns: int) -> list[tuple[Any, ...]]
     ]
 
 
-class Step:
+class TrainingStep:
     """A training step: gradients, then an update so small that both ways stay at the same parameters."""
 
     def __init__(self, parameters: Any, loss: Callable[[], Tensor], setting: Setting) -> None:
@@ -194,7 +194,7 @@ class Step:
             torch.cuda.synchronize()
 
 
-def check_equal(ours: Step, published: Step) -> None:
+def check_equal(ours: TrainingStep, published: TrainingStep) -> None:
     """Both ways must compute the same numbers, else their times compare nothing."""
     a, b = ours.gradients().item(), published.gradients().item()
     if abs(a - b) > 1e-4 * abs(b):

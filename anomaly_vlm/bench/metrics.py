@@ -41,7 +41,7 @@ class Contender:
 
 
 CONTENDERS = (
-    Contender("official routine", "official", needs=("skimage", "sklearn")),
+    Contender("official routine", "published", needs=("skimage", "sklearn")),
     Contender("torchmetrics exact", "torchmetrics_exact"),
     Contender("anomalib", "anomalib", needs=("anomalib",)),
     Contender("ADEval arrays", "adeval_arrays", needs=("adeval",)),

@@ -42,8 +42,8 @@ def _check(job: tuple[str, tuple[str, ...]]) -> ReadError | None:
     try:
         size = checked_size(image)
         for mask in masks:
-            if (own := checked_size(mask)) != size:
-                return mask_size_error(mask, own, size)
+            if (mask_size := checked_size(mask)) != size:
+                return mask_size_error(mask, mask_size, size)
     except ReadError as error:
         return error
     return None

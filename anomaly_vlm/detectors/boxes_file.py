@@ -72,9 +72,9 @@ class FileDetector(Detector):
 
     def _entry(self, name: str) -> Mapping[str, Any] | None:
         """The entry whose name is the longest end of the image's path."""
-        parts = PurePath(name).parts
-        for start in range(len(parts)):
-            if (entry := self.images.get("/".join(parts[start:]))) is not None:
+        segments = PurePath(name).parts
+        for start in range(len(segments)):
+            if (entry := self.images.get("/".join(segments[start:]))) is not None:
                 return entry
         return self.images.get(name)
 

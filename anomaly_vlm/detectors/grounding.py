@@ -65,9 +65,9 @@ class GroundingDetector(Detector):
             raise UserError(f"detector: short_side {short_side}, batch_size {batch_size}: give whole numbers from 1 on")
         self.weights, self.short_side, self.batch_size = locate(weights), short_side, batch_size
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        own = self.weights if self.weights.is_dir() else None
+        beside = self.weights if self.weights.is_dir() else None
         self.tokenizer_place = (
-            own if tokenizer is None and own is not None else locate(tokenizer or "bert-base-uncased")
+            beside if tokenizer is None and beside is not None else locate(tokenizer or "bert-base-uncased")
         )
         if not any((self.tokenizer_place / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
             raise UserError(

@@ -177,12 +177,12 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def converted(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """An original state dict under the transformers port's keys.
 
     Args:
         state: State dict of an original file.
-        own: State dict of the built model, whose keys decide.
+        expected: State dict of the built model, whose keys decide.
         source: Name of the file, for the message.
 
     Raises:
@@ -192,14 +192,14 @@ def converted(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: st
     for key, value in _split(state).items():
         if not UNUSED.search(key):
             new[_renamed(key)] = value
-    if not any(".swin." in key for key in own):
+    if not any(".swin." in key for key in expected):
         new = {_older(key): value for key, value in new.items()}
-    wrong = [f"missing {key}" for key in own if key not in new and not UNUSED.search(key)]
-    wrong += [f"surplus {key}" for key in new if key not in own]
+    wrong = [f"missing {key}" for key in expected if key not in new and not UNUSED.search(key)]
+    wrong += [f"surplus {key}" for key in new if key not in expected]
     wrong += [
-        f"{key} is {list(new[key].shape)}, expected {list(own[key].shape)}"
+        f"{key} is {list(new[key].shape)}, expected {list(expected[key].shape)}"
         for key in new
-        if key in own and new[key].shape != own[key].shape
+        if key in expected and new[key].shape != expected[key].shape
     ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""

@@ -93,11 +93,11 @@ def checked_terms(
 def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
     """The options of a kind are the keyword-only arguments of its function; `Literal` ones have fixed choices."""
     function = KINDS[kind]
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    keywords = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     hints = typing.get_type_hints(function)
     for option, value in options.items():
-        if option not in known:
-            raise unknown_choice(f"option of loss.{name} (kind {kind})", option, known)
+        if option not in keywords:
+            raise unknown_choice(f"option of loss.{name} (kind {kind})", option, keywords)
         if typing.get_origin(hints[option]) is Literal:
             if value not in typing.get_args(hints[option]):
                 raise unknown_choice(f"loss.{name}.{option}", str(value), typing.get_args(hints[option]))

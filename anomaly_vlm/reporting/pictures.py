@@ -20,7 +20,7 @@ STOPS = np.array(
 )
 
 
-class Row(Protocol):
+class ScoredRow(Protocol):
     """What `choose` needs of an evaluated image."""
 
     @property
@@ -40,7 +40,7 @@ class Row(Protocol):
         """Position of the image in its data set."""
 
 
-R = TypeVar("R", bound=Row)
+R = TypeVar("R", bound=ScoredRow)
 
 
 def choose(rows: Sequence[R], *, per_category: int) -> list[R]:
@@ -181,7 +181,7 @@ def _shortened(
     """`text`, its middle left out where it is wider than `width` pixels."""
     if draw.textlength(text, font=font) <= width:
         return text
-    keep = len(text)
-    while keep > 8 and draw.textlength(f"{text[: keep // 2]}...{text[-keep // 2 :]}", font=font) > width:
-        keep -= 2
-    return f"{text[: keep // 2]}...{text[-keep // 2 :]}"
+    length = len(text)
+    while length > 8 and draw.textlength(f"{text[: length // 2]}...{text[-length // 2 :]}", font=font) > width:
+        length -= 2
+    return f"{text[: length // 2]}...{text[-length // 2 :]}"

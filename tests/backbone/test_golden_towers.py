@@ -53,7 +53,7 @@ def test_windows(path: Path) -> None:
             inside = (corner[:, None] * columns + corner).flatten()  # [size * size]
             starts = (torch.arange(rows - size + 1)[:, None] * columns + torch.arange(columns - size + 1)).flatten()
             keep = torch.cat([torch.zeros(len(starts), 1, dtype=torch.long), 1 + starts[:, None] + inside], dim=1)
-            windows = clip.encode_image(t["in/images"], keep=keep).cls.unflatten(0, (len(t["in/images"]), -1))
+            windows = clip.encode_image(t["in/images"], token_sets=keep).cls.unflatten(0, (len(t["in/images"]), -1))
             close(windows, t[f"out/window_embedding_{size}"], f"windows of {size}")
 
 

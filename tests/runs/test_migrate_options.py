@@ -46,3 +46,10 @@ def test_options_of_older_checkpoints(name: str, old: dict[str, Any], new: dict[
     config = migrated({"name": name, "method": old, "backbone": {"name": "nano", "aligned_patches": True}})
     assert config["method"] == new
     assert config["backbone"] == {"name": "nano"}
+
+
+def test_options_of_older_data_sources() -> None:
+    old = {"test": {"official_categories": ["a"]}, "train": {"sources": {"mvtec_ad": {"official_categories": ["b"]}}}}
+    new = migrated({"name": "winclip", "dataset": old})["dataset"]
+    assert new["test"] == {"published_categories": ["a"]}
+    assert new["train"] == {"sources": {"mvtec_ad": {"published_categories": ["b"]}}}
