@@ -13,7 +13,7 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
   $(if $(SHOTS),shots=$(SHOTS)) $(if $(SEEDS),'seeds=[$(SEEDS)]') $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate predict sweep report data descriptions nano nano-report cache test test-all lint format bench clean
+.PHONY: help setup train evaluate predict sweep report data descriptions nano nano-report cache test test-all lint format bench docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,11 @@ $(VENV)/.bench: $(VENV)/.run
 	@$(INSTALL) -e '.[bench]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.run
+	@echo "installing what makes the pages into $(VENV) (once)"
+	@$(INSTALL) -e '.[docs]'
+	@touch $@
+
 setup: $(VENV)/.run ## set up .venv; EXTRAS=wandb,sweep adds extras
 	@$(if $(EXTRAS),$(INSTALL) -e '.[$(EXTRAS)]',true)
 
@@ -49,7 +54,7 @@ train: $(VENV)/.run ## train and evaluate: METHOD=adaclip [DATASET= BACKBONE= ..
 evaluate: $(VENV)/.run ## evaluate a checkpoint: CKPT=outputs/.../last.ckpt [DATASET= DATA= ...]
 	@$(RUN) evaluate $(if $(CKPT),'ckpt=$(CKPT)') $(OVERRIDES)
 
-predict: $(VENV)/.run ## scores and heat maps of a folder: CKPT=FILE IMAGES=FOLDER
+predict: $(VENV)/.run ## scores and heat maps of a folder: IMAGES=FOLDER [CKPT=FILE]; without CKPT what the suite ships
 	@$(RUN) predict $(if $(CKPT),'ckpt=$(CKPT)') $(if $(IMAGES),'images=$(IMAGES)') $(OVERRIDES)
 
 sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2"
@@ -88,6 +93,9 @@ format: $(VENV)/.dev ## ruff's formatter and safe fixes
 bench: $(VENV)/.bench ## measure: BENCH=adaclip, filo, winclip, training, metrics, trivial ...
 	@$(RUN) bench $(BENCH) $(ARGS)
 
+docs: $(VENV)/.docs ## API pages from the docstrings, in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "written: site/index.html"
+
 clean: ## remove caches and builds (not outputs/, not .venv)
-	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	@rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

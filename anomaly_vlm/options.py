@@ -241,7 +241,7 @@ def _check_union(name: str, value: Any, branches: Sequence[Any]) -> Any:
     if all(typing.get_origin(_unwrapped(branch)[0]) is Literal for branch in real):
         choices = [str(choice) for branch in real for choice in typing.get_args(_unwrapped(branch)[0])]
         raise unknown_choice(name, str(value), choices)
-    if first is not None and len(real) == 1:
+    if first is not None and (len(real) == 1 or isinstance(value, Mapping)):
         raise first
     null = ", or null" if len(real) < len(branches) else ""
     raise UserError(f"{name} is {value!r}: give {', or '.join(map(expected, real))}{null}")

@@ -41,7 +41,7 @@ class PublishedFiLo:
             feature = F.normalize(tokens["cls"].float(), dim=-1)
             pair = self.pair(category, feature)
             for z in self.heads(tokens):
-                logits = method.logit_scale * (F.normalize(z, dim=-1) @ pair.T)  # [1, N, 2]
+                logits = method.map_options.logit_scale * (F.normalize(z, dim=-1) @ pair.T)  # [1, N, 2]
                 rows, columns = (side // self.clip.patch_size for side in batch.size)
                 grid = logits.transpose(1, 2).unflatten(-1, (rows, columns))
                 maps = F.interpolate(grid, size=batch.size, mode="bilinear", align_corners=True).softmax(dim=1)

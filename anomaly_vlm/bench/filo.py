@@ -26,11 +26,10 @@ from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.filo.method import FiLo, probabilities
+from anomaly_vlm.methods.filo import FiLo
 from anomaly_vlm.methods.filo.mmci import MMCI
 from anomaly_vlm.reporting.console import say, show
 from anomaly_vlm.runs.compose import compose
-from anomaly_vlm.texts import load_texts
 
 CATEGORY = "metal nut"  # 13 abnormal states, the mean of MVTec AD
 COLUMNS = ("setting", "quantity", "published", "ours", "ratio", "share")
@@ -68,11 +67,11 @@ def make_method(setting: Setting) -> FiLo:
     """The shipped configuration with random weights, without a detector of its own."""
     cfg = compose(["method=filo", "backbone=vit_b16"])
     backbone = load_backbone(
-        setting.model, random_seed=0, activation="gelu", pos_resize=cfg.towers.pos_resize, image_size=setting.size
+        setting.model, random_seed=0, activation="gelu", pos_resize=cfg.as_published.pos_resize, image_size=setting.size
     )
-    options = {key: value for key, value in cfg.method.items() if key not in ("_target_", "layers", "descriptions")}
+    options = {key: value for key, value in cfg.method.items() if key != "_target_"}
     losses = build_terms({key: dict(value) for key, value in cfg.loss.items()})
-    method = FiLo(backbone, descriptions=load_texts("filo_descriptions"), losses=losses, **options)
+    method = FiLo(backbone, losses=losses, **options)
     return method.to(setting.device)
 
 
@@ -96,8 +95,7 @@ def split(setting: Setting, method: FiLo, turns: int) -> list[tuple[Any, ...]]:
     batch = one_image(method, setting)
     tokens, grid = method.encode_frozen(batch.image), method.grid(batch)
     feature = method.feature(tokens["cls"], adapted=True)
-    texts = method.raw_texts(batch.category, feature, [4])
-    pairs = method.pairs(texts)
+    pairs = method.pairs(method.sentence_features(batch.category, feature, [4]))
     outputs = method.heads(tokens, grid)
     mmci = method.heads.mmci
 
@@ -107,9 +105,9 @@ def split(setting: Setting, method: FiLo, turns: int) -> list[tuple[Any, ...]]:
     parts: dict[str, Callable[[], Any]] = {
         "detector": detector_pass(setting),
         "tower": lambda: method.encode_frozen(batch.image),
-        "sentences": lambda: method.raw_texts(batch.category, feature, [4]),
+        "sentences": lambda: method.sentence_features(batch.category, feature, [4]),
         "linear and MMCI heads": lambda: method.heads(tokens, grid),
-        "maps": lambda: method.joined(probabilities(method.map_logits(outputs, pairs, grid, batch.size))),
+        "maps": lambda: method.joined_map(outputs, pairs, grid, batch.size),
     }
     with torch.no_grad():
         seconds = {name: timed(call, setting, turns) for name, call in parts.items()}

@@ -132,7 +132,7 @@ def make_method(setting: Setting, name: str) -> DualPathMethod:
         setting.model,
         random_seed=0,
         activation="quick_gelu",
-        pos_resize=cfg.towers.pos_resize,
+        pos_resize=cfg.as_published.pos_resize,
         image_size=setting.size,
     )
     options = {key: value for key, value in cfg.method.items() if key != "_target_"}

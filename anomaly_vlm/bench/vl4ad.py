@@ -18,9 +18,10 @@ from rich.table import Table
 from anomaly_vlm.backbone import load_backbone
 from anomaly_vlm.bench._measure import measure
 from anomaly_vlm.methods.vl4ad import VL4AD
+from anomaly_vlm.methods.vl4ad.mask_decoder import DecoderOptions
+from anomaly_vlm.methods.vl4ad.options import UntrainedOptions
 from anomaly_vlm.methods.vl4ad.pixel_scores import anomaly_score, mask_probabilities, pixel_classes
 from anomaly_vlm.reporting.console import say, show
-from anomaly_vlm.texts import load_texts
 
 SIZE, QUICK_SIZE = (1024, 2048), (512, 1024)
 CHUNKS, QUICK_CHUNKS = (4, 16, 64), (16,)
@@ -63,8 +64,8 @@ def run(folder: Path, *, quick: bool) -> None:
 def method(name: str = "convnext_large_d_320") -> VL4AD:
     """The published size with untrained weights."""
     backbone = load_backbone(name, random_seed=0)
-    options: dict[str, Any] = {"queries": QUERIES, "center_text": False, "train_backbone": False}
-    return VL4AD(backbone, concepts=load_texts("vl4ad_prompts"), merge="none", **options).eval()
+    untrained = UntrainedOptions(center_text=False, train_backbone=False)
+    return VL4AD(backbone, merge="none", decoder=DecoderOptions(queries=QUERIES), untrained=untrained).eval()
 
 
 @torch.inference_mode()
@@ -85,8 +86,9 @@ def stages(size: tuple[int, int], device: torch.device) -> dict[str, float]:
         (decoded, classes), decoder = timed(decode, device)
 
         def score() -> torch.Tensor:
-            masks, known = decoded.masks[-1], model.columns.known  # noqa: B023
-            y = pixel_classes(masks, classes, known=known, padded=size, inner=size, size=size, chunk=model.chunk)  # noqa: B023
+            masks, num_known = decoded.masks[-1], model.columns.num_known  # noqa: B023
+            frame = {"padded": size, "inner": size, "size": size}
+            y = pixel_classes(masks, classes, num_known=num_known, **frame, chunk=model.chunk)  # noqa: B023
             return anomaly_score(y, model.score)
 
         _, scores = timed(score, device)
@@ -128,7 +130,7 @@ def scoring_work(size: list[int], chunk: int | None) -> Callable[[], dict[str, A
             y = pixel_classes(
                 masks,
                 classes,
-                known=CLASSES,
+                num_known=CLASSES,
                 padded=full,
                 inner=full,
                 size=full,

@@ -78,7 +78,7 @@ def execute(method: str, categories: Sequence[str], answers: str | None, table: 
             raise UserError(f"answers={answers} is no UTF-8 text: save the model's answer as plain text") from error
         merged = asked.merge(load_texts(table or asked.table), asked.read(answer, categories))
         text = json.dumps(merged, indent=1, ensure_ascii=False) + "\n"
-        hint = f"use it with method={method} method.{asked.option}.table={path}"
+        hint = f"use it with method={method} method.{asked.option}={path}"
     writable_folder(path.parent)
     path.write_text(text, encoding="utf-8")
     say(f"written: {path}")

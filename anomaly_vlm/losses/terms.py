@@ -49,23 +49,35 @@ class LossTerm:
         return self.function(*inputs)
 
 
-def build_terms(config: Mapping[str, Mapping[str, Any]] | None) -> dict[str, LossTerm]:
-    """`{"dice": {"weight": 1, "kind": "dice", "over": "row"}}` -> terms; those of weight 0 are left out.
+def build_terms(
+    config: Mapping[str, Mapping[str, Any]] | None, load: Callable[[str], Callable[..., Tensor]] | None = None
+) -> dict[str, LossTerm]:
+    """Builds the terms of a configuration; those of weight 0 are left out.
+
+    Args:
+        config: Terms by name, such as `{"dice": {"weight": 1, "kind": "dice", "over": "row"}}`. `_target_` in place of
+            `kind` names a function of the user's own.
+        load: Finds the function that a `_target_` names; None where there are none.
 
     Raises:
-        UserError: unknown kind, unknown or wrong option, weight that is no finite number >= 0.
+        UserError: A kind or an option is unknown or wrong, or a weight is no finite number of at least 0.
     """
     terms = {}
     for name, entry in (config or {}).items():
         options = dict(entry)
-        kind, weight = options.pop("kind", None), options.pop("weight", 1.0)
-        if kind not in KINDS:
+        target, weight = options.pop("_target_", None), options.pop("weight", 1.0)
+        kind = options.pop("kind", None) if target is None else str(target)
+        if target is not None and load is not None:
+            function = load(kind)
+        elif kind in KINDS:
+            function = KINDS[kind]
+        else:
             raise unknown_choice(f"kind of loss.{name}", str(kind), KINDS)
-        _check_options(name, kind, options)
+        _check_options(name, kind, function, options)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
             raise UserError(f"loss.{name}.weight is {weight!r}: give a finite number >= 0 (0 leaves the term out)")
         if weight > 0:
-            terms[name] = LossTerm(float(weight), kind, partial(KINDS[kind], **options))
+            terms[name] = LossTerm(float(weight), kind, partial(function, **options))
     return terms
 
 
@@ -85,14 +97,13 @@ def checked_terms(
     for name, term in (terms or {}).items():
         if name not in offered:
             raise unknown_choice(f"loss term of {owner}", name, offered)
-        if term.kind not in offered[name]:
+        if term.kind not in offered[name] and "." not in term.kind:  # a function of the user's own has a dotted name
             raise unknown_choice(f"kind of loss.{name}", term.kind, offered[name])
     return dict(terms or {})
 
 
-def _check_options(name: str, kind: str, options: Mapping[str, Any]) -> None:
-    """The options of a kind are the keyword-only arguments of its function; `Literal` ones have fixed choices."""
-    function = KINDS[kind]
+def _check_options(name: str, kind: str, function: Callable[..., Tensor], options: Mapping[str, Any]) -> None:
+    """Checks options against the keyword-only arguments of a loss; `Literal` ones have fixed choices."""
     keywords = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     hints = typing.get_type_hints(function)
     for option, value in options.items():

@@ -24,7 +24,7 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.metrics import AnomalyMetrics
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
-from anomaly_vlm.runs.instantiate import instantiate, plain, target_class
+from anomaly_vlm.runs.instantiate import instantiate, own_function, plain, target_class
 from anomaly_vlm.runs.trainer import check_gpu, flush_denormals
 
 
@@ -102,7 +102,7 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         cfg.method,
         trusted=cfg.trust,
         backbone=backbone,
-        losses=build_terms(plain(cfg.loss)),
+        losses=build_terms(plain(cfg.loss), partial(own_function, trusted=cfg.trust)),
         optimizer=instantiate(cfg.optimizer, trusted=cfg.trust) if cfg.optimizer else None,
         scheduler=instantiate(cfg.scheduler, trusted=cfg.trust) if cfg.scheduler else None,
         evaluation=method_class.evaluation_type(partial(AnomalyMetrics, pixel=plain(cfg.metrics))),

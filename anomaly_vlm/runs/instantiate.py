@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_class
+from hydra.utils import get_class, get_method
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -55,6 +55,19 @@ def target_class(node: Any, *, trusted: Sequence[str] = ()) -> Any:
     check_target(name, source="the configuration", trusted=trusted)
     try:
         return get_class(name)
+    except Exception as error:  # whatever importing a user's module raises
+        raise UserError(f"{name} cannot be loaded ({' '.join(str(error).split())[:160]}): check its name") from error
+
+
+def own_function(name: str, *, trusted: Sequence[str] = ()) -> Any:
+    """A function of a package that the user trusts, such as a loss.
+
+    Raises:
+        UserError: The package is not trusted, or has no such function.
+    """
+    check_target(name, source="the configuration", trusted=trusted)
+    try:
+        return get_method(name)
     except Exception as error:  # whatever importing a user's module raises
         raise UserError(f"{name} cannot be loaded ({' '.join(str(error).split())[:160]}): check its name") from error
 

@@ -6,19 +6,139 @@ here say how; nothing else accepts the old names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 TEXTS: dict[str, str | None] = {"texts.table": "texts", "texts._target_": None}  # a table is given by its name
+FEW_SHOT_PROMPTS: dict[str, str | None] = {
+    "official_category": "published_category",
+    "n_ctx": "contexts.length",
+    "n_ctx_abnormal": "contexts.abnormal_length",
+    "n_pro": "contexts.count",
+    "n_pro_abnormal": "contexts.abnormal_count",
+    "memory_layers": "memory.layers",
+    "memory_tap": "memory.tap",
+    "coreset": "memory.coreset",
+    "memory_mb": "memory.memory_mb",
+}
+FEW_SHOT_VALUES: dict[str, dict[Any, Any]] = {
+    "contexts.count": {None: {"seg": 1, "cls": 3}},
+    "memory.layers": {None: "published"},
+    "memory.tap": {"code": "published", "block": "paper"},
+    "temperature": {"raw_logit_scale": "published"},
+}
 # method name -> {old dotted key below `method` -> new one}; None where the option is gone
 METHOD_KEYS: dict[str, dict[str, str | None]] = {
     "april_gan": TEXTS,
     "winclip": TEXTS,
-    "promptad": {"official_category": "published_category"},
-    "finegrainedad": {"official_category": "published_category"},
+    "promptad": {**TEXTS, **FEW_SHOT_PROMPTS},
+    "finegrainedad": {
+        **FEW_SHOT_PROMPTS,
+        "captions.table": "captions",
+        "captions._target_": None,
+        "prompts.table": "prompts",
+        "prompts._target_": None,
+    },
+    "anovl": {
+        **TEXTS,
+        "adapt_steps": "adaptation.steps",
+        "adapt_lr": "adaptation.lr",
+        "noise_std": "adaptation.noise_std",
+        "optimizer_state": "adaptation.optimizer_state",
+    },
+    "saa": {
+        **TEXTS,
+        "object_word": "prompts.object_word",
+        "naive_caption": "prompts.naive_caption",
+        "generic": "prompts.generic",
+        "box_threshold": "boxes.box_threshold",
+        "text_threshold": "boxes.text_threshold",
+        "saliency_size": "saliency.size",
+        "objects_size": "saliency.objects_size",
+        "farthest": "saliency.farthest",
+        "weight": "saliency.weight",
+        "memory_mb": "saliency.memory_mb",
+    },
+    "vl4ad": {
+        "concepts.table": "concepts",
+        "concepts._target_": None,
+        "ensemble": "clip_classifier.ensemble",
+        "alpha": "clip_classifier.alpha",
+        "beta": "clip_classifier.beta",
+        "queries": "decoder.queries",
+        "hidden": "decoder.hidden",
+        "heads": "decoder.heads",
+        "pixel_layers": "decoder.pixel_layers",
+        "pixel_ffn": "decoder.pixel_ffn",
+        "decoder_layers": "decoder.decoder_layers",
+        "decoder_ffn": "decoder.decoder_ffn",
+        "points": "decoder.points",
+        "center_text": "untrained.center_text",
+        "train_backbone": "untrained.train_backbone",
+        "scales": "passes.scales",
+        "window": "passes.window",
+        "overlap": "passes.overlap",
+        "chunk": "passes.chunk",
+    },
+    "filo": {
+        "descriptions.table": "descriptions",
+        "descriptions._target_": None,
+        "class_list": "texts.class_list",
+        "class_text": "texts.class_text",
+        "generic_descriptions": "texts.generic",
+        "n_ctx": "texts.context_length",
+        "pair_norm": "texts.pair_norm",
+        "kernels": "mmci.kernels",
+        "adapter_reduction": "adapter.reduction",
+        "adapter_temperature": "adapter.temperature",
+        "logit_scale": "maps.logit_scale",
+        "gaussian": "maps",
+        "map_norm": "maps.scaling",
+        "box_threshold": "boxes.box_threshold",
+        "text_threshold": "boxes.text_threshold",
+        "area_threshold": "boxes.area_threshold",
+        "phrase_match": "boxes.phrase_match",
+        "score_cut": "boxes.score_cut",
+        "cells": "boxes.cells",
+        "outside_factor": "boxes.outside_factor",
+        "clip_boxes": "boxes.clip",
+        "training": "stages.schedule",
+        "epochs": "stages.epochs",
+        "stage1_epochs": "stages.first",
+        "stage2_epochs": "stages.second",
+        "lr_heads": "stages.lr_heads",
+        "lr_prompts": "stages.lr_prompts",
+        "lr_adapter": "stages.lr_adapter",
+    },
 }
 # method name -> {new dotted key below `method` -> {old value -> new one}}
 METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
+    "promptad": FEW_SHOT_VALUES,
+    "finegrainedad": {
+        **FEW_SHOT_VALUES,
+        "region.pool": {"code": "published"},
+        "region.mask": {"image0": "published", "own": "each"},
+    },
+    "anovl": {"adaptation.optimizer_state": {"carry": "published"}},
+    "saa": {
+        "prompts.object_word": {"parsed": "published"},
+        "fusion": {"official": "published"},
+        "channel_order": {"official": "published"},
+    },
+    "filo": {
+        "layers": {None: "quarters"},
+        "token_capture": {"reference": "published", "per_layer": "paper"},
+        "texts.class_text": {"last": "published", "own": "paper"},
+        "texts.pair_norm": {True: "published", False: "paper"},
+        "mmci.fuse": {"features": "published", "similarities": "paper"},
+        "maps.scaling": {"none": "published", "minmax": "paper"},
+        "score": {"raw": "published", "softmax": "paper"},
+        "boxes.phrase_match": {"reference": "published"},
+        "boxes.cells": {"reference": "published"},
+        "boxes.score_cut": {"none": None},
+        "stages.schedule": {"staged": "published", "joint": "paper"},
+    },
     "adaclip": {
         "prompts.text_mode": {"overwrite": "published", "insert": "paper"},
         "hsf.mode": {"code": "published"},
@@ -34,7 +154,7 @@ METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
     "winclip": {"variant": {"anomalib": "paper", "cao": "published"}},
 }
 # old dotted key at the top of a configuration -> new one
-TOP_KEYS: dict[str, str | None] = {"backbone.aligned_patches": None}
+TOP_KEYS: dict[str, str | None] = {"towers": "as_published", "backbone.aligned_patches": None}
 # old last part of a dotted key below `dataset`, on whichever side or in whichever member of a union -> new one
 DATASET_KEYS = {"official_categories": "published_categories"}
 # beginning of an old `_target_` -> new one
@@ -66,8 +186,12 @@ def migrated(config: Any) -> Any:
     for key, values in METHOD_VALUES.get(name, {}).items():
         full = f"method.{key}"
         if full in moved and _hashable(moved[full]) and moved[full] in values:
+            if moved[full] is None and all(later in config for later in ADDED):
+                continue  # written since: null has today's meaning
             moved[full] = values[moved[full]]
     for key, value in moved.items():
+        if isinstance(value, str) and "towers." in value:
+            moved[key] = value = re.sub(r"(\$\{(?:oc\.select:)?)towers\.", r"\1as_published.", value)
         if isinstance(value, str) and "${oc.env:" in value:
             moved[key] = "auto"  # a folder of this machine, not of the one that wrote the file
         if key.rpartition(".")[2] == "_target_" and isinstance(value, str):

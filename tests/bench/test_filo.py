@@ -15,7 +15,6 @@ from anomaly_vlm.bench.training import Setting
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.filo import FiLo
-from anomaly_vlm.texts import load_texts
 from tests.bench.test_training import TINY
 from tests.support.conf import loss_conf
 
@@ -24,7 +23,7 @@ SETTING = Setting("tiny", 64, "cpu")
 
 def tiny(setting: Setting) -> FiLo:
     clip = load_backbone("tiny", architecture=TINY, random_seed=0, image_size=64)
-    return FiLo(clip, descriptions=load_texts("filo_descriptions"), losses=build_terms(loss_conf("filo")))
+    return FiLo(clip, losses=build_terms(loss_conf("filo")))
 
 
 def test_the_published_way_gives_the_same_loss_and_gradients() -> None:

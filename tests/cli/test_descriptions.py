@@ -28,7 +28,7 @@ def test_prompt_then_answer(capsys: pytest.CaptureFixture) -> None:
     assert "answers=FILE" in capsys.readouterr().out
     Path("answer.txt").write_text(ANSWER)
     assert main(["descriptions", "method=filo", "categories=[gear,metal_nut]", "answers=answer.txt"]) == 0
-    assert "method.descriptions.table=outputs/descriptions/filo.json" in capsys.readouterr().out
+    assert "method.descriptions=outputs/descriptions/filo.json" in capsys.readouterr().out
     table = load_texts("outputs/descriptions/filo.json")
     assert table["own"]["descriptions"] == {"gear": ["worn tooth", "crack in the hub"], "metal nut": ["bent"]}
     assert table["mvtec"] == load_texts("filo_descriptions")["mvtec"]

@@ -18,7 +18,7 @@ QUICK = [
     "backbone.architecture.vision_cfg.layers=2",
     "backbone.layers=[1,2]",
     "image_size=56",
-    "method.adapt_steps=2",
+    "method.adaptation.steps=2",
     "callbacks.progress=none",
     "trainer=cpu",
 ]
@@ -50,12 +50,18 @@ def of_folder(parts: Path) -> list[str]:
 
 
 def test_images_keep_their_shapes_whatever_the_state_of_the_optimiser(parts: Path) -> None:
-    for state in ("fresh", "carry"):
-        words = [*QUICK, *VISA, f"method.optimizer_state={state}", "eval_batch_size=1", "pictures.per_category=1"]
+    for state in ("fresh", "published"):
+        words = [
+            *QUICK,
+            *VISA,
+            f"method.adaptation.optimizer_state={state}",
+            "eval_batch_size=1",
+            "pictures.per_category=1",
+        ]
         assert main(["train", *words, *of_folder(parts), f"output_dir={state}"]) == 0
         found = results(Path(state))
         assert 0 <= found["mean/pixel_auroc"] <= 1 and 0 <= found["mean/image_auroc"] <= 1
-    scores = [(Path(state) / "images.csv").read_text() for state in ("fresh", "carry")]
+    scores = [(Path(state) / "images.csv").read_text() for state in ("fresh", "published")]
     assert scores[0] == scores[1], "the adaptation changes maps alone"
 
 

@@ -94,8 +94,8 @@ def test_published_folder() -> None:
         (["shots=0"], "promptad learns from reference images: set shots=1 or more"),
         (["train_on=dataset"], "few-shot prompts learn from the references alone"),
         (["init=published:."], "has no .pt, .pth or .safetensors file"),
-        (["method.memory_layers=[3]"], "has vision blocks 1 to 2"),
-        (["method.texts.table=absent"], "unknown table of texts 'absent'"),
+        (["method.memory.layers=[3]"], "has vision blocks 1 to 2"),
+        (["method.texts=absent"], "unknown table of texts 'absent'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(more, told, refused):

@@ -98,7 +98,7 @@ def test_a_real_detector_is_asked_once(
     first = json.loads((tmp_path / "one" / "metrics.json").read_text())
     assert first["method"] == "filo" and len(list((tmp_path / "detections").rglob("*.safetensors"))) == 8
     monkeypatch.setattr(TransformersDetector, "load", lambda self: pytest.fail("the weights were read again"))
-    assert evaluate(run, *words, f"output_dir={tmp_path / 'two'}", "method.box_threshold=0.2") == 0
+    assert evaluate(run, *words, f"output_dir={tmp_path / 'two'}", "method.boxes.box_threshold=0.2") == 0
 
 
 def test_boxes_from_a_file(run: Path, tmp_path: Path) -> None:

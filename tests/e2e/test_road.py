@@ -22,8 +22,9 @@ SCENES = [
     for key, value in (("height", 48), ("width", 80), ("train_count", 8), ("test_count", 3))
 ]
 QUICK = [
-    "method=vl4ad", *SCENES, "epochs=1", "batch_size=4", "method.queries=6", "method.hidden=32", "method.pixel_layers=1",
-    "method.decoder_layers=2", "method.points=64", "callbacks.progress=none", "trainer=cpu", "pictures.per_category=1",
+    "method=vl4ad", *SCENES, "epochs=1", "batch_size=4", "method.decoder.queries=6", "method.decoder.hidden=32",
+    "method.decoder.pixel_layers=1", "method.decoder.decoder_layers=2", "method.decoder.points=64",
+    "callbacks.progress=none", "trainer=cpu", "pictures.per_category=1",
 ]  # fmt: skip
 
 
@@ -76,7 +77,7 @@ def test_predict_pictures_of_any_size(road_run: Path, tmp_path: Path) -> None:
         f"images={tmp_path / 'frames'}",
         f"output_dir={tmp_path / 'out'}",
     ]
-    assert main(["predict", *words, "method.window=[32,64]"]) == 0
+    assert main(["predict", *words, "method.passes.window=[32,64]"]) == 0
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 2
     assert len(list((tmp_path / "out" / "pictures").glob("*.png"))) == 2
@@ -88,12 +89,18 @@ def test_predict_pictures_of_any_size(road_run: Path, tmp_path: Path) -> None:
         (["method=vl4ad", "backbone=tiny_random"], "VL4AD runs on a ConvNextBackbone, not on backbone tiny_random"),
         (["method=adaclip", "backbone=tiny_convnext"], "AdaCLIP runs on a ClipBackbone, not on backbone tiny_convnext"),
         (["method=vl4ad", "dataset=procedural"], "VL4AD learns from class labels"),
-        (["method=vl4ad", "method.merge={a: [cars]}"], "unknown class in merge.a 'cars'"),
+        (["method=vl4ad", "method.merge={a: [cars]}"], "unknown class in method.merge.a 'cars'"),
         (["method=vl4ad", "pixels.fit=wide"], "unknown pixels.fit 'wide'"),
         (["method=vl4ad", "pixels.frame=[96]"], r"pixels.frame is \[96\]"),
         (["method=vl4ad", "augment.crop={size: [0, 9]}"], r"augment.crop.size is \[0, 9\]"),
         (
-            ["method=vl4ad", "train_limit=4", "eval_batch_size=4", "dataset.test.height=40", "method.window=[8,8]"],
+            [
+                "method=vl4ad",
+                "train_limit=4",
+                "eval_batch_size=4",
+                "dataset.test.height=40",
+                "method.passes.window=[8,8]",
+            ],
             "window is",
         ),
     ],

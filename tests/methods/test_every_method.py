@@ -33,7 +33,7 @@ WORDS = {  # what a method needs to be small, besides SMALL
     "promptad": [*TINY, "shots=1", "dataset.test.categories=[gear]"],
     "finegrainedad": [*TINY, "shots=1", "dataset.test.categories=[gear]"],
     "winclip": [*TINY, "shots=1"],
-    "filo": [*TINY, "method.kernels=[[1,1],[3,3]]"],
+    "filo": [*TINY, "method.mmci.kernels=[[1,1],[3,3]]"],
 }
 
 

@@ -15,6 +15,7 @@ from anomaly_vlm.data.types import Batch, References
 from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.methods.promptad.few_shot import VVMemoryMethod
 from anomaly_vlm.methods.promptad.fusion import Comparison
+from anomaly_vlm.runs.migrate import migrated
 from tests.support.golden import Fixture, golden_backbone
 
 ARCHITECTURE = {
@@ -56,7 +57,9 @@ def options(fixture: Fixture, group: str) -> dict[str, Any]:
     """The settings that both methods share, under this suite's names."""
     o = fixture.options(group)
     names = ("task", "n_ctx", "n_ctx_abnormal", "n_pro", "n_pro_abnormal", "memory_layers", "memory_tap", "temperature")
-    return {name: o[name] for name in (*names, "eval_size", "sigma")}
+    old = {name: o[name] for name in (*names, "eval_size", "sigma")}
+    options: dict[str, Any] = migrated({"name": "promptad", "method": old})["method"]  # fixtures have the first names
+    return options
 
 
 def load_group(fixture: Fixture, group: str, method: VVMemoryMethod, folder: Path) -> None:
@@ -96,7 +99,7 @@ def check_maps(fixture: Fixture, group: str, method: VVMemoryMethod, batch: Batc
 
 
 def check_memory(fixture: Fixture, group: str, method: VVMemoryMethod) -> None:
-    """The memory that `remember` made against the published file's."""
+    """The memory fitted to the references against the published file's."""
     category = method.category(fixture.options(group)["category"])
     for i, bank in enumerate(category.memory):
         fixture.check(f"{group}/ckpt/feature_gallery{i + 1}", bank.bank)

@@ -17,11 +17,11 @@ from anomaly_vlm.detectors.boxes import queries_of
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.methods.filo import FiLo
-from anomaly_vlm.texts import load_texts
+from anomaly_vlm.runs.migrate import migrated
 from tests.support.conf import loss_conf
 from tests.support.golden import Fixture, golden_backbone
 
-SAME_NAME = (
+FIRST_NAMES = (
     "layers", "n_plain", "n_ctx", "kernels", "adapter_reduction", "logit_scale", "adapter_temperature", "gaussian",
     "box_threshold", "text_threshold", "area_threshold", "outside_factor", "token_capture", "class_text", "pair_norm",
     "phrase_match", "score_cut", "cells", "clip_boxes", "score", "class_list",
@@ -29,7 +29,7 @@ SAME_NAME = (
 
 
 class StoredDetector(Detector):
-    """Stands for a model whose raw output a fixture holds; FiLo finds that in `detected`."""
+    """Stands for a model whose raw output a fixture holds; FiLo finds that in `detections`."""
 
     name = "stored"
 
@@ -65,15 +65,10 @@ def build(fixture: Fixture, group: str, folder: Path, **more: Any) -> FiLo:
     )
     loss = loss_conf("filo")
     loss["dice"]["over"] = o["dice"]
-    options = {name: o[name] for name in SAME_NAME if name in o}
+    old = {name: o[name] for name in FIRST_NAMES if name in o}
+    options = migrated({"name": "filo", "method": old})["method"]  # fixtures have the options' first names
     detector = StoredDetector() if o["detector"] == "stored" else None
-    method = FiLo(
-        clip,
-        descriptions=load_texts("filo_descriptions"),
-        detector=detector,
-        losses=build_terms(loss),
-        **{**options, **more},
-    )
+    method = FiLo(clip, detector=detector, losses=build_terms(loss), **{**options, **more})
     path = folder / "published.safetensors"
     save_file(official_parameters(fixture), path)
     return load_published(method, path).eval()

@@ -13,7 +13,6 @@ from anomaly_vlm.data import AnomalyDataModule, Batch, Preprocess
 from anomaly_vlm.data.drawn.roads import ProceduralRoadSource
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.vl4ad import VL4AD
-from anomaly_vlm.texts import load_texts
 from tests.support.conf import CONF, loss_conf
 
 SMALL = {
@@ -40,9 +39,8 @@ def tiny_convnext(**changes: Any) -> ConvNextBackbone:
 
 def small_vl4ad(**options: Any) -> VL4AD:
     """A method of seconds, all else at its constructor's defaults."""
-    terms = build_terms(loss_conf("vl4ad"))
     return VL4AD(
-        tiny_convnext(), **{"concepts": load_texts("vl4ad_prompts"), "points": 64, "losses": terms, **SMALL, **options}
+        tiny_convnext(), **{"decoder": {**SMALL, "points": 64}, "losses": build_terms(loss_conf("vl4ad")), **options}
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.filo.texts import DefectTexts, Sentences
+from anomaly_vlm.methods.filo.sentences import Sentences
+from anomaly_vlm.methods.filo.texts import DefectTexts, TextOptions
 from anomaly_vlm.texts import load_texts
 
 
@@ -30,7 +31,7 @@ def test_sentences_of_a_published_category(table: dict[str, Any]) -> None:
 
 
 def test_the_class_registered_last_wins(table: dict[str, Any]) -> None:
-    last, own = DefectTexts(table), DefectTexts(table, class_text="own")
+    last, own = DefectTexts(table), DefectTexts(table, TextOptions(class_text="paper"))
     one, two = (table["visa"]["descriptions"][f"macaroni{i}"] for i in (1, 2))
     assert one != two
     assert last.descriptions("macaroni1") == two and own.descriptions("macaroni1") == one
@@ -46,14 +47,14 @@ def test_the_detectors_spelling_is_its_own(table: dict[str, Any]) -> None:
 
 
 def test_categories_that_the_table_lacks(table: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    texts = DefectTexts(table, generic=["scratches", "dents"])
+    texts = DefectTexts(table, TextOptions(generic=["scratches", "dents"]))
     with caplog.at_level(logging.WARNING, logger="anomaly_vlm"):
         for category in ("gear", "gear", "button"):
             assert texts.states(category)[1][0] == f"abnormal {category} with scratches"
         assert texts.detector_words("gear")[5:] == ["scratches", "dents"]
     notices = [record.getMessage() for record in caplog.records]
     assert len(notices) == 1 and "'gear'" in notices[0] and "2 generic ones" in notices[0]
-    assert DefectTexts(table).states("gear")[1] == [
+    assert DefectTexts(table, TextOptions(generic=())).states("gear")[1] == [
         "damaged gear", "broken gear", "gear with flaw", "gear with defect", "gear with damage",
     ]  # fmt: skip
 
@@ -72,7 +73,7 @@ def test_lists_that_were_added_come_first(table: dict[str, Any]) -> None:
     own = {"class_order": ["carpet"], "descriptions": {"carpet": ["loose pile"]}}
     texts = DefectTexts({**table, "own": own})
     assert texts.descriptions("carpet") == ["loose pile"] and texts.detector_words("carpet")[-1] == "loose pile"
-    assert DefectTexts({**table, "own": own}, class_list="mvtec").descriptions("carpet") != ["loose pile"]
+    assert DefectTexts({**table, "own": own}, TextOptions(class_list="mvtec")).descriptions("carpet") != ["loose pile"]
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_question_then_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "1. my gear" in Path("outputs/descriptions/finegrainedad_prompt.txt").read_text()
     Path("answer.txt").write_text(f"Here:\n```json\n{json.dumps({'My gear': entry()})}\n```")
     assert main(["descriptions", "method=finegrainedad", "categories=[my_gear]", "answers=answer.txt"]) == 0
-    assert "method.captions.table=outputs/descriptions/finegrainedad.json" in capsys.readouterr().out
+    assert "method.captions=outputs/descriptions/finegrainedad.json" in capsys.readouterr().out
     table = load_texts("outputs/descriptions/finegrainedad.json")
     assert table["classes"]["bottle"] == load_texts("mfsc_captions")["classes"]["bottle"]
     texts = Captions(table, load_texts("promptad_prompts")).texts("my_gear")

@@ -1,4 +1,4 @@
-"""AnoVL's views of an image, for its score, and the squares that an image is cut into, for its map."""
+"""AnoVL's views of an image, for the image score, and the squares that an image is cut into."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ GREY = (0.299, 0.587, 0.114)
 
 
 def augmented_views(images: Tensor) -> Tensor:
-    """The 22 views [M, 22, 3, S, S] that an image's score is the mean of, of normalised square images [M, 3, S, S].
+    """The 22 views of square images, whose mean is the image score.
 
-    In this order: the image; rotations by -45 to 45 degrees in steps of 11.25; translations by 0.2 and 0.1 of half a side
-    towards the four corners (both reflected at the border); mirrored; grey; rotations by 90, 180 and 270 degrees,
+    They are, in this order: the image; rotations by -45 to 45 degrees in steps of 11.25; translations by 0.2 and 0.1 of half
+    a side towards the four corners (both reflected at the border); mirrored; grey; rotations by 90, 180 and 270 degrees,
     counter-clockwise.
+
+    Args:
+        images: `[M, 3, S, S]`, normalised.
+
+    Returns:
+        `[M, 22, 3, S, S]`.
     """
     angles = [k * math.pi / 16 for k in (-4, -3, -2, -1, 1, 2, 3, 4)]
     moves = [[[math.cos(a), -math.sin(a), 0.0], [math.sin(a), math.cos(a), 0.0]] for a in angles]
@@ -36,24 +42,28 @@ def augmented_views(images: Tensor) -> Tensor:
         mode="bilinear",
         padding_mode="reflection",
         align_corners=True,
-    ).unflatten(0, (count, -1))
+    )
+    moved = torch.unflatten(moved, 0, (count, -1))
     grey = torch.einsum("mchw,c->mhw", plain, plain.new_tensor(GREY))[:, None].expand_as(plain)
     others = [plain.flip(-1), grey, *(plain.rot90(k, (-2, -1)) for k in (1, 2, 3))]
     return torch.cat([plain[:, None], moved, torch.stack(others, dim=1)], dim=1).to(images.dtype)
 
 
 def squares_of(size: tuple[int, int]) -> list[tuple[slice, slice]]:
-    """Squares of the shorter side that cover an image of (height, width): one for a square image, two at both ends of the
-    longer side up to a ratio of 1 to 2, more at equal steps beyond it."""
+    """Squares of the shorter side that cover an image of (height, width).
+
+    There is one for a square image, two at both ends of the longer side up to a ratio of 1 to 2, and more at equal steps
+    beyond it.
+    """
     side = min(size)
     corners = [(top, left) for top in starts(size[0], side, 0.0) for left in starts(size[1], side, 0.0)]
     return [(slice(top, top + side), slice(left, left + side)) for top, left in corners]
 
 
-def joined(parts: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps [B, H, W] from maps of their squares [B, T, S, S], averaged where these overlap."""
-    total, count = parts.new_zeros(len(parts), *size), parts.new_zeros(size)
-    for part, at in zip(parts.unbind(dim=1), squares_of(size), strict=True):
-        total[(..., *at)] += part
-        count[at] += 1
+def joined(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Joins maps `[B, T, S, S]` of the squares of images of (height, width) to `[B, H, W]`; the mean where they overlap."""
+    total, count = maps.new_zeros(len(maps), *size), maps.new_zeros(size)
+    for square, index in zip(maps.unbind(dim=1), squares_of(size), strict=True):
+        total[(..., *index)] += square
+        count[index] += 1
     return total / count

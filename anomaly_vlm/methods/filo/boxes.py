@@ -1,26 +1,55 @@
-"""FiLo's use of boxes (HQ-Loc): which are valid, which position they name, and how they damp the map."""
+"""FiLo's use of boxes (HQ-Loc, section 3.3.1): which are valid, which position they name, and how they damp the map."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from anomaly_vlm.detectors import Detections, Queries, clip, detections
-from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.options import AtLeast, Fraction
+
+PhraseMatch = Literal["published", "casefold"]
+Cells = Literal["published", "thirds"]
 
 
-def with_valid_phrases(found: Detections, words: Sequence[str], match: str) -> Detections:
-    """Boxes whose phrase contains one whole word group of the caption are valid.
+@dataclass(frozen=True)
+class BoxOptions:
+    """Which boxes count, and what they do to the map.
 
     Args:
-        words: as spelled in the table.
-        match: `reference` compares them as they are, so that one with capitals never matches and a trailing blank counts;
-            `casefold` lower-cases and strips them first.
+        box_threshold: Score above which a box counts.
+        text_threshold: Score above which a word of the caption belongs to a box's phrase.
+        area_threshold: Boxes that cover this share of the image, or more, are dropped.
+        phrase_match: See `with_valid_phrases`.
+        score_cut: Decimals to which scores are cut before they are compared, see `best_box`; None for full scores.
+        cells: See `cell`.
+        outside_factor: Factor on the map outside of all valid boxes.
+        clip: Whether boxes are cut to the image before they damp the map, see `damped`; the published code does not.
+    """
+
+    box_threshold: Fraction = 0.25
+    text_threshold: Fraction = 0.25
+    area_threshold: Fraction = 0.7
+    phrase_match: PhraseMatch = "published"
+    score_cut: Annotated[int, AtLeast(0)] | None = 2
+    cells: Cells = "published"
+    outside_factor: Annotated[float, AtLeast(0)] = 0.7
+    clip: bool = False
+
+
+def with_valid_phrases(found: Detections, words: Sequence[str], match: PhraseMatch) -> Detections:
+    """Marks the boxes as valid whose phrase contains one whole word group of the caption.
+
+    Args:
+        found: Detections of an image.
+        words: Word groups of the caption, as the table spells them.
+        match: `published`: words are compared as they are, although phrases are in lower case, so that one with capitals
+            never matches and a trailing blank counts. `casefold`: words are lower-cased and stripped first.
     """
     entries = [word.lower().strip() for word in words] if match == "casefold" else list(words)
     valid = torch.tensor([any(entry in phrase for entry in entries) for phrase in found.phrases], dtype=torch.bool)
@@ -28,10 +57,12 @@ def with_valid_phrases(found: Detections, words: Sequence[str], match: str) -> D
 
 
 def best_box(found: Detections, cut: int | None) -> int | None:
-    """Index of the best valid box, or None.
+    """Index of the best valid box, or None where there is none.
 
     Args:
-        cut: decimals to which scores are cut (not rounded) before they are compared; the later of two equal ones wins.
+        found: Detections of an image.
+        cut: Decimals to which scores are cut (not rounded) before they are compared; of two equal ones the later wins.
+            None for full scores.
     """
     best: tuple[float, int] | None = None
     for i, (score, valid) in enumerate(zip(found.scores.tolist(), found.valid.tolist(), strict=True)):
@@ -41,11 +72,14 @@ def best_box(found: Detections, cut: int | None) -> int | None:
     return None if best is None else best[1]
 
 
-def cell(value: float, side: int, cells: str) -> int | None:
+def cell(value: float, side: int, cells: Cells) -> int | None:
     """Third of an image side (0, 1, 2) in which a pixel coordinate lies.
 
-    `reference`: inclusive ranges [0, S // 3], [S // 3 + 1, 2S // 3 - 1], [2S // 3, S - 1]; in the gaps between them and
-    outside there is None. `thirds`: always one.
+    Args:
+        value: The coordinate.
+        side: Length S of the side in pixels.
+        cells: `published`: the inclusive ranges [0, S // 3], [S // 3 + 1, 2S // 3 - 1] and [2S // 3, S - 1], with None for
+            what lies between or outside of them. `thirds`: always one of the three.
     """
     if cells == "thirds":
         return min(max(math.floor(3 * value / side), 0), 2)
@@ -56,8 +90,14 @@ def cell(value: float, side: int, cells: str) -> int | None:
     return None
 
 
-def position_of(box: Tensor | None, size: tuple[int, int], cells: str) -> int | None:
-    """Which of the nine positions (row by row) a box's centre lies in; the image's centre where there is no box."""
+def position_of(box: Tensor | None, size: tuple[int, int], cells: Cells) -> int | None:
+    """Which of the nine positions, row by row from 0, a box's centre lies in.
+
+    Args:
+        box: Corners `[4]` in pixels; None for the centre of the image.
+        size: Height and width of the image.
+        cells: See `cell`.
+    """
     height, width = size
     x, y = (width / 2, height / 2) if box is None else (float(box[0] + box[2]) / 2, float(box[1] + box[3]) / 2)
     row, column = cell(y, height, cells), cell(x, width, cells)
@@ -65,10 +105,15 @@ def position_of(box: Tensor | None, size: tuple[int, int], cells: str) -> int | 
 
 
 def damped(heat: Tensor, found: Detections, factor: float, *, clip_boxes: bool) -> Tensor:
-    """A map [H, W] times `factor` outside of all valid boxes.
+    """Multiplies a map by a factor outside of all valid boxes.
 
-    Box edges are cut to whole numbers and used as slices. Unless clipped first, an edge of -1 or less counts from the other
-    side, as in the published code, which leaves such a box nearly always empty.
+    Args:
+        heat: Map `[H, W]`.
+        found: Detections of the image.
+        factor: Factor outside.
+        clip_boxes: Whether boxes are cut to the image first. Box edges are cut to whole numbers and used as slices; an edge
+            of -1 or less that is not cut counts from the other side, which leaves such a box nearly always empty, as in the
+            published code.
     """
     size = (heat.shape[0], heat.shape[1])
     boxes = found.boxes[found.valid]
@@ -80,73 +125,52 @@ def damped(heat: Tensor, found: Detections, factor: float, *, clip_boxes: bool) 
 
 
 class Located(NamedTuple):
-    """Where an image's sentences and map should look: boxes, and the position that the best one names (None: all nine)."""
+    """Where the sentences and the map of an image look.
+
+    Attributes:
+        found: Its boxes.
+        position: The position that the best box names; None for all nine.
+    """
 
     found: Detections
     position: int | None
 
 
 class Locator:
-    """HQ-Loc's rules with their options.
+    """The rules of HQ-Loc with their options.
 
     Args:
-        box_threshold, text_threshold: of scores, of the caption's word pieces.
-        area_threshold: boxes of this share of the image, or more, are dropped.
-        phrase_match, score_cut, cells: see `with_valid_phrases`, `best_box` (`none`: full scores), `cell`.
-        outside_factor, clip_boxes: see `damped`.
-
-    Raises:
-        UserError: an option that is unknown or out of range.
+        options: Thresholds and rules.
     """
 
-    def __init__(
-        self,
-        *,
-        box_threshold: float,
-        text_threshold: float,
-        area_threshold: float,
-        phrase_match: str,
-        score_cut: int | str | None,
-        cells: str,
-        outside_factor: float,
-        clip_boxes: bool,
-    ) -> None:
-        for name, value, known in (
-            ("phrase_match", phrase_match, ("reference", "casefold")),
-            ("cells", cells, ("reference", "thirds")),
-        ):
-            if value not in known:
-                raise unknown_choice(f"method.{name}", str(value), known)
-        cut = None if score_cut == "none" else score_cut
-        if cut is not None and (isinstance(cut, bool) or not isinstance(cut, int) or cut < 0):
-            raise UserError(f"method.score_cut is {score_cut!r}: give a number of decimals, or none")
-        if not all(0 <= value <= 1 for value in (box_threshold, text_threshold, area_threshold)) or outside_factor < 0:
-            raise UserError(
-                f"method: box_threshold {box_threshold}, text_threshold {text_threshold}, area_threshold {area_threshold},"
-                f" outside_factor {outside_factor}: give numbers from 0 to 1"
-            )
-        self.box_threshold, self.text_threshold, self.area_threshold = box_threshold, text_threshold, area_threshold
-        self.phrase_match, self.score_cut, self.cells = phrase_match, cut, cells
-        self.outside_factor, self.clip_boxes = outside_factor, clip_boxes
+    def __init__(self, options: BoxOptions) -> None:
+        self.options = options
 
     def by_queries(self, queries: Queries, words: Sequence[str], size: tuple[int, int]) -> Located:
-        """By a detector's answer; `words` are the caption's word groups, `size` the map's (height, width)."""
+        """Locates by a detector's answer.
+
+        Args:
+            queries: The answer.
+            words: Word groups of the caption.
+            size: Height and width of the map.
+        """
+        options = self.options
         found = detections(
             queries,
             size,
-            box_threshold=self.box_threshold,
-            text_threshold=self.text_threshold,
-            max_area=self.area_threshold,
+            box_threshold=options.box_threshold,
+            text_threshold=options.text_threshold,
+            max_area=options.area_threshold,
             keep_best=True,
         )
-        found = with_valid_phrases(found, words, self.phrase_match)
-        best = best_box(found, self.score_cut)
-        return Located(found, position_of(None if best is None else found.boxes[best], size, self.cells))
+        found = with_valid_phrases(found, words, options.phrase_match)
+        best = best_box(found, options.score_cut)
+        return Located(found, position_of(None if best is None else found.boxes[best], size, options.cells))
 
     def by_boxes(self, found: Detections, size: tuple[int, int]) -> Located:
-        """By ready boxes, the best first."""
-        return Located(found, position_of(found.boxes[0] if len(found) else None, size, self.cells))
+        """Locates by ready boxes, the best one first, on a map of `size` (height, width)."""
+        return Located(found, position_of(found.boxes[0] if len(found) else None, size, self.options.cells))
 
     def damped(self, heat: Tensor, found: Detections) -> Tensor:
-        """The map [H, W], weaker outside of all valid boxes."""
-        return damped(heat, found, self.outside_factor, clip_boxes=self.clip_boxes)
+        """The map `[H, W]`, weaker outside of all valid boxes."""
+        return damped(heat, found, self.options.outside_factor, clip_boxes=self.options.clip)

@@ -11,10 +11,10 @@ from anomaly_vlm.methods.filo.method import FiLo
 
 
 def key(method: FiLo, name: str) -> str:
-    """The published key of a learnable parameter."""
-    part, *rest = name.split(".")
-    if part != "heads":
-        return name.replace("normal.", "normal_prompt_learner.", 1) if part.endswith("normal") else name
+    """The published key of the learnable parameter `name`."""
+    module, *rest = name.split(".")
+    if module != "heads":
+        return name.replace("normal.", "normal_prompt_learner.", 1) if module.endswith("normal") else name
     if rest[0] == "linear":
         return f"decoder_linear.fc.{'.'.join(rest[1:])}"
     _, head, _, kernel, kind = rest
@@ -23,11 +23,12 @@ def key(method: FiLo, name: str) -> str:
 
 def unwrap(method: FiLo, content: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of a published file."""
-    return content.get("filo", content)
+    state: dict[str, Tensor] = content.get("filo", content)
+    return state
 
 
 def ignored(method: FiLo, key: str) -> bool:
-    """The frozen towers, twice over, and parts that an ablation leaves out."""
+    """Whether a key belongs to the frozen towers, which the file holds twice, or to what an ablation leaves out."""
     if key.startswith("decoder_cov."):
         return not method.heads.mmci_names
     return key.startswith(("clip_model.", "text_encoder.")) or (key.startswith("adapter.") and method.adapter is None)

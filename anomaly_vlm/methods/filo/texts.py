@@ -1,18 +1,14 @@
-"""FiLo's words (FG-Des): fine-grained defect descriptions as sentences, and learned, image-conditioned contexts."""
+"""FiLo's fine-grained descriptions (FG-Des, section 3.2): states of each category, from a table of its defects."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.backbone.sentence_tree import SentenceTree
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.options import PositiveInt
 
 log = logging.getLogger("anomaly_vlm")
 
@@ -27,6 +23,38 @@ DEFAULTS: dict[str, Any] = {
     "class_word": {},
     "detector": {"general": ["anomaly", "damage", "broken", "defect", "contamination"], "separator": " . "},
 }  # fmt: skip
+# Descriptions of a category that the table lacks; this project's, as the published code stops there.
+GENERIC = (
+    "scratches on the surface",
+    "cracks",
+    "dents",
+    "stains",
+    "discoloration",
+    "holes",
+    "foreign material on the surface",
+    "broken or missing parts",
+)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How descriptions become the text features of a category.
+
+    Args:
+        class_list: List of the table to look in; None for all of them, the last one first.
+        class_text: Which descriptions a category gets. `published`: those of its class word, where the class that is listed
+            last wins (macaroni1 is described by macaroni2's). `paper`: its own.
+        generic: Descriptions of a category that the table lacks. Empty: it has the general states alone.
+        context_length: Number of learned tokens in front of each sentence.
+        pair_norm: `published`: the two text features of an image are also divided by their common norm, sqrt(2). `paper`:
+            they have unit norm.
+    """
+
+    class_list: str | None = None
+    class_text: Literal["published", "paper"] = "published"
+    generic: Sequence[str] = GENERIC
+    context_length: PositiveInt = 12
+    pair_norm: Literal["published", "paper"] = "published"
 
 
 class DefectTexts:
@@ -35,56 +63,49 @@ class DefectTexts:
     Args:
         table: `{list: {class_order, descriptions, detector_descriptions}}` beside sentences and words as the shipped table
             has them, or plainly `{category: [descriptions]}`.
-        class_list: the list to look in; None: all of them, the last first.
-        class_text: descriptions by class word, where the class registered last wins, as published (`last`: macaroni1 is
-            described by macaroni2's), or by the category's own name (`own`).
-        generic: descriptions of a category that the table lacks; empty: it has the general states alone.
-        fine_grained: False leaves the descriptions out of the sentences (the paper's "without FG-Des"); the detector keeps
+        options: Which of them are used.
+        fine_grained: False leaves the descriptions out of the sentences (the paper's "without FG-Des"). The detector keeps
             its own.
 
     Raises:
-        UserError: a wrong option, or a table of another form.
+        UserError: The table has another form, or lacks the list that `options` names.
     """
 
     def __init__(
         self,
         table: Mapping[str, Any],
+        options: TextOptions = TextOptions(),
         *,
-        class_list: str | None = None,
-        class_text: Literal["last", "own"] = "last",
-        generic: Sequence[str] = (),
         fine_grained: bool = True,
     ) -> None:
-        if class_text not in ("last", "own"):
-            raise unknown_choice("method.class_text", str(class_text), ["last", "own"])
         lists = {name: entry for name, entry in table.items() if isinstance(entry, Mapping) and "descriptions" in entry}
         if not lists:
             plain = {name: entry for name, entry in table.items() if name not in DEFAULTS}
-            if wrong := [name for name, entry in plain.items() if not _texts(entry)]:
+            if wrong := [name for name, entry in plain.items() if not _is_list_of_texts(entry)]:
                 raise UserError(
                     f"descriptions: entry '{wrong[0]}' is no list of texts: expected {{category: [descriptions]}}"
                 )
             lists = {"own": {"class_order": list(plain), "descriptions": plain, "detector_descriptions": plain}}
-        if class_list is not None and class_list not in lists:
-            raise unknown_choice("method.class_list", class_list, lists)
+        if options.class_list is not None and options.class_list not in lists:
+            raise unknown_choice("method.texts.class_list", options.class_list, lists)
         self.words = {**DEFAULTS, **{key: table[key] for key in DEFAULTS if key in table}}
         if len(self.words["positions"]) != 9:
             raise UserError("descriptions: 'positions' needs nine phrases, row by row from the top left")
         self.class_words = {_plain(name): word for name, word in self.words["class_word"].items()}
-        self.class_text, self.fine_grained, self.generic = class_text, fine_grained, tuple(generic)
-        self.lists = list(lists.values()) if class_list is None else [lists[class_list]]
+        self.options, self.fine_grained = options, fine_grained
+        self.lists = list(lists.values()) if options.class_list is None else [lists[options.class_list]]
         self._noticed: set[str] = set()
 
     def word(self, category: str) -> str:
-        """What the sentences call a category: `pcb3` -> `pcb`, `metal_nut` -> `metal nut`."""
-        return self.class_words.get(_plain(category), category.replace("_", " "))
+        """The class word of a category: `pcb3` -> `pcb`, `metal_nut` -> `metal nut`."""
+        return str(self.class_words.get(_plain(category), category.replace("_", " ")))
 
     def descriptions(self, category: str) -> Sequence[str]:
-        """Fine-grained descriptions for the sentences."""
+        """Fine-grained descriptions of a category, for its sentences."""
         if (entry := self._list_of(category)) is None:
             return self._generic(category)
-        by_name = {_plain(name): texts for name, texts in entry["descriptions"].items()}
-        if self.class_text == "own":
+        by_name: dict[str, Sequence[str]] = {_plain(name): texts for name, texts in entry["descriptions"].items()}
+        if self.options.class_text == "paper":
             return by_name[_plain(category)]
         order = [_plain(name) for name in entry.get("class_order", entry["descriptions"])]
         return {self.word(name): by_name[name] for name in order if name in by_name}[self.word(_plain(category))]
@@ -105,15 +126,15 @@ class DefectTexts:
         """`STATE at POSITION.`, or `STATE.` without a position."""
         if position is None:
             return f"{state}."
-        return self.words["position_template"].replace("STATE", state).replace("POSITION", position)
+        return str(self.words["position_template"]).replace("STATE", state).replace("POSITION", position)
 
     def detector_words(self, category: str) -> list[str]:
         """General words and the category's own descriptions for the detector's caption, as spelled there."""
         entry = self._list_of(category)
         if entry is None:
             return [*self.words["detector"]["general"], *self._generic(category)]
-        own = entry.get("detector_descriptions", entry["descriptions"])
-        by_name = {_plain(name): texts for name, texts in own.items()}
+        described = entry.get("detector_descriptions", entry["descriptions"])
+        by_name = {_plain(name): texts for name, texts in described.items()}
         return [*self.words["detector"]["general"], *by_name.get(_plain(category), ())]
 
     def _list_of(self, category: str) -> Mapping[str, Any] | None:
@@ -124,90 +145,20 @@ class DefectTexts:
         return None
 
     def _generic(self, category: str) -> Sequence[str]:
-        if not self._noticed and self.generic:
+        if not self._noticed and self.options.generic:
             log.warning(
                 "no defect descriptions for category '%s': %d generic ones are used, here and wherever the table lacks a"
                 " category; 'anomaly-vlm descriptions method=filo' makes better ones",
                 category,
-                len(self.generic),
+                len(self.options.generic),
             )
         self._noticed.add(category)
-        return self.generic
+        return self.options.generic
 
 
 def _plain(name: str) -> str:
     return " ".join(name.lower().replace("_", " ").split())
 
 
-def _texts(entry: Any) -> bool:
+def _is_list_of_texts(entry: Any) -> bool:
     return isinstance(entry, Sequence) and not isinstance(entry, str) and all(isinstance(text, str) for text in entry)
-
-
-class MetaNet(nn.Module):
-    """Global feature [B, C] -> shift [B, Dt] of every context token of an image's sentences."""
-
-    def __init__(self, dim: int, width: int, reduction: int = 16) -> None:
-        super().__init__()
-        hidden = max(1, dim // reduction)
-        self.linear1, self.linear2 = nn.Linear(dim, hidden), nn.Linear(hidden, width)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        return self.linear2(F.relu(self.linear1(feature)))
-
-
-class PromptLearner(nn.Module):
-    """Learned context `ctx` [n, Dt] shared by all categories, shifted by the image: forward [B, C] -> [B, n, Dt]."""
-
-    def __init__(self, length: int, dim: int, width: int) -> None:
-        super().__init__()
-        self.ctx = nn.Parameter(torch.randn(length, width) * 0.02)
-        self.meta_net = MetaNet(dim, width)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        return self.ctx + self.meta_net(feature)[:, None]
-
-
-class RawTexts(NamedTuple):
-    """Features of one image's sentences, not normalised: `normal` [states, C], `abnormal` [states, positions, C]."""
-
-    normal: Tensor
-    abnormal: Tensor
-
-
-class Sentences:
-    """The sentences of each category as trees of shared beginnings, built once.
-
-    Args:
-        texts: the words. length: context tokens in front. positioned: abnormal sentences end with a position.
-    """
-
-    def __init__(self, texts: DefectTexts, length: int, *, positioned: bool = True) -> None:
-        self.texts, self.length, self.positioned = texts, length, positioned
-        self._trees: dict[tuple, SentenceTree] = {}
-
-    def lines(self, category: str, position: int | None = None) -> tuple[list[str], list[str]]:
-        """Normal and abnormal sentences without their context; position fastest, all nine where None is chosen."""
-        normal, abnormal = self.texts.states(category)
-        phrases: Sequence[str | None] = [None]
-        if self.positioned:
-            phrases = self.texts.words["positions"] if position is None else [self.texts.words["positions"][position]]
-        say = self.texts.sentence
-        return [say(state, None) for state in normal], [say(state, phrase) for state in abnormal for phrase in phrases]
-
-    def tree(self, backbone: ClipBackbone, category: str, kind: str, position: int | None = None) -> SentenceTree:
-        """The tree of a category's `normal` or `abnormal` sentences, context placeholders included."""
-        key = (category, kind, position if kind == "abnormal" else None, backbone.text.token_embedding.weight.device)
-        if key not in self._trees:
-            front = " ".join(["X"] * self.length)
-            lines = self.lines(category, position)[kind == "abnormal"]
-            ids = backbone.tokenize([f"{front} {line}" for line in lines])
-            nine = kind == "abnormal" and self.positioned and position is None
-            self._trees[key] = SentenceTree(ids, together=len(self.texts.words["positions"]) if nine else None)
-        return self._trees[key]
-
-
-def embed(backbone: ClipBackbone, tree: SentenceTree, context: Tensor) -> Tensor:
-    """Embeddings [B, S, N, Dt] of the tree's nodes, without positions, placeholders filled with the context [B, n, Dt]."""
-    nodes = backbone.text.token_embedding(tree.ids).detach().expand(len(context), -1, -1, -1)
-    filled = context[:, None].expand(-1, nodes.shape[1], -1, -1)
-    return torch.cat([nodes[:, :, :1], filled, nodes[:, :, 1 + context.shape[1] :]], dim=2)

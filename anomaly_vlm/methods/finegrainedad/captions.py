@@ -1,6 +1,6 @@
 """FineGrainedAD's texts: captions of a normal image on three levels (MFSC), and abnormal ones made of them by replacement.
 
-Fan et al., arXiv 2510.26464, sections on MFSC and MLLP; published code.
+Fan et al., arXiv 2510.26464, the sections on MFSC and MLLP; published code.
 """
 
 from __future__ import annotations
@@ -18,21 +18,27 @@ log = logging.getLogger("anomaly_vlm")
 ATTRIBUTES = ("color", "texture", "shape")
 
 
-class Texts(NamedTuple):
-    """What is said of one thing: the normal text, and the abnormal ones."""
+class FamilyTexts(NamedTuple):
+    """Texts of one thing: the normal one, and the abnormal ones."""
 
     normal: str
     abnormal: list[str]
 
 
 class CaptionTexts(NamedTuple):
-    """All texts of a category: `image`, the groups added to it (`relation` and the attributes that it has), `entities` in
-    order, `background`."""
+    """All texts of a category.
 
-    image: Texts
-    groups: dict[str, Texts]
-    entities: list[Texts]
-    background: Texts
+    Attributes:
+        image: Of the whole image.
+        groups: Added to those of the image: `relation`, and the attributes that the table has.
+        entities: Of the entities, in order.
+        background: Of the background.
+    """
+
+    image: FamilyTexts
+    groups: dict[str, FamilyTexts]
+    entities: list[FamilyTexts]
+    background: FamilyTexts
 
 
 class Captions:
@@ -42,17 +48,17 @@ class Captions:
         table: `classes` (category -> levels), `vocabulary` (words by field) and `abnormal_states` (category -> states with
             `{}` for the word), as the shipped `mfsc_captions` has them.
         prompts: PromptAD's table, for class words and for the states of a category that has none.
-        seed: of the abnormal entities' states and places.
+        seed: Of the draws of the abnormal entities' states and locations.
 
     Raises:
-        UserError: the table lacks a part.
+        UserError: The table lacks an entry.
     """
 
     def __init__(self, table: Mapping[str, Any], prompts: Mapping[str, Any], *, seed: int = 111) -> None:
-        for part, inside in (("classes", ()), ("vocabulary", (*ATTRIBUTES, "location"))):
-            if part not in table or any(name not in table[part] for name in inside):
+        for entry, inside in (("classes", ()), ("vocabulary", (*ATTRIBUTES, "location"))):
+            if entry not in table or any(name not in table[entry] for name in inside):
                 raise UserError(
-                    f"the table of captions has no {part}{' of ' + ', '.join(inside) if inside else ''}: take"
+                    f"the table of captions has no {entry}{' of ' + ', '.join(inside) if inside else ''}: take"
                     " mfsc_captions.json as the pattern"
                 )
         self.table, self.prompts, self.seed = table, prompts, seed
@@ -60,9 +66,9 @@ class Captions:
 
     def levels(self, category: str) -> dict[str, Any]:
         """The table's entry of a category; one from a template where it has none, with one notice."""
-        known = self.table["classes"].get(table_key(category))
-        if known is not None:
-            return known
+        entry: dict[str, Any] | None = self.table["classes"].get(table_key(category))
+        if entry is not None:
+            return entry
         if not self._noticed:
             self._noticed = True
             log.warning(
@@ -74,25 +80,25 @@ class Captions:
 
     def states(self, category: str) -> list[str]:
         """Abnormal states of a category, with `{}` for the word."""
-        own = self.table.get("abnormal_states", {}).get(table_key(category))
-        return list(own or self.prompts["generic_states"])
+        states = self.table.get("abnormal_states", {}).get(table_key(category))
+        return list(states or self.prompts["generic_states"])
 
     def texts(self, category: str) -> CaptionTexts:
         """Normal and abnormal texts of all levels."""
         levels, states, vocabulary = self.levels(category), self.states(category), self.table["vocabulary"]
         first, second, third = (levels[f"level_{i}"] for i in (1, 2, 3))
         word, caption = first["foreground"], levels["caption"]
-        image = Texts(caption, [caption.replace(word, state.format(word)) for state in states])
-        groups = {"relation": Texts(second["relation"], [_relation(second, state) for state in states])}
+        image = FamilyTexts(caption, [caption.replace(word, state.format(word)) for state in states])
+        groups = {"relation": FamilyTexts(second["relation"], [_relation(second, state) for state in states])}
         for name in ATTRIBUTES:
-            if own := third[name]:
-                groups[name] = Texts(".".join(own), [other for other in vocabulary[name] if other not in own])
+            if words := third[name]:
+                groups[name] = FamilyTexts(".".join(words), [other for other in vocabulary[name] if other not in words])
         behind = f"{first['background']} background"
-        background = Texts(behind, [state.format(behind) for state in states])
+        background = FamilyTexts(behind, [state.format(behind) for state in states])
         draws = random.Random(self.seed)
         entities = [
-            Texts(text, [_abnormal_entity(text, name, place, states, vocabulary["location"], draws)])
-            for name, place, text in zip(second["entity"], second["location"], third["entity_caption"], strict=True)
+            FamilyTexts(text, [_abnormal_entity(text, name, location, states, vocabulary["location"], draws)])
+            for name, location, text in zip(second["entity"], second["location"], third["entity_caption"], strict=True)
         ]
         return CaptionTexts(
             image, {name: group for name, group in groups.items() if group.abnormal}, entities, background
@@ -100,35 +106,38 @@ class Captions:
 
 
 def _relation(level: Mapping[str, Any], state: str) -> str:
-    """The sentence with each entity's name in turn replaced by its abnormal form: a name that occurs twice in the list is
-    replaced within what replaced it before, as published."""
-    text = level["relation"]
+    """The sentence of level 2 with each entity's name replaced by its abnormal form.
+
+    The names are replaced one after the other, as published: one that is twice in the list is replaced within its own
+    replacement.
+    """
+    text: str = level["relation"]
     for name in level["entity"]:
         text = text.replace(name, state.format(name))
     return text
 
 
 def _abnormal_entity(
-    caption: str, name: str, place: str, states: Sequence[str], places: Sequence[str], draws: random.Random
+    caption: str, name: str, location: str, states: Sequence[str], locations: Sequence[str], draws: random.Random
 ) -> str:
-    """A caption with a drawn state behind the entity's name, and its place replaced by another drawn one.
+    """An entity's caption with a drawn state at its name, and its location replaced by another drawn one.
 
-    Both are drawn even where nothing is replaced. The caption is lower-cased, the names are not: those with capitals never
-    match.
+    Both are drawn even where nothing is replaced. The caption is lower-cased and the names are not, so that those with
+    capitals never match, as published.
     """
     caption = caption.lower()
     state = draws.choice(states)
-    other = draws.choice([word for word in places if word != place])
+    other = draws.choice([word for word in locations if word != location])
     if not name.endswith("s") and f"{name}s" in caption:
         name = f"{name}s"
     caption = caption.replace(name, state.format(name))
-    if place == "center":
+    if location == "center":
         caption = caption.replace("centrally", other)
-    return caption.replace(place, other)
+    return caption.replace(location, other)
 
 
 def template(word: str) -> dict[str, Any]:
-    """Levels of a category of which nothing but its word is known."""
+    """Levels of a category for which there is a class word alone."""
     return {
         "level_1": {"foreground": word, "background": "none"},
         "level_2": {

@@ -1,4 +1,4 @@
-"""FineGrainedAD's learned parts: prompts on several levels that share their contexts (MLLP), and the query former."""
+"""What FineGrainedAD learns: prompts on several levels that share their contexts (MLLP), and the query former."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.methods.finegrainedad.captions import ATTRIBUTES
 from anomaly_vlm.methods.promptad.prompt_learner import (
+    CategoryPrompts,
     ContextSizes,
-    PromptLearner,
-    RawTexts,
+    FamilyFeatures,
     TextFamily,
-    encode_filled,
     fill_family,
-    sentence_length,
 )
+from anomaly_vlm.texts.learned_context import encode_sentences, sentence_length
 
 GROUPS = ("relation", *ATTRIBUTES)
 
 
-class LevelLearner(PromptLearner):
-    """Prompts of the image, of groups that are added to it, and of its parts.
+class LevelPrompts(CategoryPrompts):
+    """Prompts of the image, of groups that are added to it, and of its components.
 
     Args:
-        families: `image`, any of the groups `relation`, `color`, `texture`, `shape`, and the `parts` by name.
-        parts: names of the families with prompts of their own: entities in order, the background last.
-        options: see `PromptLearner`.
+        families: `image`, any of the groups `relation`, `color`, `texture`, `shape`, and the components by name.
+        components: Names of the families of components: entities in order, the background last.
+        sizes: See `CategoryPrompts`.
+        generator: See `CategoryPrompts`.
+        width: See `CategoryPrompts`.
+        embed_dim: See `CategoryPrompts`.
 
     Attributes:
-        weights: [2, 4] how much of each group is added, through a sigmoid: for the normal and for the abnormal sentences;
-            drawn from N(0, 1). None as `normal_ctx`.
-        rescale: [J, k, N] weights of the references' patches for the parts, once known.
+        weights: Shares `[2, 4]` of the groups, through a sigmoid, in the normal and in the abnormal sentences; drawn from
+            N(0, 1). None where there are no groups, and as `normal_ctx`.
+        rescale: Weights `[J, k, N]` of the references' patches for the components; None before the references are given.
     """
 
     weights: nn.Parameter | None
@@ -44,15 +46,15 @@ class LevelLearner(PromptLearner):
     def __init__(
         self,
         families: dict[str, TextFamily],
-        parts: Sequence[str],
+        components: Sequence[str],
         sizes: ContextSizes,
         generator: np.random.Generator,
         *,
         width: int,
         embed_dim: int,
     ) -> None:
-        super().__init__(families, sizes, generator, width=width, features=len(parts) + 1, embed_dim=embed_dim)
-        self.parts = list(parts)
+        super().__init__(families, sizes, generator, width=width, features=len(components) + 1, embed_dim=embed_dim)
+        self.components = list(components)
         self.groups = [name for name in GROUPS if name in families]
         draws = generator.standard_normal((2, len(GROUPS)), dtype=np.float32)
         self.weights = nn.Parameter(torch.from_numpy(draws)) if self.groups else None
@@ -62,9 +64,13 @@ class LevelLearner(PromptLearner):
     # ---- the weighted sum of whole sentences -------------------------------------------------------------------------
 
     def image_sentences(self, backbone: ClipBackbone) -> tuple[list[Tensor], list[Tensor]]:
-        """Ids and input embeddings of the image's normal, handcrafted and learned sentences, the groups added to them.
+        """Token ids and embeddings of the image's normal, handcrafted and learned sentences, the groups added to them.
 
-        Position by position, start, end and padding as well, up to the captions' end token, which is where they are read.
+        The embeddings are added position by position, those of start, end and padding as well, up to the end token of the
+        captions, where the features are read.
+
+        Returns:
+            Ids `[R, T]` and embeddings `[R, T, Dt]` of each kind of sentences.
         """
         ids, embedded = fill_family(backbone, self, "image")
         if self.weights is None:
@@ -83,8 +89,17 @@ class LevelLearner(PromptLearner):
 
     @torch.no_grad()
     def ranked(self, backbone: ClipBackbone, group: str, count: int) -> Tensor:
-        """Rows [count] of a group's handcrafted sentences by descending mean of their embeddings over all 77 tokens and all
-        channels, which pairs them with the image's sentences; from the start again where the group has fewer."""
+        """Ranks a group's handcrafted sentences, which pairs them with those of the image.
+
+        Args:
+            backbone: Frozen towers.
+            group: Name of the group.
+            count: Number of sentences of the image.
+
+        Returns:
+            Rows `[count]` by descending mean of their embeddings over all 77 tokens and all channels; they start again
+            where the group has fewer.
+        """
         assert self.normal_ctx is not None
         family: Any = self.families[group]
         if group not in self._sums:  # of everything but the contexts, which alone change
@@ -99,30 +114,31 @@ class LevelLearner(PromptLearner):
 
     # ---- features ----------------------------------------------------------------------------------------------------
 
-    def raw_image(self, backbone: ClipBackbone) -> RawTexts:
+    def image_features(self, backbone: ClipBackbone) -> FamilyFeatures:
         """Features of the image's sentences."""
-        return RawTexts(*encode_filled(backbone, *self.image_sentences(backbone)))
+        return FamilyFeatures(*encode_sentences(backbone, *self.image_sentences(backbone)))
 
-    def raw_parts(self, backbone: ClipBackbone) -> list[RawTexts]:
-        """Features of each part's sentences, all encoded in one call."""
-        filled = [fill_family(backbone, self, name) for name in self.parts]
+    def component_features(self, backbone: ClipBackbone) -> list[FamilyFeatures]:
+        """Features of each component's sentences, all encoded in one call."""
+        filled = [fill_family(backbone, self, name) for name in self.components]
         if not filled:
             return []
-        features = encode_filled(
+        features = encode_sentences(
             backbone, [i for ids, _ in filled for i in ids], [e for _, rows in filled for e in rows]
         )
-        return [RawTexts(*features[i : i + 3]) for i in range(0, len(features), 3)]
+        return [FamilyFeatures(*features[i : i + 3]) for i in range(0, len(features), 3)]
 
 
 class QueryFormer(nn.Module):
-    """`h = Wf [P1 V1 p ; P2 V2 q] + bf` of a normal and an abnormal text feature.
+    """Linear map `h = Wf [P1 V1 p ; P2 V2 q] + bf` of a normal text feature p and an abnormal one q.
 
     The published module is two cross-attentions of learned queries to one key each. Attention to a single key is 1 whatever
-    the query, so that queries, key and query weights have no effect and this linear map is left. No loss reaches it and the
-    published files do not store it: it stays as it is drawn.
+    the query, so that the queries and the weights of key and query have no effect, and this linear map is left. No loss
+    reaches it, and the published files do not store it: it stays as it is drawn.
 
     Args:
-        dim: C. seed: of its weights.
+        dim: Width C of the features.
+        seed: Of its weights.
     """
 
     def __init__(self, dim: int, seed: int) -> None:
@@ -134,6 +150,7 @@ class QueryFormer(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, normal: Tensor, abnormal: Tensor) -> Tensor:
-        """[..., C] twice -> [..., C]."""
+        """Maps features `[..., C]` of both kinds to `[..., C]`."""
         both = [self.out1(self.value1(normal)), self.out2(self.value2(abnormal))]
-        return self.fuse(torch.cat(both, dim=-1))
+        joint: Tensor = self.fuse(torch.cat(both, dim=-1))
+        return joint

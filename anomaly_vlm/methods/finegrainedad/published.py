@@ -31,20 +31,22 @@ def shared(method: FineGrainedAD, files: Files) -> dict[str, Tensor]:
     whole = [content for content in files.values() if any(key.startswith(FORMER) for key in content)]
     if method.query_former is None or not whole:
         return {}
-    own = query_former(whole[0], method.backbone.embed_dim)
-    return {f"query_former.{name}": tensor for name, tensor in own.items()}
+    weights = query_former(whole[0], method.backbone.embed_dim)
+    return {f"query_former.{name}": tensor for name, tensor in weights.items()}
 
 
 def query_former(state: dict[str, Tensor], dim: int) -> dict[str, Tensor]:
-    """The published module's weights under `QueryFormer`'s names: the value half of each `kv_proj`, both `proj` and the last
-    layer."""
-    own = {}
+    """The published module's weights under `QueryFormer`'s names.
+
+    They are the value half of each `kv_proj`, both `proj`, and the last layer.
+    """
+    weights = {}
     for kind in ("weight", "bias"):
         for i in (1, 2):
-            own[f"value{i}.{kind}"] = state[f"{FORMER}cross_attn{i}.kv_proj.{kind}"][dim:]
-            own[f"out{i}.{kind}"] = state[f"{FORMER}cross_attn{i}.proj.{kind}"]
-        own[f"fuse.{kind}"] = state[f"{FORMER}fuse_layer.{kind}"]
-    return own
+            weights[f"value{i}.{kind}"] = state[f"{FORMER}cross_attn{i}.kv_proj.{kind}"][dim:]
+            weights[f"out{i}.{kind}"] = state[f"{FORMER}cross_attn{i}.proj.{kind}"]
+        weights[f"fuse.{kind}"] = state[f"{FORMER}fuse_layer.{kind}"]
+    return weights
 
 
 FILES = CategoryFiles(take_learner, shared, ignored=(FORMER,))

@@ -1,6 +1,7 @@
 """Sentences with learned contexts in them, and what is learned of one category: PromptAD's prompts, shared by FineGrainedAD.
 
-A sentence is `[SOS] V text . [EOT]`, or `[SOS] V A text . [EOT]` with a learned abnormal context `A` behind the normal one.
+A sentence is `[SOS] V text . [EOT]` with a learned normal context V; or `[SOS] V A text . [EOT]` with a learned abnormal
+context A behind it, which turns a normal text into an abnormal sentence (PromptAD, section 3.2).
 """
 
 from __future__ import annotations
@@ -15,36 +16,77 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.errors import UserError
+from anomaly_vlm.options import PositiveInt
 from anomaly_vlm.texts import table_key
+from anomaly_vlm.texts.learned_context import insert_context
+
+
+@dataclass(frozen=True)
+class TaskCounts:
+    """A number for each task.
+
+    Args:
+        seg: For the prompts of the pixel map.
+        cls: For those of the image score.
+    """
+
+    seg: PositiveInt = 1
+    cls: PositiveInt = 3
+
+
+@dataclass(frozen=True)
+class ContextOptions:
+    """Sizes of the learned contexts.
+
+    Args:
+        length: Tokens of a normal context V.
+        abnormal_length: Tokens of an abnormal context A.
+        count: Number of normal contexts: one number for both tasks, or one each.
+        abnormal_count: Number of abnormal contexts.
+    """
+
+    length: PositiveInt = 4
+    abnormal_length: PositiveInt = 1
+    count: PositiveInt | TaskCounts = TaskCounts()
+    abnormal_count: PositiveInt = 4
+
+    def of_task(self, task: str) -> ContextSizes:
+        """The sizes of `seg` or `cls`."""
+        count = self.count if isinstance(self.count, int) else int(getattr(self.count, task))
+        return ContextSizes(self.length, self.abnormal_length, count, self.abnormal_count)
 
 
 @dataclass(frozen=True)
 class ContextSizes:
-    """`n_ctx` tokens of each of `n_pro` normal contexts, `n_ctx_abnormal` of each of `n_pro_abnormal` abnormal ones."""
+    """Sizes of one task's contexts, see `ContextOptions`."""
 
-    n_ctx: int
-    n_ctx_abnormal: int
-    n_pro: int
-    n_pro_abnormal: int
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise UserError(f"method.{name} is {value}: give at least 1")
+    length: int
+    abnormal_length: int
+    count: int
+    abnormal_count: int
 
 
 def class_phrases(table: Mapping[str, Any], category: str) -> tuple[str, list[str]]:
-    """Word of a category in PromptAD's table, and its abnormal phrases: the generic ones, then its own. A category that the
-    table lacks is its own word and has the generic ones."""
+    """Class word of a category, and its abnormal phrases: the generic ones, then those of the category.
+
+    Args:
+        table: PromptAD's table. A category that it lacks is its own word, and has the generic phrases.
+        category: Name of the category.
+    """
     key = table_key(category)
     word = table["class_names"].get(key, category)
     states = [*table["generic_states"], *table["class_states"].get(key, [])]
     return word, [state.format(word) for state in states]
 
 
-class RawTexts(NamedTuple):
-    """Raw text features of one text family: `normal` [P, C], `manual` [S P, C] (handcrafted), `learned` [M P, C]."""
+class FamilyFeatures(NamedTuple):
+    """Features of one family's sentences, not normalised; P normal and M abnormal contexts, S handcrafted texts.
+
+    Attributes:
+        normal: `[P, C]`.
+        manual: `[S P, C]` of the handcrafted abnormal sentences.
+        learned: `[M P, C]` of the learned abnormal ones.
+    """
 
     normal: Tensor
     manual: Tensor
@@ -52,28 +94,31 @@ class RawTexts(NamedTuple):
 
     @property
     def abnormal(self) -> Tensor:
+        """Features `[(S + M) P, C]` of all abnormal sentences."""
         return torch.cat([self.manual, self.learned])
 
     def pair(self) -> Tensor:
-        """Prototypes [2, C] of the normal and of all abnormal sentences, unit norm."""
+        """Prototypes `[2, C]` of the normal and of all abnormal sentences, unit norm."""
         return F.normalize(torch.stack([self.normal.mean(dim=0), self.abnormal.mean(dim=0)]), dim=-1)
 
     def candidates(self) -> Tensor:
-        """What a normal feature must be told from: [1 + R, C], the normal prototype, then every abnormal sentence."""
+        """Classes of the contrastive loss `[1 + R, C]`: the normal prototype, then every abnormal sentence, unit norm."""
         return torch.cat([self.pair()[:1], F.normalize(self.abnormal, dim=-1)])
 
 
 class TextFamily(nn.Module):
-    """Token ids of what is said of one thing, with placeholders for the contexts.
+    """Token ids of the normal and abnormal sentences of one thing, with placeholders for the contexts.
 
     Args:
-        backbone: its tokenizer cuts texts that are too long, end token last.
-        normal: the normal text. abnormal: handcrafted abnormal texts.
+        backbone: Its tokenizer cuts texts that are too long, and keeps the end token.
+        normal: The normal text.
+        abnormal: Handcrafted abnormal texts.
         sizes: P normal and M abnormal contexts.
 
     Attributes:
-        normal: [P, 77]. manual: [S P, 77], row = text * P + context. learned: [M P, 77], the normal text behind `V A`.
-            Row i holds the contexts `V[i % P]` and `A[i % M]`.
+        normal: `[P, 77]`.
+        manual: `[S P, 77]`; row = text * P + context.
+        learned: `[M P, 77]`, the normal text behind `V A`. Row i holds the contexts `V[i % P]` and `A[i % M]`.
     """
 
     normal: Tensor
@@ -82,31 +127,35 @@ class TextFamily(nn.Module):
 
     def __init__(self, backbone: ClipBackbone, normal: str, abnormal: Sequence[str], sizes: ContextSizes) -> None:
         super().__init__()
-        plain = ["N"] * sizes.n_ctx
+        plain = ["N"] * sizes.length
 
         def ids(context: list[str], texts: Sequence[str], rows: int) -> Tensor:
             sentences = [f"{' '.join(context)} {text}." for text in texts]
             return backbone.tokenize(sentences, trim=False).repeat_interleave(rows, dim=0)
 
-        self.register_buffer("normal", ids(plain, [normal], sizes.n_pro), persistent=False)
-        self.register_buffer("manual", ids(plain, abnormal, sizes.n_pro), persistent=False)
-        rows = sizes.n_pro * sizes.n_pro_abnormal
-        self.register_buffer("learned", ids([*plain, *["A"] * sizes.n_ctx_abnormal], [normal], rows), persistent=False)
+        self.register_buffer("normal", ids(plain, [normal], sizes.count), persistent=False)
+        self.register_buffer("manual", ids(plain, abnormal, sizes.count), persistent=False)
+        rows = sizes.count * sizes.abnormal_count
+        learned = ids([*plain, *["A"] * sizes.abnormal_length], [normal], rows)
+        self.register_buffer("learned", learned, persistent=False)
 
 
-class PromptLearner(nn.Module):
-    """What is learned of one category for one task, and the text features that came of it.
+class CategoryPrompts(nn.Module):
+    """What is learned of one category for one task, and the text features computed from it.
 
     Args:
-        families: its texts, by name.
-        sizes: of the contexts, drawn from N(0, 0.02^2) by `generator`.
-        width: of the text tower. features: how many pairs of text features there are. embed_dim: their width.
+        families: Its texts by name.
+        sizes: Of the contexts.
+        generator: Draws them from N(0, 0.02^2).
+        width: Width Dt of the text tower.
+        features: Number U of pairs of text features.
+        embed_dim: Their width C.
 
     Attributes:
-        normal_ctx: V [P, n_ctx, Dt], abnormal_ctx: A [M, n_ctx_abnormal, Dt]; None where a published file brought text
-            features alone.
-        features: [U, 2, C] unit (normal, abnormal) text features, kept in checkpoints.
-        stale: `features` is older than what is learned.
+        normal_ctx: V `[P, length, Dt]`; None where a published file brought text features alone.
+        abnormal_ctx: A `[M, abnormal_length, Dt]`, or None likewise.
+        features: Unit text features (normal, abnormal) `[U, 2, C]`, which checkpoints hold.
+        stale: Whether `features` is older than what is learned.
     """
 
     normal_ctx: nn.Parameter | None
@@ -125,17 +174,18 @@ class PromptLearner(nn.Module):
     ) -> None:
         super().__init__()
         self.families = nn.ModuleDict(families)
-        self.normal_ctx = nn.Parameter(_normal(generator, sizes.n_pro, sizes.n_ctx, width))
-        self.abnormal_ctx = nn.Parameter(_normal(generator, sizes.n_pro_abnormal, sizes.n_ctx_abnormal, width))
+        self.normal_ctx = nn.Parameter(_normal(generator, sizes.count, sizes.length, width))
+        self.abnormal_ctx = nn.Parameter(_normal(generator, sizes.abnormal_count, sizes.abnormal_length, width))
         self.register_buffer("features", torch.zeros(features, 2, embed_dim))
         self.stale = True
 
     @property
     def learns(self) -> bool:
+        """Whether there are prompts behind the text features."""
         return self.normal_ctx is not None
 
     def drop_learned(self) -> None:
-        """Leaves the features as they are given, with nothing learned behind them."""
+        """Removes the learned parameters: the features stay as they are given."""
         for name in [name for name, _ in self.named_parameters(recurse=False)]:
             setattr(self, name, None)
         self.stale = False
@@ -143,41 +193,31 @@ class PromptLearner(nn.Module):
     def fill(
         self, backbone: ClipBackbone, ids: Tensor, *, abnormal: bool = False, rows: Tensor | None = None
     ) -> Tensor:
-        """Token embeddings [R, T, Dt] of sentences [R, T] with the contexts in their places.
+        """Token embeddings of sentences with the contexts in place of the placeholders.
 
         Args:
-            ids: of a family. abnormal: V and A instead of V alone. rows: [R] the sentences' places in their family, which
-                say which contexts they hold; None: in order.
+            backbone: Frozen towers.
+            ids: Token ids `[R, T]` of a family's sentences.
+            abnormal: Whether the sentences hold V and A, or V alone.
+            rows: Numbers `[R]` of the sentences in their family, which say which contexts they hold; None: in order.
+
+        Returns:
+            `[R, T, Dt]`.
         """
         assert self.normal_ctx is not None and self.abnormal_ctx is not None
         rows = torch.arange(len(ids), device=ids.device) if rows is None else rows
         context = self.normal_ctx[rows % len(self.normal_ctx)]
         if abnormal:
             context = torch.cat([context, self.abnormal_ctx[rows % len(self.abnormal_ctx)]], dim=1)
-        embedded = backbone.text.token_embedding(ids)
-        return torch.cat([embedded[:, :1], context, embedded[:, 1 + context.shape[1] :]], dim=1)
+        return insert_context(backbone.text.token_embedding(ids), context)
 
 
 def _normal(generator: np.random.Generator, *shape: int, std: float = 0.02) -> Tensor:
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32) * np.float32(std))
 
 
-def sentence_length(ids: Tensor) -> int:
-    """Up to where the longest of the sentences [R, T] is read: what stands behind its end token changes nothing."""
-    return int(ids.argmax(dim=-1).max()) + 1
-
-
-def encode_filled(backbone: ClipBackbone, ids: Sequence[Tensor], embedded: Sequence[Tensor]) -> list[Tensor]:
-    """Text features [R, C], not normalised, of groups of sentences [R, T] with embeddings [R, T, Dt], in one call."""
-    all_ids = torch.cat(list(ids))
-    length = sentence_length(all_ids)
-    states = torch.cat([group[:, :length] for group in embedded]) + backbone.text.positional_embedding[:length]
-    encoded = backbone.encode_text(all_ids[:, :length], states=states).float()
-    return list(encoded.split([len(group) for group in ids]))
-
-
-def fill_family(backbone: ClipBackbone, learner: PromptLearner, name: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Ids and embeddings of a family's normal, handcrafted abnormal and learned abnormal sentences."""
-    family: Any = learner.families[name]
+def fill_family(backbone: ClipBackbone, prompts: CategoryPrompts, name: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Ids `[R, T]` and embeddings `[R, T, Dt]` of a family's normal, handcrafted and learned abnormal sentences."""
+    family: Any = prompts.families[name]
     ids = [family.normal, family.manual, family.learned]
-    return ids, [learner.fill(backbone, rows, abnormal=rows is family.learned) for rows in ids]
+    return ids, [prompts.fill(backbone, rows, abnormal=rows is family.learned) for rows in ids]

@@ -52,8 +52,8 @@ def read_categories(method: VVMemoryMethod, files: Files, form: CategoryFiles) -
     """Published files by name as the method's own state.
 
     Raises:
-        UserError: a file of no known category or of a task that the method does not have, missing or surplus tensors, or a
-            category without the file of one of the method's tasks.
+        UserError: A file does not tell its category or has a task that the method does not have, tensors are missing or
+            surplus, or a category lacks the file of one of the method's tasks.
     """
     state: dict[str, Tensor] = {}
     tasks: dict[str, list[str]] = {}
@@ -69,10 +69,10 @@ def read_categories(method: VVMemoryMethod, files: Files, form: CategoryFiles) -
             for key, tensor in _category_state(method, file, task, dict(content), form).items()
         }
         tasks.setdefault(category, []).append(task)
-    for category, found in tasks.items():
-        if lacking := [task for task in method.tasks if task not in found]:
+    for category, present in tasks.items():
+        if lacking := [task for task in method.tasks if task not in present]:
             raise UserError(
-                f"the published files of '{category}' lack the {lacking[0]} model: set method.task={found[0]}, or give a"
+                f"the published files of '{category}' lack the {lacking[0]} model: set method.task={present[0]}, or give a"
                 " folder with both"
             )
     rest = {key: value for key, value in method.state_dict().items() if not key.startswith(PREFIX)}
@@ -83,8 +83,8 @@ def _named(method: VVMemoryMethod, file: str) -> tuple[str, str]:
     """Category and task of a file: by its name, or by the method's options where that says nothing."""
     if match := FILE_NAME.search(file):
         return match["category"], match["task"].lower()
-    known = [category_name(key) for key in method.categories]
-    category = method.published_category or (known[0] if len(known) == 1 else None)
+    names = [category_name(key) for key in method.categories]
+    category = method.published_category or (names[0] if len(names) == 1 else None)
     if category is None:
         raise UserError(
             f"published file '{file}' does not tell its category: set method.published_category, or name it as published"
@@ -100,8 +100,8 @@ def _category_state(
 ) -> dict[str, Tensor]:
     """Tensors of a file under the names of a `Category`."""
     try:
-        own = {f"memory.{i}.bank": content.pop(f"feature_gallery{i + 1}") for i in range(len(method.memory_layers))}
-        own |= {f"learners.{task}.{key}": tensor for key, tensor in form.learner(method, content).items()}
+        state = {f"memory.{i}.bank": content.pop(f"feature_gallery{i + 1}") for i in range(len(method.memory_layers))}
+        state |= {f"learners.{task}.{key}": tensor for key, tensor in form.learner(method, content).items()}
     except KeyError as error:
         raise UserError(
             f"published file '{file}' has no {error.args[0]}: a file of {type(method).__name__} holds the memory banks and"
@@ -111,7 +111,7 @@ def _category_state(
         raise UserError(
             f"published file '{file}' holds more than {type(method).__name__}'s do: {', '.join(surplus[:4])}"
         )
-    return own
+    return state
 
 
 def no_key(method: VVMemoryMethod, name: str) -> str:

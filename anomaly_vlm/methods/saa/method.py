@@ -1,18 +1,18 @@
 """SAA and SAA+: boxes that a text detector proposes, masks that SAM cuts, scores that saliency corrects. Nothing is learned.
 
 Cao, Xu, Sun, Cheng, Du, Gao, Shen, "Segment Any Anomaly without Training via Hybrid Prompt Regularization",
-arXiv 2305.10724; published code, state of 2023-12-20. The defaults are SAA+ with the published code's numbers, but for its
-channel order (`channel_order: official` shows SAM and the saliency network BGR images, as it does). SAA is `language: naive`
-with all three parts of `without`. The paper's property prompts act on regions and have an IoU constraint; the
-code's, and these, act on boxes and have none. Manual phrases were tuned on the test sets: `language: general` is the
-zero-shot reading.
+arXiv 2305.10724; published code, state of 2023-12-20. The defaults are SAA+ with the published code's numbers, except for
+the colour channels: the published code shows SAM and the saliency network BGR images (`channel_order: published`). Plain SAA
+is `language: naive` without all three of `ABLATIONS`. The paper's property prompts act on regions and constrain their
+IoU; those of the code, and these, act on boxes and have no such constraint. The manual phrases were tuned on the test sets:
+`language: general` is the zero-shot reading.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,102 +20,48 @@ from torch import Tensor
 
 from anomaly_vlm.backbone import ConvNextBackbone, FrozenTower, TrunkBackbone
 from anomaly_vlm.data.types import Batch
-from anomaly_vlm.detectors import Detector, MapDetector, Queries, Segmenter, check_floor, corners, phrases_of
-from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.detectors import Detector, MapDetector, Queries, Segmenter, corners, phrases_of
+from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.base.detections import UsesDetections
 from anomaly_vlm.methods.base.prediction import Prediction
-from anomaly_vlm.methods.saa.prompts import HybridPrompts, Plan
-from anomaly_vlm.methods.saa.saliency import joined_stages, unlike_the_others, unlike_the_rest
+from anomaly_vlm.methods.saa.prompts import Language, SaaPlan, SaaPromptOptions, SaaPrompts
+from anomaly_vlm.methods.saa.proposals import BoxThresholds, Fusion, areas, fused, rescored, selected
+from anomaly_vlm.methods.saa.saliency import SaliencyOptions, joined_stages, unlike_the_others, unlike_the_rest
 from anomaly_vlm.methods.shared.maps import upsample
-from anomaly_vlm.methods.shared.patch_memory import checked_memory
+from anomaly_vlm.options import PositiveInt
+from anomaly_vlm.texts import load_texts
 
-PARTS = ("property", "saliency", "confidence")  # hybrid prompts beside language, which ablations leave out
-CHOICES = {"fusion": ("official", "mean"), "channel_order": ("rgb", "official")}
+Ablation = Literal["property", "saliency", "confidence"]
+ABLATIONS: tuple[str, ...] = get_args(Ablation)  # hybrid prompts beside language
 ANY_CAPTION = "anomaly."  # for a detector that does not read it
 
 
-def areas(boxes: Tensor) -> Tensor:
-    """Shares of the image [k] of boxes [k, 4] in relative centre form."""
-    return boxes[:, 2] * boxes[:, 3]
-
-
-def keep(
-    queries: Queries,
-    word: str = "",
-    *,
-    box_threshold: float,
-    text_threshold: float,
-    max_area: float = math.inf,
-    min_area: float = 0.0,
-) -> Queries:
-    """The queries with a score and an area between the limits whose phrase does not contain `word`; in query order.
-
-    Args:
-        word: as a part of another word too (`nut` in `peanut`); '' rules none out.
-        box_threshold: kept are higher scores. text_threshold: words of a phrase have a higher probability.
-        max_area, min_area: limits of `w h`, both exclusive.
-
-    Raises:
-        UserError: the queries were stored above a score that is higher than `box_threshold`.
-    """
-    check_floor(queries, box_threshold)
-    area = areas(queries.boxes)
-    found = queries.only(((queries.scores > box_threshold) & (area < max_area) & (area > min_area)).nonzero().flatten())
-    if not word or not len(found):
-        return found
-    free = [word not in phrase.lower() for phrase in phrases_of(found, text_threshold)]
-    return found.only(torch.tensor(free).nonzero().flatten())
-
-
-def rescored(scores: Tensor, masks: Tensor, saliency: Tensor, *, weight: float = 3.0) -> Tensor:
-    """Scores [n] times exp(weight x mean saliency in the mask); an empty mask leaves its score.
-
-    Args:
-        masks: bool [n, H, W]. saliency: [H, W].
-    """
-    means = [saliency[mask].mean() if mask.any() else saliency.new_zeros(()) for mask in masks]
-    return scores * (weight * torch.stack(means)).exp() if means else scores
-
-
-def fused(masks: Tensor, scores: Tensor, how: str = "official") -> Tensor:
-    """One map [H, W] of masks [n, H, W] and scores [n]: at each pixel the sum of its masks' scores over 1 + their number
-    (`official`, so that a single mask counts half), or over their number (`mean`); 0 under no mask."""
-    total, count = scores.new_zeros(masks.shape[1:]), scores.new_zeros(masks.shape[1:])
-    for mask, score in zip(masks, scores, strict=True):
-        total[mask] += score
-        count[mask] += 1
-    return total / (1 + count if how == "official" else count.clamp_min(1))
-
-
 class SAA(UsesDetections):
-    """Boxes for phrases on defects, a mask each, the mean of the most salient ones' scores.
+    """Boxes for phrases on defects, a mask each, the mean of the most salient ones' scores (sections 3 and 4).
 
     Args:
-        backbone: image trunk of the saliency (paper: Wide ResNet-50-2, ImageNet), stages at strides 4, 8 and 16.
-        texts: table of phrases and properties (`saa_prompts`).
-        detector: boxes for captions (paper: Grounding DINO); from a file, whose phrases tell objects (named by the table's
-            object word) from defects; or, a `MapDetector`, from the saliency map itself, without object boxes.
-        segmenter: masks for boxes (paper: SAM).
-        language: `both`: general and manual phrases; `general`, `specific`: these alone; `naive`: `naive_caption` alone.
-        object_word: `parsed`, what the published code's detector was asked for (`candle,`), or `clean`.
-        without: prompts left out, for ablations: `property` (no object is looked for, no area is limited, saliency is of one
-            object), `saliency` (scores stay the detector's), `confidence` (all masks count, not the category's
-            `max_anomalies` best).
-        naive_caption: of `naive`.
-        generic: `objects`, `max_anomalies`, `max_area` of categories that the table lacks.
-        fusion: see `fused`.
-        channel_order: what SAM and saliency see: `rgb`, or `official`: BGR, normalised as if it were RGB.
-        box_threshold, text_threshold: see `keep`.
-        saliency_size, objects_size: side in pixels at which the trunk sees an image of one object, of several.
-        farthest: positions that saliency of one object is the mean over. weight: see `rescored`.
-        eval_size: side of the maps in pixels; None: the image's own size.
-        memory_mb: bound on the similarities of positions held at a time, in MB.
-        base: see `AnomalyMethod`.
+        backbone: Image trunk of the saliency with stages at strides 4, 8 and 16; the paper has Wide ResNet-50-2 of ImageNet.
+        texts: Table of phrases and properties: the name of a shipped one, a JSON file, or the table itself.
+        detector: Gives boxes for captions; the paper has Grounding DINO. One that reads boxes from a file tells objects from
+            defects by their phrases, of which the object's is the table's object word. A `MapDetector` takes boxes from the
+            saliency map itself, and knows no objects.
+        segmenter: Gives masks for boxes; the paper has SAM.
+        language: `both`: general and manual phrases; `general`, `specific`: the ones or the others alone; `naive`: one
+            caption.
+        without: Prompts that are left out, for ablations. `property`: no object is looked for, no area is limited, and
+            saliency is that of one object. `saliency`: scores stay the detector's. `confidence`: all masks count, not the
+            category's `max_anomalies` best.
+        prompts: Words and numbers of the prompts.
+        boxes: Thresholds of the detector's scores.
+        saliency: How saliency is computed and used.
+        fusion: How masks become a map, see `fused`.
+        channel_order: Channels that SAM and the saliency network see: `rgb`; or `published`: BGR, normalised as if it were
+            RGB.
+        eval_size: Side of the maps in pixels; None for the image's own size.
+        base: See `AnomalyMethod`.
 
     Raises:
-        UserError: an option that is unknown or out of range, no detector, or no segmenter.
-
-    Reference: sections 3 and 4; published code.
+        UserError: There is no detector or no segmenter, the table has another form, or a size does not fit the trunk.
     """
 
     backbone_types: ClassVar[tuple[type[FrozenTower], ...]] = (TrunkBackbone, ConvNextBackbone)
@@ -124,59 +70,32 @@ class SAA(UsesDetections):
         self,
         backbone: Any,
         *,
-        texts: Mapping[str, Any],
+        texts: str | Mapping[str, Any] = "saa_prompts",
         detector: Detector | MapDetector | None = None,
         segmenter: Segmenter | None = None,
-        language: Literal["both", "general", "specific", "naive"] = "both",
-        object_word: Literal["parsed", "clean"] = "parsed",
-        without: Sequence[str] = (),
-        naive_caption: str = "anomaly",
-        generic: Mapping[str, Any] | None = None,
-        fusion: Literal["official", "mean"] = "official",
-        channel_order: Literal["rgb", "official"] = "rgb",
-        box_threshold: float = 0.1,
-        text_threshold: float = 0.1,
-        saliency_size: int = 256,
-        objects_size: int = 1024,
-        farthest: int = 400,
-        weight: float = 3.0,
-        eval_size: int | None = None,
-        memory_mb: float = 256.0,
+        language: Language = "both",
+        without: Sequence[Ablation] = (),
+        prompts: SaaPromptOptions = SaaPromptOptions(),  # noqa: B008 (frozen)
+        boxes: BoxThresholds = BoxThresholds(),  # noqa: B008 (frozen)
+        saliency: SaliencyOptions = SaliencyOptions(),  # noqa: B008 (frozen)
+        fusion: Fusion = "published",
+        channel_order: Literal["rgb", "published"] = "rgb",
+        eval_size: PositiveInt | None = None,
         **base: Any,
     ) -> None:
         super().__init__(backbone, detector=detector, **base)
-        for name, value in (("fusion", fusion), ("channel_order", channel_order)):
-            if value not in CHOICES[name]:
-                raise unknown_choice(f"method.{name}", str(value), CHOICES[name])
-        if wrong := [part for part in without if part not in PARTS]:
-            raise unknown_choice("part in method.without", str(wrong[0]), PARTS)
         if detector is None:
             raise UserError(
                 "SAA is made of boxes: choose detector=transformers (Grounding DINO), detector=file or detector=components"
             )
         if segmenter is None:
             raise UserError("SAA cuts masks out of boxes: choose segmenter=sam or segmenter=contrast")
-        if not (0 <= box_threshold < 1 and 0 <= text_threshold < 1) or farthest < 1 or weight < 0:
-            raise UserError(
-                f"method: box_threshold {box_threshold}, text_threshold {text_threshold}, farthest {farthest}, weight"
-                f" {weight}: give thresholds from 0 to 1, at least one position, and a weight of at least 0"
-            )
-        if eval_size is not None and eval_size < 1:
-            raise UserError(f"method.eval_size is {eval_size}: give the side of the maps in pixels, or null")
-        checked_memory(memory_mb)
-        self.prompts = HybridPrompts(
-            texts,
-            language=language,
-            naive=naive_caption,
-            object_word=object_word,
-            generic={"objects": 1, "max_anomalies": 5, "max_area": 0.9, **(generic or {})},
-        )
+        self.prompts = SaaPrompts(load_texts(texts), language=language, options=prompts)
         self.segmenter = segmenter
-        self.by_property, self.by_saliency, self.by_confidence = (part not in without for part in PARTS)
-        self.fusion, self.channel_order = fusion, channel_order
-        self.thresholds: dict[str, Any] = {"box_threshold": box_threshold, "text_threshold": text_threshold}
-        self.sizes = backbone.checked_size(saliency_size), backbone.checked_size(objects_size)
-        self.farthest, self.weight, self.eval_size, self.memory_mb = farthest, weight, eval_size, memory_mb
+        self.by_property, self.by_saliency, self.by_confidence = (name not in without for name in ABLATIONS)
+        self.fusion, self.channel_order, self.thresholds, self.saliency = fusion, channel_order, boxes, saliency
+        self.sizes = backbone.checked_size(saliency.size), backbone.checked_size(saliency.objects_size)
+        self.eval_size = eval_size
 
     # ---- proposals ---------------------------------------------------------------------------------------------------
 
@@ -187,52 +106,74 @@ class SAA(UsesDetections):
         asked = [caption for caption, _ in plan.phrases] + ([plan.target] if self.by_property else [])
         return tuple(dict.fromkeys(asked))
 
-    def proposals(self, path: str, plan: Plan) -> tuple[Queries, Queries]:
-        """Boxes of defects and of objects, by what the detector found in the image beforehand; in caption order, with
-        duplicates. Without `property` there are no objects."""
+    def proposals(self, path: str, plan: SaaPlan) -> tuple[Queries, Queries]:
+        """Boxes of defects and of objects, by what the detector found in the image beforehand.
+
+        Args:
+            path: The image.
+            plan: What is looked for.
+
+        Returns:
+            Defects in caption order, with duplicates; and objects, of which there are none without `property`.
+        """
         assert isinstance(self.detector, Detector)
         object_limit = 1 / plan.objects
         if not self.detector.reads_captions:
-            found = keep(self.detections_for(path, ANY_CAPTION), **self.thresholds)
-            named = torch.tensor([phrase == plan.word for phrase in phrases_of(found, 0)], dtype=torch.bool)
-            objects = found.only((named & (areas(found.boxes) < object_limit) & self.by_property).nonzero().flatten())
-            defects = found.only((~named & (areas(found.boxes) < self.defect_limit(objects, plan))).nonzero().flatten())
-            return defects, objects
-        asked = (
-            self.detections_for(path, plan.target) if self.by_property else Queries(torch.zeros(0, 4), torch.zeros(0))
-        )
-        objects = keep(asked, **self.thresholds, max_area=object_limit)
+            boxes = selected(self.detections_for(path, ANY_CAPTION), self.thresholds)
+            is_object = torch.tensor([phrase == plan.word for phrase in phrases_of(boxes, 0)], dtype=torch.bool)
+            small = (areas(boxes.boxes) < object_limit) & self.by_property
+            objects = boxes.only((is_object & small).nonzero().flatten())
+            small = areas(boxes.boxes) < self.defect_limit(objects, plan)
+            return boxes.only((~is_object & small).nonzero().flatten()), objects
+        objects = Queries(torch.zeros(0, 4), torch.zeros(0))
+        if self.by_property:
+            objects = selected(self.detections_for(path, plan.target), self.thresholds, max_area=object_limit)
         limit = self.defect_limit(objects, plan)
         each = [
-            keep(self.detections_for(path, caption), word, **self.thresholds, max_area=limit)
+            selected(self.detections_for(path, caption), self.thresholds, word, max_area=limit)
             for caption, word in plan.phrases
         ]
         return Queries(torch.cat([one.boxes for one in each]), torch.cat([one.scores for one in each])), objects
 
-    def defect_limit(self, objects: Queries, plan: Plan) -> float:
-        """Below which share of the image a defect's box must stay; of the largest object's box, or of the image where none
-        was found."""
+    def defect_limit(self, objects: Queries, plan: SaaPlan) -> float:
+        """Share of the image that a defect's box must stay below.
+
+        It is the share of the largest object, or of the image where no object was found, times the plan's `max_area`.
+        """
         largest = float(areas(objects.boxes).max()) if len(objects) else 1.0
         return largest * plan.max_area if self.by_property else math.inf
 
     # ---- saliency ----------------------------------------------------------------------------------------------------
 
     def features(self, image: Tensor, side: int) -> Tensor:
-        """[h, w, C], unit norm, of an image uint8 [3, H, W] resized to a square (bilinear, as OpenCV)."""
-        small = (
-            F.interpolate(image[None].float(), size=(side, side), mode="bilinear", align_corners=False).round() / 255
-        )
+        """Features of an image that is resized to a square (bilinear, as OpenCV does it).
+
+        Args:
+            image: uint8 `[3, H, W]`.
+            side: Of the square, in pixels.
+
+        Returns:
+            `[h, w, C]`, unit norm.
+        """
+        square = F.interpolate(image[None].float(), size=(side, side), mode="bilinear", align_corners=False)
+        small = square.round() / 255
         mean, std = (small.new_tensor(values).view(3, 1, 1) for values in (self.backbone.mean, self.backbone.std))
-        return joined_stages(self.backbone.encode_image((small - mean) / std).maps[:3])  # type: ignore[attr-defined]
+        stages = self.backbone.encode_image((small - mean) / std).maps  # type: ignore[attr-defined]  # a trunk's
+        return joined_stages(stages[:3])
 
     def saliency_map(self, image: Tensor, objects: Tensor | None = None) -> Tensor:
-        """Saliency [H, W] of an image uint8 [3, H, W]: of one object, or, given masks [n, H, W], of several."""
+        """Saliency `[H, W]` of an image.
+
+        Args:
+            image: uint8 `[3, H, W]`.
+            objects: Masks `[n, H, W]` where there are several objects; None for one.
+        """
         features = self.features(image, self.sizes[objects is not None])
         with torch.autocast(features.device.type, enabled=False):  # half precision cannot tell cosines near 1 apart
             if objects is None:
-                small = unlike_the_rest(features, farthest=self.farthest, memory_mb=self.memory_mb)
+                small = unlike_the_rest(features, farthest=self.saliency.farthest, memory_mb=self.saliency.memory_mb)
             else:
-                small = unlike_the_others(features, objects, memory_mb=self.memory_mb)
+                small = unlike_the_others(features, objects, memory_mb=self.saliency.memory_mb)
         return upsample(small, (image.shape[-2], image.shape[-1]), align_corners=False)
 
     # ---- prediction --------------------------------------------------------------------------------------------------
@@ -243,27 +184,36 @@ class SAA(UsesDetections):
         scale = torch.tensor([size[1] / batch.size[1], size[0] / batch.size[0]] * 2)
         maps, boxes = [], []
         for image, path, category in zip(self.pixels(batch.image), batch.path, batch.category, strict=True):
-            heat, used = self.judge(image, path, self.prompts.plan(category))
+            heat, corners_used = self.anomaly_map(image, path, self.prompts.plan(category))
             maps.append(upsample(heat, size, align_corners=False))
-            boxes.append(used.cpu() * scale)
+            boxes.append(corners_used.cpu() * scale)
         heat = torch.stack(maps)
         return Prediction(heat.flatten(1).amax(dim=1), heat, tuple(boxes))
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] as the uint8 pixels that they were, in the channel order of SAM and saliency."""
+        """Turns normalised images `[B, 3, H, W]` back into uint8 pixels, in the channel order of SAM and saliency."""
         mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.backbone.mean, self.backbone.std))
         exact = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        return exact.flip(1) if self.channel_order == "official" else exact
+        return exact.flip(1) if self.channel_order == "published" else exact
 
-    def judge(self, image: Tensor, path: str, plan: Plan) -> tuple[Tensor, Tensor]:
-        """Map [H, W] of an image uint8 [3, H, W], and the boxes [n, 4] (corners in its pixels) of the masks in it."""
+    def anomaly_map(self, image: Tensor, path: str, plan: SaaPlan) -> tuple[Tensor, Tensor]:
+        """The map of an image, and the boxes whose masks are in it.
+
+        Args:
+            image: uint8 `[3, H, W]`.
+            path: Its file, under which its detections are stored.
+            plan: What is looked for.
+
+        Returns:
+            Map `[H, W]`, and corners `[n, 4]` in pixels of the image.
+        """
         size, saliency, objects = (image.shape[-2], image.shape[-1]), None, None
         if isinstance(self.detector, MapDetector):
             saliency = self.saliency_map(image)
-            found = self.detector.boxes(saliency)
-            sides = (found.boxes[:, 2:] - found.boxes[:, :2]) / found.boxes.new_tensor([size[1], size[0]])
+            proposed = self.detector.boxes(saliency)
+            sides = (proposed.boxes[:, 2:] - proposed.boxes[:, :2]) / proposed.boxes.new_tensor([size[1], size[0]])
             small = sides.prod(dim=1) < (plan.max_area if self.by_property else math.inf)
-            boxes, scores = found.boxes[small], found.scores[small]
+            boxes, scores = proposed.boxes[small], proposed.scores[small]
         else:
             defects, targets = self.proposals(path, plan)
             boxes, scores = corners(defects.boxes, size), defects.scores
@@ -273,16 +223,16 @@ class SAA(UsesDetections):
         scores = scores.to(image.device)
         if self.by_saliency and len(masks):
             saliency = self.saliency_map(image, objects) if saliency is None else saliency
-            scores = rescored(scores, masks, saliency, weight=self.weight)
+            scores = rescored(scores, masks, saliency, weight=self.saliency.weight)
         if self.by_confidence:
             best = scores.argsort(descending=True, stable=True)[: plan.max_anomalies]
             masks, scores, boxes = masks[best], scores[best], boxes[best.cpu()]
         return fused(masks, scores, self.fusion), boxes
 
     def display_name(self, name: str) -> str:
-        """SAA or SAA+; and which of the paper's parts were replaced."""
+        """`saa` or `saa+`, with what takes the place of the paper's detector and segmenter."""
         plain = self.prompts.language == "naive" and not (self.by_property or self.by_saliency or self.by_confidence)
-        notes = [part.name for part in (self.detector, self.segmenter) if part is not None and part.replaces]
-        notes += ["BGR"] if self.channel_order == "official" else []
+        notes = [model.name for model in (self.detector, self.segmenter) if model is not None and model.replaces]
+        notes += ["BGR"] if self.channel_order == "published" else []
         full = name if plain else f"{name}+"
         return f"{full} ({', '.join(notes)})" if notes else full

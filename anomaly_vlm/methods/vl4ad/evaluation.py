@@ -1,4 +1,4 @@
-"""How road scenes are evaluated: several scores from the same masks, and the accuracy of the known classes."""
+"""Evaluation on road scenes: several scores from the same masks, and the accuracy of the known classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anomaly_vlm.metrics import RoadMetrics
 
 
 class RoadEvaluation(Evaluation):
-    """An evaluation whose rows are scores in place of categories; the metrics follow from the method's options."""
+    """An evaluation whose table has a row for each score in place of one for each category."""
 
     def start(self, method: Any) -> None:
         """Begins a pass with the metrics of the scores that the method compares."""
@@ -22,14 +22,14 @@ class RoadEvaluation(Evaluation):
         super().start(method)
 
     def measure(self, method: Any, batch: Batch) -> Prediction:
-        """All compared scores of a batch, and the known classes where their labels are there."""
+        """Adds all compared scores of a batch, and the classes of labelled pixels, to the metrics."""
         y = method.pixel_classes(batch.image)
         prediction: Prediction = method.prediction(batch, y).checked(batch)
         maps = {name: anomaly_score(y, name).float() for name in method.compare}
         self.metrics.update(maps, batch.mask, index=batch.index)
         if batch.semantic is not None:
             of_class = torch.tensor(method.columns.of_class, device=y.by_class.device)
-            known = batch.semantic < len(of_class)
-            predicted = y.by_class[:, : y.known].argmax(dim=1)[known]
-            self.metrics.update_classes(predicted, of_class[batch.semantic[known].long()])
+            labelled = batch.semantic < len(of_class)
+            predicted = y.by_class[:, : y.num_known].argmax(dim=1)[labelled]
+            self.metrics.update_classes(predicted, of_class[batch.semantic[labelled].long()])
         return prediction

@@ -1,13 +1,14 @@
 """The mask decoder: Mask2Former's pixel and transformer decoders on external features, and the classifier of its masks.
 
-The decoders are the parts of `transformers` (5.x), imported here and nowhere else: they are no top-level API.
-Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR 2022; the classifier is FC-CLIP's
-(Yu et al., NeurIPS 2023).
+The decoders come from `transformers` (5.x). They are no top-level API there, so this file alone imports them. Cheng et al.,
+"Masked-attention Mask Transformer for Universal Image Segmentation", CVPR 2022; the classifier is FC-CLIP's (Yu et al.,
+NeurIPS 2023).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,24 +24,28 @@ from transformers.models.mask2former.modeling_mask2former import (
 )
 
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.options import PositiveInt
 
 __all__ = [
     "Decoded",
+    "DecoderOptions",
     "Mask2FormerConfig",
     "Mask2FormerLoss",
     "MaskClassifier",
     "MaskDecoder",
-    "decoder_config",
     "sample_point",
 ]
 GROUPS = 32  # of the GroupNorms: the hidden width must be a multiple
 
 
 class Decoded(NamedTuple):
-    """What the decoder says of a batch, at each of its stages (the initial queries, then every layer).
+    """Outputs of the decoder for a batch, at each of its stages: the initial queries, then every layer.
 
-    masks: stages x [B, N, h, w] logits at stride 4. queries: stages x [B, N, D], layer-normed. pixels: [B, D, h, w] mask
-    features; masks are their products with embedded queries. levels: [B, D, h_l, w_l] at strides 32, 16, 8.
+    Attributes:
+        masks: For each stage mask logits `[B, N, h, w]` at stride 4.
+        queries: For each stage the queries `[B, N, D]`, layer-normed.
+        pixels: Mask features `[B, D, h, w]`; masks are their products with embedded queries.
+        levels: Features `[B, D, h_l, w_l]` at strides 32, 16 and 8.
     """
 
     masks: tuple[Tensor, ...]
@@ -49,67 +54,83 @@ class Decoded(NamedTuple):
     levels: tuple[Tensor, ...]
 
 
-def decoder_config(
-    *,
-    queries: int = 250,
-    hidden: int = 256,
-    heads: int = 8,
-    pixel_layers: int = 6,
-    pixel_ffn: int = 1024,
-    decoder_layers: int = 9,
-    decoder_ffn: int = 2048,
-    points: int = 12544,
-) -> Mask2FormerConfig:
-    """The sizes of the decoder under this suite's names.
+@dataclass(frozen=True)
+class DecoderOptions:
+    """Sizes of the decoder. The defaults are FC-CLIP's.
+
+    Args:
+        queries: Number N of masks.
+        hidden: Width D of queries and mask features, a multiple of 32 that the heads divide.
+        heads: Attention heads.
+        pixel_layers: Layers of the pixel decoder.
+        pixel_ffn: Hidden width of its feed-forward parts.
+        decoder_layers: Layers of the transformer decoder.
+        decoder_ffn: Hidden width of its feed-forward parts.
+        points: Random points at which masks are compared with segments in training.
 
     Raises:
-        UserError: a size that the decoder cannot have.
+        UserError: `hidden` does not fit.
     """
-    sizes = {"queries": queries, "pixel_layers": pixel_layers, "decoder_layers": decoder_layers, "points": points}
-    for name, value in {**sizes, "pixel_ffn": pixel_ffn, "decoder_ffn": decoder_ffn, "heads": heads}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} is {value!r}: give a whole number of at least 1")
-    if hidden % GROUPS or hidden % heads or hidden < GROUPS:
-        raise UserError(f"hidden is {hidden}: give a multiple of {GROUPS} that the {heads} heads divide, such as 256")
-    return Mask2FormerConfig(
-        feature_size=hidden,
-        mask_feature_size=hidden,
-        hidden_dim=hidden,
-        num_attention_heads=heads,
-        encoder_layers=pixel_layers,
-        encoder_feedforward_dim=pixel_ffn,
-        decoder_layers=decoder_layers + 1,  # counts the initial prediction
-        dim_feedforward=decoder_ffn,
-        num_queries=queries,
-        train_num_points=points,
-        dropout=0.0,  # would be layer drop, too
-    )
+
+    queries: PositiveInt = 250
+    hidden: PositiveInt = 256
+    heads: PositiveInt = 8
+    pixel_layers: PositiveInt = 6
+    pixel_ffn: PositiveInt = 1024
+    decoder_layers: PositiveInt = 9
+    decoder_ffn: PositiveInt = 2048
+    points: PositiveInt = 12544
+
+    def __post_init__(self) -> None:
+        if self.hidden % GROUPS or self.hidden % self.heads:
+            raise UserError(
+                f"method.decoder.hidden is {self.hidden}: give a multiple of {GROUPS} that the {self.heads} heads divide,"
+                " such as 256"
+            )
+
+    def config(self) -> Mask2FormerConfig:
+        """The sizes under the names of `transformers`."""
+        return Mask2FormerConfig(
+            feature_size=self.hidden,
+            mask_feature_size=self.hidden,
+            hidden_dim=self.hidden,
+            num_attention_heads=self.heads,
+            encoder_layers=self.pixel_layers,
+            encoder_feedforward_dim=self.pixel_ffn,
+            decoder_layers=self.decoder_layers + 1,  # counts the initial prediction
+            dim_feedforward=self.decoder_ffn,
+            num_queries=self.queries,
+            train_num_points=self.points,
+            dropout=0.0,  # would drop whole layers, too
+        )
 
 
 class MaskDecoder(Mask2FormerPreTrainedModel):
     """Pixel decoder and transformer decoder on four feature maps.
 
     Args:
-        config: see `decoder_config`. widths: channels at strides 4, 8, 16, 32.
-        seed: of the initial weights.
+        options: Sizes.
+        widths: Channels of the maps at strides 4, 8, 16 and 32.
+        seed: Of the initial weights.
     """
 
-    def __init__(self, config: Mask2FormerConfig, widths: Sequence[int], *, seed: int = 0) -> None:
+    def __init__(self, options: DecoderOptions, widths: Sequence[int], *, seed: int = 0) -> None:
+        config = options.config()
         super().__init__(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.pixel_decoder = Mask2FormerPixelDecoder(config, list(widths))
             self.transformer = Mask2FormerTransformerModule(in_features=config.hidden_dim, config=config)
-            self.post_init()  # fills what the parts leave uninitialised
+            self.post_init()  # type: ignore[no-untyped-call]  # fills what the parts leave uninitialised
 
     def forward(self, maps: Sequence[Tensor]) -> Decoded:
-        """[B, C_l, H / stride, W / stride] at strides 4, 8, 16, 32 -> `Decoded`.
+        """Decodes feature maps `[B, C_l, H / stride, W / stride]` at strides 4, 8, 16 and 32.
 
         Deformable attention keeps float32 under autocast, as in FC-CLIP.
         """
         with torch.autocast(maps[0].device.type, enabled=False):
             dtype = self.transformer.level_embed.weight.dtype
-            pyramid = self.pixel_decoder([part.to(dtype) for part in maps])
+            pyramid = self.pixel_decoder([features.to(dtype) for features in maps])
         pixels, levels = pyramid.mask_features, pyramid.multi_scale_features
         out = self.transformer(levels, pixels)
         queries = tuple(state.transpose(0, 1) for state in out.intermediate_hidden_states)  # query first -> batch first
@@ -119,12 +140,12 @@ class MaskDecoder(Mask2FormerPreTrainedModel):
 class MaskClassifier(nn.Module):
     """Embeds every query's mask into CLIP's joint space and compares it with class vectors and a learned void vector.
 
-    Args:
-        hidden: width of queries and of mask features.
-        embed_dim: of the joint space.
-        seed: of the initial weights.
+    This is the in-vocabulary classifier of FC-CLIP's published code.
 
-    Reference: FC-CLIP's published code, in-vocabulary classifier.
+    Args:
+        hidden: Width D of queries and of mask features.
+        embed_dim: Width C of the joint space.
+        seed: Of the initial weights.
     """
 
     def __init__(self, hidden: int, embed_dim: int, *, seed: int = 0) -> None:
@@ -142,7 +163,16 @@ class MaskClassifier(nn.Module):
         return self.logit_scale.exp().clamp_max(100)
 
     def embeddings(self, masks: Tensor, queries: Tensor, pixels: Tensor) -> Tensor:
-        """Unit vectors [B, N, C] of the masks [B, N, h, w]."""
+        """Unit vectors of masks in the joint space.
+
+        Args:
+            masks: Mask logits `[B, N, h, w]`.
+            queries: `[B, N, D]`.
+            pixels: Mask features `[B, D, h, w]`.
+
+        Returns:
+            `[B, N, C]`.
+        """
         pooled = self.pooling(pool(masks, pixels))
         x = pooled + queries
         for i, layer in enumerate(self.embed):
@@ -150,15 +180,30 @@ class MaskClassifier(nn.Module):
         return F.normalize(x, dim=-1)
 
     def forward(self, masks: Tensor, queries: Tensor, pixels: Tensor, concepts: Tensor) -> Tensor:
-        """Scaled similarities [B, N, M + 1] with M concept vectors [M, C] of unit norm; the void vector's come last."""
+        """Scaled similarities of masks with concepts and with void.
+
+        Args:
+            masks: Mask logits `[B, N, h, w]`.
+            queries: `[B, N, D]`.
+            pixels: Mask features `[B, D, h, w]`.
+            concepts: Vectors `[M, C]` of unit norm.
+
+        Returns:
+            `[B, N, M + 1]`, void last.
+        """
         vectors = torch.cat([concepts, F.normalize(self.void, dim=-1)])
         return self.scale * self.embeddings(masks, queries, pixels) @ vectors.T
 
 
 def pool(masks: Tensor, pixels: Tensor) -> Tensor:
-    """Mean of `pixels` [B, D, h, w] within each mask, logits [B, N, h, w] > 0 (no gradient through it): [B, N, D].
+    """Means of features within masks, without gradient through the masks.
 
-    An empty mask gives the zero vector.
+    Args:
+        masks: Mask logits `[B, N, h, w]`; a mask is where they are above 0.
+        pixels: Features `[B, D, h, w]`.
+
+    Returns:
+        `[B, N, D]`; zeros for an empty mask.
     """
     binary = (masks.detach() > 0).to(pixels.dtype)
     total = torch.einsum("bnhw,bdhw->bnd", binary, pixels)

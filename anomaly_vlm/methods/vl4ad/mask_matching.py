@@ -1,4 +1,4 @@
-"""Which mask is to become which segment, and at which points the two are compared: Mask2Former's training targets."""
+"""Mask2Former's training targets: which mask is to become which segment, and at which points the two are compared."""
 
 from __future__ import annotations
 
@@ -17,23 +17,30 @@ Segments = tuple[Tensor, Tensor]  # classes [T] int64, masks [T, H, W] of 0.0 / 
 
 
 def segments(label_map: Tensor) -> list[Segments]:
-    """One segment for each class in an image of `label_map` [B, H, W] (train ids, 255 ignored), classes ascending."""
-    found = []
+    """The segments of images: one for each class in it, classes ascending.
+
+    Args:
+        label_map: Train ids `[B, H, W]`; 255 is ignored.
+    """
+    by_image = []
     for labels in label_map:
         classes = labels.unique()
         classes = classes[classes != VOID]
-        found.append((classes.long(), (labels[None] == classes[:, None, None]).float()))
-    return found
+        by_image.append((classes.long(), (labels[None] == classes[:, None, None]).float()))
+    return by_image
 
 
 @dataclass
 class Matched:
-    """The masks of a batch that have a segment, in order of image and mask, at P points each.
+    """The M masks of a batch that have a segment, in order of image and mask, at P points each.
 
     Attributes:
-        logits, labels: [M, P] of the masks and of their segments.
-        classes: [B, N] target of every mask, K where it has no segment.
-        image, query, target: [M] int64: whose mask, which mask, which segment of the image.
+        logits: `[M, P]` of the masks.
+        labels: `[M, P]` of their segments, 0.0 or 1.0.
+        classes: Target `[B, N]` of every mask, K where it has no segment.
+        image: Image `[M]` of each mask, int64.
+        query: Number `[M]` of each mask in its image, int64.
+        target: Number `[M]` of each segment in its image, int64.
     """
 
     logits: Tensor
@@ -45,12 +52,13 @@ class Matched:
 
 
 class MaskMatching:
-    """Hungarian matching on random points, then random points of which most are uncertain ones.
+    """Hungarian matching on random points, then a draw of random points of which most are uncertain ones.
 
-    Both are `transformers`' own. The costs are the weights of the loss terms.
+    Both are computed by `transformers`. The costs of the matching are the weights of the loss terms.
 
     Args:
-        points: of each comparison. weights: of the terms `class`, `mask` and `dice`; an absent one counts nothing.
+        points: Points of each comparison.
+        weights: Weights of the terms `class`, `mask` and `dice`; an absent one is 0.
     """
 
     def __init__(self, *, points: int, weights: dict[str, float]) -> None:
@@ -64,7 +72,9 @@ class MaskMatching:
         """Matches one decoder stage.
 
         Args:
-            masks: [B, N, h, w] logits. logits: [B, N, K + 1]. targets: of each image.
+            masks: Mask logits `[B, N, h, w]`.
+            logits: Class logits `[B, N, K + 1]`.
+            targets: Segments of each image.
         """
         classes = torch.full(logits.shape[:2], logits.shape[-1] - 1, dtype=torch.int64, device=logits.device)
         rows, queries, chosen, truth = [], [], [], []
@@ -72,7 +82,7 @@ class MaskMatching:
             if len(labels) == 0:
                 continue
             pairs = self.criterion.matcher(masks[i : i + 1], logits[i : i + 1], [regions], [labels])[0]
-            query, target = (part.to(logits.device) for part in pairs)
+            query, target = (indices.to(logits.device) for indices in pairs)
             classes[i, query] = labels[target]
             rows.append(torch.full_like(query, i))
             queries.append(query)
@@ -102,7 +112,7 @@ class MaskMatching:
 
 
 def count_segments(targets: Sequence[Segments]) -> float:
-    """Segments of a batch, at least 1: the divisor of the mask losses; under DDP the mean over the processes."""
+    """Number of segments of a batch, at least 1, by which the mask losses are divided; under DDP the processes' mean."""
     count = float(sum(len(classes) for classes, _ in targets))
     if dist.is_available() and dist.is_initialized():
         total = torch.tensor(count, device=targets[0][0].device)
@@ -113,7 +123,7 @@ def count_segments(targets: Sequence[Segments]) -> float:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random draws inside depend on `seed` alone and leave the global generators as they were."""
+    """A context whose random draws depend on `seed` alone, and leave the global generators as they were."""
     devices = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

@@ -15,41 +15,55 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Void = Literal["drop", "ignore"]
-VOID: tuple[Void, ...] = ("drop", "ignore")
 
 
 def largest_of(logits: Tensor, members: Sequence[Sequence[int]]) -> Tensor:
-    """Max-logit ensemble: [..., M + 1] logits of concepts, void last -> [..., columns + 1], void last.
+    """Max-logit ensemble: the logit of a column is the largest of its concepts'.
 
-    A column's logit is the largest of its members'; members are positions among the M concepts.
+    Args:
+        logits: `[..., M + 1]` of M concepts, void last.
+        members: Of each column, its positions among the concepts.
+
+    Returns:
+        `[..., columns + 1]`, void last.
     """
-    columns = [logits[..., list(part)].amax(dim=-1) for part in members]
+    columns = [logits[..., list(concepts)].amax(dim=-1) for concepts in members]
     return torch.stack([*columns, logits[..., -1]], dim=-1)
 
 
 def class_probabilities(logits: Tensor, *, void: Void = "drop") -> Tensor:
-    """[..., K + Q + 1] logits, void last -> c [..., K + Q].
+    """Class probabilities of masks.
 
-    `drop`: softmax with void, whose column is then left out, so that idle masks say little (FC-CLIP). `ignore`: softmax
-    without void (the paper's formula).
+    Args:
+        logits: `[..., K + Q + 1]`, void last.
+        void: `drop`: softmax with void, whose column is then left out, so that masks of nothing count little (FC-CLIP).
+            `ignore`: softmax without void, which is the paper's formula as it stands.
+
+    Returns:
+        c `[..., K + Q]`.
     """
     return logits.softmax(dim=-1)[..., :-1] if void == "drop" else logits[..., :-1].softmax(dim=-1)
 
 
 def geometric_ensemble(
-    logits: Tensor, other: Tensor, *, known: int, alpha: float, beta: float, void: Void = "drop"
+    logits: Tensor, other: Tensor, *, num_known: int, alpha: float, beta: float, void: Void = "drop"
 ) -> Tensor:
-    """The trained classifier and CLIP's own, multiplied with exponents (FC-CLIP).
+    """Multiplies the probabilities of the trained classifier and of CLIP's own with exponents (FC-CLIP).
 
     Args:
-        logits: [..., K + Q + 1] of the trained classifier, void last. other: [..., K + Q] of CLIP's own.
-        known: K. alpha, beta: weight of `other` for known and for further columns, in [0, 1].
+        logits: `[..., K + Q + 1]` of the trained classifier, void last.
+        other: `[..., K + Q]` of CLIP's own.
+        num_known: Number K of known columns.
+        alpha: Exponent of `other` for known columns, in [0, 1].
+        beta: Exponent of `other` for further columns, in [0, 1].
+        void: See `class_probabilities`.
 
     Returns:
-        c [..., K + Q]; with `drop` times the probability of not being void. At alpha = beta = 0 it is `class_probabilities`.
+        c `[..., K + Q]`; with `drop` times the probability of not being void. At alpha = beta = 0 it is
+        `class_probabilities`.
     """
     weight = logits.new_full((other.shape[-1],), beta)
-    weight[:known] = alpha
+    weight[:num_known] = alpha
     mixed = (1 - weight) * logits[..., :-1].log_softmax(dim=-1) + weight * other.log_softmax(dim=-1)
     probability = mixed.softmax(dim=-1)
     return probability * (1 - logits.softmax(dim=-1)[..., -1:]) if void == "drop" else probability
@@ -60,23 +74,24 @@ def geometric_ensemble(
 
 @dataclass
 class PixelClasses:
-    """What the masks say of every pixel.
+    """Sums over the masks at every pixel, from which all scores are computed.
 
     Attributes:
-        by_class: y [B, K + Q, H, W]. inside: sum_i s_i max_(k known) c_ik [B, H, W].
-        owner: [B, H, W] max_(k known) c_ik of the mask that owns the pixel, the largest of s_i max_k c_ik.
-        known: K.
+        by_class: y `[B, K + Q, H, W]`.
+        inside: sum_i s_i max_(k known) c_ik `[B, H, W]`.
+        owner: max_(k known) c_ik `[B, H, W]` of the mask that owns the pixel, which has the largest s_i max_k c_ik.
+        num_known: Number K of known columns.
     """
 
     by_class: Tensor
     inside: Tensor
     owner: Tensor
-    known: int
+    num_known: int
 
     def map(self, function: Callable[[Tensor], Tensor]) -> PixelClasses:
-        """`function` of every [B, C, H, W]; single maps come and go with C = 1."""
-        inside, owner = (function(part[:, None])[:, 0] for part in (self.inside, self.owner))
-        return PixelClasses(function(self.by_class), inside, owner, self.known)
+        """Applies a function of `[B, C, H, W]` to all sums; single maps are given to it with C = 1."""
+        inside, owner = (function(values[:, None])[:, 0] for values in (self.inside, self.owner))
+        return PixelClasses(function(self.by_class), inside, owner, self.num_known)
 
     def add(self, other: PixelClasses, at: Any = ...) -> None:
         """Adds another's values to the pixels `at`, in place."""
@@ -86,9 +101,19 @@ class PixelClasses:
 
 
 def mask_probabilities(masks: Tensor, padded: tuple[int, int], inner: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """[B, N, h, w] logits -> probabilities [B, N, *size].
+    """Probabilities of masks at full size.
 
-    Bilinear to the padded input, padding cut off, bilinear to `size`, then the sigmoid.
+    Logits are enlarged to the padded input, the padding is cut off, they are resized to `size` (bilinear both times), and
+    then comes the sigmoid.
+
+    Args:
+        masks: Mask logits `[B, N, h, w]`.
+        padded: Height and width of the network's input with padding.
+        inner: Height and width of the input without padding.
+        size: Height and width of the result.
+
+    Returns:
+        `[B, N, *size]`.
     """
     masks = F.interpolate(masks, size=padded, mode="bilinear", align_corners=False)[..., : inner[0], : inner[1]]
     if inner != size:
@@ -100,32 +125,34 @@ def pixel_classes(
     masks: Tensor,
     classes: Tensor,
     *,
-    known: int,
+    num_known: int,
     padded: tuple[int, int],
     inner: tuple[int, int],
     size: tuple[int, int],
     chunk: int = 16,
 ) -> PixelClasses:
-    """Streams over the masks: at most `chunk` of them exist at full size at a time.
+    """Sums over the masks at every pixel, a few masks at a time.
 
     Args:
-        masks: [B, N, h, w] logits. classes: c [B, N, K + Q]. known: K.
-        padded, inner: height and width of the network's input with and without padding. size: of the result.
-        chunk: masks at a time, a matter of memory alone.
+        masks: Mask logits `[B, N, h, w]`.
+        classes: c `[B, N, K + Q]`.
+        num_known: Number K of known columns.
+        padded: See `mask_probabilities`.
+        inner: See `mask_probabilities`.
+        size: Height and width of the result.
+        chunk: Masks that exist at full size at a time. It changes the memory needed and nothing else.
     """
-    best = classes[..., :known].amax(dim=-1)  # [B, N]
+    best = classes[..., :num_known].amax(dim=-1)  # [B, N]
     y: PixelClasses | None = None
     claim: Tensor | None = None  # [B, H, W] of the owner so far
-    for part, c, top in zip(
-        masks.split(chunk, dim=1), classes.split(chunk, dim=1), best.split(chunk, dim=1), strict=True
-    ):
-        s = mask_probabilities(part, padded, inner, size)
+    for logits, c, top in zip(*(torch.split(values, chunk, dim=1) for values in (masks, classes, best)), strict=True):
+        s = mask_probabilities(logits, padded, inner, size)
         c, top = c.to(s.dtype), top.to(s.dtype)
         by_class, inside = torch.einsum("bnhw,bnk->bkhw", s, c), torch.einsum("bnhw,bn->bhw", s, top)
         strongest, who = (s * top[..., None, None]).max(dim=1)
         owner = top.gather(1, who.flatten(1)).view_as(strongest)
         if y is None or claim is None:
-            y, claim = PixelClasses(by_class, inside, owner, known), strongest
+            y, claim = PixelClasses(by_class, inside, owner, num_known), strongest
         else:
             y.by_class += by_class
             y.inside += inside
@@ -136,11 +163,11 @@ def pixel_classes(
 
 
 def _largest(y: PixelClasses) -> Tensor:
-    return -y.by_class[:, : y.known].amax(dim=1)
+    return -y.by_class[:, : y.num_known].amax(dim=1)
 
 
 def _rba(y: PixelClasses) -> Tensor:
-    return -y.by_class[:, : y.known].tanh().sum(dim=1)
+    return -y.by_class[:, : y.num_known].tanh().sum(dim=1)
 
 
 def _inside(y: PixelClasses) -> Tensor:
@@ -148,9 +175,9 @@ def _inside(y: PixelClasses) -> Tensor:
 
 
 def _margin(y: PixelClasses) -> Tensor:
-    if y.known < 2:
+    if y.num_known < 2:
         return _largest(y)
-    first, second = y.by_class[:, : y.known].topk(2, dim=1).values.unbind(dim=1)
+    first, second = y.by_class[:, : y.num_known].topk(2, dim=1).values.unbind(dim=1)
     return second - first
 
 
@@ -159,15 +186,16 @@ def _max_softmax(y: PixelClasses) -> Tensor:
 
 
 def _max_softmax_pixel(y: PixelClasses) -> Tensor:
-    known = y.by_class[:, : y.known]
-    return -known.amax(dim=1) / known.sum(dim=1).clamp_min(1e-12)
+    claimed = y.by_class[:, : y.num_known]
+    return -claimed.amax(dim=1) / claimed.sum(dim=1).clamp_min(1e-12)
 
 
 def _max_softmax_logits(y: PixelClasses) -> Tensor:
-    return -y.by_class[:, : y.known].softmax(dim=1).amax(dim=1)
+    return -y.by_class[:, : y.num_known].softmax(dim=1).amax(dim=1)
 
 
-SCORES = {
+Score = Literal["max", "rba", "max_inside", "margin", "max_softmax", "max_softmax_pixel", "max_softmax_logits"]
+SCORES: dict[Score, Callable[[PixelClasses], Tensor]] = {
     "max": _largest,  # VL4AD: no known class claims the pixel
     "rba": _rba,  # rejected by all: - sum_k tanh y_k (Nayal et al., ICCV 2023)
     "max_inside": _inside,  # the maximum inside the sum: - sum_i s_i max_k c_ik (EAM's way)
@@ -179,6 +207,9 @@ SCORES = {
 }
 
 
-def anomaly_score(y: PixelClasses, score: str = "max") -> Tensor:
-    """[B, H, W], higher = more anomalous. Known classes alone enter; further columns only take mass away from them."""
+def anomaly_score(y: PixelClasses, score: Score = "max") -> Tensor:
+    """Anomaly maps `[B, H, W]`, higher where more anomalous.
+
+    Known classes alone enter a score. Further columns take probability away from them, and so raise it.
+    """
     return SCORES[score](y)

@@ -1,4 +1,4 @@
-"""FC-CLIP's checkpoints (detectron2, entry `model`), from which a decoder may start: VL4AD itself has published none."""
+"""FC-CLIP's checkpoints (detectron2, entry `model`), from which a decoder may start; VL4AD has published none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SELF, CROSS, FFN = (f"{HEAD}.transformer_{part}_layers" for part in ("self_atten
 ENCODER = f"{PIXEL}.transformer.encoder.layers"
 P, T = r"decoder\.pixel_decoder\.", r"decoder\.transformer\."
 E, L = P + r"encoder\.layers\.", T + r"decoder\.layers\."
-# (pattern of the name here, name there); the first that fits counts
+# (pattern of the name here, FC-CLIP's name); the first that fits counts
 NAMES = (
     (r"classifier\.void", "void_embedding.weight"),
     (r"classifier\.logit_scale", f"{HEAD}.logit_scale"),
@@ -49,10 +49,10 @@ IGNORED = ("backbone.", "criterion.empty_weight")
 
 
 def key(method: VL4AD, name: str) -> str:
-    """The key of a learnable parameter; a text that names it where FC-CLIP has none."""
-    for pattern, there in NAMES:
+    """The key of the learnable parameter `name`; a text that names it where FC-CLIP has none."""
+    for pattern, published in NAMES:
         if found := re.fullmatch(pattern, name):
-            return found.expand(there) if "\\" in there else there
+            return found.expand(published) if "\\" in published else published
     return f"(nothing in FC-CLIP is {name})"
 
 
@@ -62,14 +62,14 @@ def ignored(method: VL4AD, key: str) -> bool:
 
 
 def unwrap(method: VL4AD, content: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, the fused self-attention projections of queries in three."""
+    """The tensors of a checkpoint, with the fused projections of the queries' self-attention split in three."""
     model = content.get("model", content)
     state: dict[str, Tensor] = {}
     for key, value in model.items():
         tensor = torch.as_tensor(value)
         if found := re.fullmatch(rf"({re.escape(SELF)}\.\d+\.self_attn)\.in_proj_(weight|bias)", key):
-            for part, letter in zip(tensor.chunk(3), "qkv", strict=True):
-                state[f"{found[1]}.{letter}_proj.{found[2]}"] = part
+            for projection, letter in zip(torch.chunk(tensor, 3), "qkv", strict=True):
+                state[f"{found[1]}.{letter}_proj.{found[2]}"] = projection
         else:
             state[key] = tensor
     return state

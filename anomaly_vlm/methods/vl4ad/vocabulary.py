@@ -18,24 +18,25 @@ BATCH = 256  # texts encoded at a time
 
 @dataclass(frozen=True)
 class Columns:
-    """What a softmax over classes has as columns.
+    """The columns of a softmax over classes.
 
     Attributes:
-        names: of the columns, known ones first. known: how many are known.
-        texts: the concepts of all columns, those of the known classes first, in class order.
-        members: of each column, positions in `texts`.
-        of_class: column of each known class, by train id.
+        names: Names of the columns, known ones first.
+        num_known: Number K of known columns.
+        texts: The concepts of all columns, those of the known classes first, in class order.
+        members: Of each column, its positions in `texts`.
+        of_class: Column of each known class, by train id.
     """
 
     names: tuple[str, ...]
-    known: int
+    num_known: int
     texts: tuple[str, ...]
     members: tuple[tuple[int, ...], ...]
     of_class: tuple[int, ...]
 
 
-# What lies around road users, in two groups: joins classes with long common borders, and no two that an unknown object may
-# be torn between. This project's, for drawn scenes.
+# What lies around road users, in two groups. They join classes with long common borders, where the masks of both are weak,
+# and no two that an unknown object may look like. This project's, for drawn scenes.
 SURROUNDINGS: Mapping[str, Sequence[str]] = {
     "ground": ("road", "sidewalk", "terrain"),
     "background": ("building", "wall", "fence", "vegetation", "sky"),
@@ -48,10 +49,10 @@ class Vocabulary:
     Args:
         table: `cityscapes_concepts` (a list of `class`, `concepts`, in the order of the train ids), `templates`,
             `merge_groups` (name to classes), `ood_prompts` (lists of concepts).
-        ensembling: every class is all of its concepts; False: its name alone.
+        ensembling: Whether a class is all of its concepts; False for its name alone.
 
     Raises:
-        UserError: an entry is missing.
+        UserError: An entry is missing.
     """
 
     def __init__(self, table: Mapping[str, Any], *, ensembling: bool = True) -> None:
@@ -68,15 +69,15 @@ class Vocabulary:
     def columns(
         self, merge: str | Mapping[str, Sequence[str]] = "none", ood: str | Sequence[str | Sequence[str]] = ()
     ) -> Columns:
-        """The columns after merging, with further ones behind them.
+        """The columns after merging classes, with those of unknown objects behind them.
 
         Args:
-            merge: `none`, `cityscapes_groups` (the table's groups), `surroundings` (`SURROUNDINGS`), or name to classes;
-                classes in no group stay alone.
-            ood: concepts, or lists of them, that the softmax knows beside the classes; `proposed`: the table's.
+            merge: `none`, `cityscapes_groups` (the table's groups), `surroundings` (`SURROUNDINGS`), or name to classes.
+                Classes in no group stay alone.
+            ood: Concepts of unknown objects, or lists of them; `proposed` for the table's.
 
         Raises:
-            UserError: an unknown class or one in two groups, or a concept that is no text.
+            UserError: A class is unknown or in two groups, or a concept is no text.
         """
         groups = self._groups(merge)
         further = [list(entry) if not isinstance(entry, str) else [entry] for entry in self._further(ood)]
@@ -100,48 +101,65 @@ class Vocabulary:
         if isinstance(merge, str):
             named = {"none": {}, "cityscapes_groups": self.groups, "surroundings": SURROUNDINGS}
             if merge not in named:
-                raise unknown_choice("merge", merge, [*named, "{name: [classes]}"])
+                raise unknown_choice("method.merge", merge, [*named, "{name: [classes]}"])
             merge = named[merge]
         groups: dict[str, list[int]] = {}
         taken: dict[str, str] = {}
         for group, names in merge.items():
             for name in names:
                 if name not in self.classes:
-                    raise unknown_choice(f"class in merge.{group}", name, self.classes)
+                    raise unknown_choice(f"class in method.merge.{group}", name, self.classes)
                 if name in taken:
-                    raise UserError(f"merge puts class '{name}' into {taken[name]} and {group}: give it one group")
+                    raise UserError(
+                        f"method.merge puts class '{name}' into {taken[name]} and {group}: give it one group"
+                    )
                 taken[name] = group
                 groups.setdefault(group, []).append(self.classes.index(name))
         for i, name in enumerate(self.classes):
             if name not in taken:
                 if name in groups:
-                    raise UserError(f"merge has a group '{name}' without the class of that name: rename the group")
+                    raise UserError(
+                        f"method.merge has a group '{name}' without the class of that name: rename the group"
+                    )
                 groups[name] = [i]
         return groups
 
     def _further(self, ood: str | Sequence[str | Sequence[str]]) -> Sequence[str | Sequence[str]]:
         if isinstance(ood, str):
             if ood != "proposed":
-                raise unknown_choice("ood_prompts", ood, ["proposed", "[concept, [concept, synonym], ...]"])
+                raise unknown_choice("method.ood_prompts", ood, ["proposed", "[concept, [concept, synonym], ...]"])
             return self.proposed
         for entry in ood:
-            parts = [entry] if isinstance(entry, str) else list(entry)
-            if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
-                raise UserError(f"ood_prompts holds {entry!r}: give a text, or a list of texts for one object")
+            words = [entry] if isinstance(entry, str) else list(entry)
+            if not words or not all(isinstance(word, str) and word.strip() for word in words):
+                raise UserError(f"method.ood_prompts holds {entry!r}: give a text, or a list of texts for one object")
         return ood
 
 
 @torch.no_grad()
 def concept_vectors(clip: FrozenClip, texts: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """[M, C] of unit norm: each concept in all templates, features normalised, averaged, normalised again."""
+    """Vectors of concepts: each in all templates, features normalised, averaged, normalised again.
+
+    Args:
+        clip: Frozen towers.
+        texts: M concepts.
+        templates: Sentences with `{}` for the concept.
+
+    Returns:
+        `[M, C]`, unit norm.
+    """
     sentences = [template.format(text) for text in texts for template in templates]
-    parts = [
+    features = [
         F.normalize(clip.encode_text(clip.tokenize(sentences[i : i + BATCH])), dim=-1)
         for i in range(0, len(sentences), BATCH)
     ]
-    return F.normalize(torch.cat(parts).unflatten(0, (len(texts), len(templates))).mean(dim=1), dim=-1)
+    by_text = torch.unflatten(torch.cat(features), 0, (len(texts), len(templates)))
+    return F.normalize(by_text.mean(dim=1), dim=-1)
 
 
-def centred(vectors: Tensor, known: int) -> Tensor:
-    """Vectors [M, C] without what the first `known` have in common, normalised: an untrained tower's lie close together."""
-    return F.normalize(vectors - vectors[:known].mean(dim=0), dim=-1)
+def centred(vectors: Tensor, count: int) -> Tensor:
+    """Subtracts the mean of the first `count` vectors `[M, C]` from all, and normalises.
+
+    Those of an untrained text tower lie close together.
+    """
+    return F.normalize(vectors - vectors[:count].mean(dim=0), dim=-1)

@@ -14,7 +14,8 @@ from anomaly_vlm.backbone import load_backbone
 from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.anovl.method import AnoVL, Start, Texts, adapt
+from anomaly_vlm.methods.anovl.adapter import AdapterStart, CategoryTexts, adapt
+from anomaly_vlm.methods.anovl.method import AnoVL
 from anomaly_vlm.methods.anovl.views import augmented_views, joined, squares_of
 from anomaly_vlm.methods.base.published import layout_of
 from anomaly_vlm.texts import load_texts
@@ -34,7 +35,7 @@ def backbone():
 
 
 def build(backbone, **options) -> AnoVL:
-    return AnoVL(backbone, texts=TABLE, **options).eval()
+    return AnoVL(backbone, **options).eval()
 
 
 def images(count: int, height: int = 32, width: int = 32, seed: int = 0) -> Tensor:
@@ -198,7 +199,7 @@ def in_double(parts):
     return type(parts)(*(part.double() for part in parts))
 
 
-def step_by_step(patches: Tensor, starts: list[Start], texts: Texts, *, carry: bool) -> Tensor:
+def step_by_step(patches: Tensor, starts: list[AdapterStart], texts: CategoryTexts, *, carry: bool) -> Tensor:
     """Adapted patches [B, N, C], written out with a linear layer, image by image."""
     layer = nn.Linear(*texts.keys.T.shape).double()
     optimizer, found = torch.optim.AdamW(layer.parameters(), lr=1e-3), []
@@ -229,7 +230,7 @@ def test_adaptation_is_what_it_says_step_by_step(backbone):
     starts = [in_double(method.start([i], 16, texts)) for i in range(3)]
     together, texts = in_double(method.start([0, 1, 2], 16, texts)), in_double(texts)
 
-    def adapted(rows: slice, start: Start, carried: str | None = None) -> Tensor:
+    def adapted(rows: slice, start: AdapterStart, carried: str | None = None) -> Tensor:
         adapter, optimizer, noise = method.begin(start, texts, carried)
         losses = adapt(adapter, optimizer, patches[rows], noise, texts)
         assert losses.shape == (5, len(patches[rows]))
@@ -262,7 +263,7 @@ def test_fresh_results_know_nothing_of_batches_order_and_global_numbers(backbone
 
 def test_carry_goes_through_the_images_in_order(backbone):
     batch = make_batch(images(3), "gear")
-    method = build(backbone, optimizer_state="carry")
+    method = build(backbone, adaptation={"optimizer_state": "published"})
     whole = predict(method, batch).map
     assert torch.equal(predict(method, some(batch, [2])).map[0], whole[2]), "an image that comes again keeps its map"
     method.invalidate_caches()
@@ -276,9 +277,11 @@ def test_carry_goes_through_the_images_in_order(backbone):
 
 
 def test_carry_refuses_several_processes(backbone):
-    method = build(backbone, optimizer_state="carry")
+    method = build(backbone, adaptation={"optimizer_state": "published"})
     method._trainer = SimpleNamespace(world_size=2)
-    with pytest.raises(UserError, match="carry goes through the images in order, here are 2 processes"):
+    with pytest.raises(
+        UserError, match="optimizer_state=published goes through the images in order, here are 2 processes"
+    ):
         method.setup("test")
     method._trainer = SimpleNamespace(world_size=1)
     method.setup("test")
@@ -296,7 +299,7 @@ def test_tokens_and_texts_are_kept(backbone, tmp_path, monkeypatch):
     first = build(backbone)
     first.token_cache = TokenCache(first.cache_key(), folder=tmp_path)
     expected = predict(first, batch)
-    second = build(backbone, optimizer_state="carry")  # the adaptation is no part of what is kept
+    second = build(backbone, adaptation={"optimizer_state": "published"})  # the adaptation is no part of what is kept
     second.token_cache = TokenCache(second.cache_key(), folder=tmp_path)
     batch.tokens = [second.token_cache.get(key) for key in batch.key]
     batch.unencoded = torch.empty(0, 3, 32, 32)
@@ -321,13 +324,16 @@ def test_nothing_is_stored_and_nothing_is_published(backbone):
     ("options", "told"),
     [
         ({"vv_blocks": 3}, r"method.vv_blocks is 3: give all, or 0 to 2"),
-        ({"vv_blocks": "some"}, "method.vv_blocks is 'some'"),
+        ({"vv_blocks": "some"}, "method.vv_blocks is 'some': give a whole number of at least 0, or all"),
         ({"temperature": 0.0}, "method.temperature is 0.0"),
-        ({"adapt_lr": -1.0}, "method.adapt_lr is -1.0"),
+        ({"adaptation": {"lr": -1.0}}, "method.adaptation.lr is -1.0"),
         ({"smooth_kernel": 2}, "method.smooth_kernel is 2: give an odd number"),
-        ({"adapt_steps": 0}, "method.adapt_steps 0.*none: method.adapt=false"),
-        ({"noise_std": -0.1}, "noise_std -0.1"),
-        ({"optimizer_state": "keep"}, "unknown method.optimizer_state 'keep': choose one of carry, fresh"),
+        ({"adaptation": {"steps": 0}}, "method.adaptation.steps is 0"),
+        ({"adaptation": {"noise_std": -0.1}}, "method.adaptation.noise_std is -0.1"),
+        (
+            {"adaptation": {"optimizer_state": "keep"}},
+            "unknown method.adaptation.optimizer_state 'keep': choose one of fresh, published",
+        ),
         ({"tiling": "on"}, "unknown method.tiling 'on'"),
         ({"texts": {}}, "table of texts has no 'normal_states'"),
         ({"texts": {**TABLE, "object_templates": ["phto"]}}, "unknown list of templates in object_templates 'phto'"),
@@ -335,4 +341,4 @@ def test_nothing_is_stored_and_nothing_is_published(backbone):
 )
 def test_wrong_options_are_told(backbone, options, told):
     with pytest.raises(UserError, match=told):
-        AnoVL(backbone, **{"texts": TABLE, **options})
+        AnoVL(backbone, **options)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from anomaly_vlm.data.types import Batch
-from anomaly_vlm.methods.anovl.method import AnoVL, Start, TextAdapter, Texts, adapt, log_probabilities
+from anomaly_vlm.methods.anovl.adapter import AdapterStart, CategoryTexts, TextAdapter, adapt, log_probabilities
+from anomaly_vlm.methods.anovl.method import AnoVL
 from anomaly_vlm.methods.anovl.views import augmented_views
 from anomaly_vlm.methods.shared.maps import to_grid
-from anomaly_vlm.texts import load_texts
+from anomaly_vlm.runs.migrate import migrated
 from tests.support.few_shot import make_batch
 from tests.support.golden import Fixture, fixture_paths, golden_backbone
 
@@ -42,12 +43,14 @@ OPTIONS = (
 class Given(AnoVL):
     """The method with the first weights and the noise of the fixture, image by image."""
 
-    given: dict[int, Start]
+    given: dict[int, AdapterStart]
 
-    def start(self, indices, patches: int, texts: Texts) -> Start:
+    def start(self, indices, patches: int, texts: CategoryTexts) -> AdapterStart:
         drawn = [self.given[index] for index in indices]
         dims = (0, 0, 1)  # of the images in weight, bias and noise
-        return Start(*(torch.cat(parts, dim=dim) for parts, dim in zip(zip(*drawn, strict=True), dims, strict=True)))
+        return AdapterStart(
+            *(torch.cat(parts, dim=dim) for parts, dim in zip(zip(*drawn, strict=True), dims, strict=True))
+        )
 
 
 def build(fixture: Fixture, group: str = "", **changes) -> Given:
@@ -55,10 +58,11 @@ def build(fixture: Fixture, group: str = "", **changes) -> Given:
     backbone = golden_backbone(
         fixture.settings["backbone"], image_size=fixture.settings["image_size"], pos_resize=o["pos_resize"]
     )
-    options = {name: o[name] for name in OPTIONS} | changes
-    method = Given(backbone, texts=load_texts("anovl_prompts"), **options).eval()
+    old = {name: o[name] for name in OPTIONS} | changes
+    options = migrated({"name": "anovl", "method": old})["method"]  # fixtures have the options' first names
+    method = Given(backbone, **options).eval()
     method.given = {
-        int(key.split("/")[1]): Start(
+        int(key.split("/")[1]): AdapterStart(
             fixture.input(key)[None],
             fixture.input(key.replace("weight", "bias"))[None],
             fixture.input(key.replace("init_weight", "noise")).flatten(2, 3),  # [steps, 1, g, g, C]
@@ -69,7 +73,7 @@ def build(fixture: Fixture, group: str = "", **changes) -> Given:
     return method
 
 
-def check_towers(fixture: Fixture, method: AnoVL, images: Tensor, first: Texts) -> None:
+def check_towers(fixture: Fixture, method: AnoVL, images: Tensor, first: CategoryTexts) -> None:
     """Image 0: positions, both paths, local features, views."""
     clip = method.backbone
     one = images[:1]

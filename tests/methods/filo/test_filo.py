@@ -22,9 +22,10 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.base.published import layout_of, load_published
 from anomaly_vlm.methods.filo.boxes import best_box, cell, damped, position_of, with_valid_phrases
-from anomaly_vlm.methods.filo.method import PARTS, FiLo, first_stage, probabilities
+from anomaly_vlm.methods.filo.maps import MapOptions, blurred, joined, probabilities
+from anomaly_vlm.methods.filo.method import ABLATIONS, FiLo
 from anomaly_vlm.methods.filo.mmci import MMCI, convolve
-from anomaly_vlm.texts import load_texts
+from anomaly_vlm.methods.filo.stages import StageOptions
 from tests.support.conf import loss_conf, method_conf
 from tests.support.filo import StoredDetector, build, give_detections, info, make_batch
 from tests.support.golden import Fixture, fixture_paths
@@ -44,9 +45,8 @@ def clip() -> ClipBackbone:
 def make(clip: ClipBackbone, **options: Any) -> FiLo:
     """The shipped configuration on a tiny backbone."""
     conf = method_conf("filo")
-    for key in ("_target_", "layers", "seed", "epochs"):
+    for key in ("_target_", "seed", "stages"):
         conf.pop(key)
-    conf["descriptions"] = load_texts("filo_descriptions")
     losses = build_terms(options.pop("loss", None) or loss_conf("filo"))
     return FiLo(clip, losses=losses, **{**conf, **options}).eval()
 
@@ -74,9 +74,9 @@ def boxes(
 def test_a_box_is_valid_by_one_whole_entry() -> None:
     found = boxes([[0.0, 0, 1, 1]] * 4, [0.5] * 4, ["cracks on metal", "excessive wear", "fungal growth", "crack"])
     words = ["cracks", "excessive wear on contact surfaces", "Fungal growth"]
-    assert with_valid_phrases(found, words, "reference").valid.tolist() == [True, False, False, False]
+    assert with_valid_phrases(found, words, "published").valid.tolist() == [True, False, False, False]
     assert with_valid_phrases(found, words, "casefold").valid.tolist() == [True, False, True, False]
-    assert with_valid_phrases(found, ["crack "], "reference").valid.tolist() == [False] * 4
+    assert with_valid_phrases(found, ["crack "], "published").valid.tolist() == [False] * 4
     assert with_valid_phrases(found, ["crack "], "casefold").valid.tolist() == [True, False, False, True]
 
 
@@ -93,15 +93,15 @@ def test_scores_are_cut_and_the_later_box_wins() -> None:
      (517.5, None, 2), (-0.1, None, 0), (600, None, 2)],
 )  # fmt: skip
 def test_cells_of_518_pixels(value: float, reference: int | None, thirds: int) -> None:
-    assert cell(value, 518, "reference") == reference
+    assert cell(value, 518, "published") == reference
     assert cell(value, 518, "thirds") == thirds
 
 
 def test_positions_run_row_by_row() -> None:
-    assert position_of(None, (518, 518), "reference") == 4
-    assert position_of(torch.tensor([400.0, 0, 500, 100]), (518, 518), "reference") == 2  # top right
-    assert position_of(torch.tensor([0.0, 400, 100, 500]), (518, 518), "reference") == 6  # bottom left
-    assert position_of(torch.tensor([0.0, 0, 344.8, 100]), (518, 518), "reference") is None
+    assert position_of(None, (518, 518), "published") == 4
+    assert position_of(torch.tensor([400.0, 0, 500, 100]), (518, 518), "published") == 2  # top right
+    assert position_of(torch.tensor([0.0, 400, 100, 500]), (518, 518), "published") == 6  # bottom left
+    assert position_of(torch.tensor([0.0, 0, 344.8, 100]), (518, 518), "published") is None
 
 
 def test_the_map_outside_boxes_is_damped() -> None:
@@ -136,13 +136,13 @@ def test_one_convolution_is_the_sum_of_all() -> None:
 
 @pytest.mark.parametrize("kernels", [[], [[2, 2]], [[3, 3], [3, 3]]])
 def test_wrong_kernels(kernels: list[list[int]]) -> None:
-    with pytest.raises(UserError, match=r"method\.kernels"):
+    with pytest.raises(UserError, match=r"method\.mmci\.kernels"):
         MMCI(4, 4, kernels)
 
 
 def test_heads_of_other_tokens_than_the_shared_ones(clip: ClipBackbone) -> None:
     """Each MMCI head sees its own layer's tokens where tokens are kept per layer."""
-    method = make(clip, token_capture="per_layer")
+    method = make(clip, token_capture="paper")
     assert method.token_list.names == ["o1", "v2", "o2", "v3", "o3", "v4", "o4"]
     tokens = method.encode_frozen(batch().image)
     out = clip.encode_image(batch().image, layers=[1, 2, 3, 4], vv_from=1)
@@ -165,11 +165,15 @@ def parts(method: FiLo, one: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
     with torch.no_grad():
         tokens = method.frozen_tokens(one)
         feature = method.feature(tokens["cls"], adapted=True)
-        return feature, method.pairs(method.raw_texts(one.category, feature)), method.heads(tokens, method.grid(one))
+        return (
+            feature,
+            method.pairs(method.sentence_features(one.category, feature)),
+            method.heads(tokens, method.grid(one)),
+        )
 
 
 def test_similarities_of_branches_are_averaged(clip: ClipBackbone) -> None:
-    method, one = make(clip, mmci={"fuse": "similarities"}), batch()
+    method, one = make(clip, mmci={"fuse": "paper"}), batch()
     _, pairs, heads = parts(method, one)
     assert [len(head) for head in heads] == [1] * 4 + [6] * 3
     maps = probabilities(method.map_logits(heads, pairs, (4, 4), (32, 32)))
@@ -179,21 +183,21 @@ def test_similarities_of_branches_are_averaged(clip: ClipBackbone) -> None:
     torch.testing.assert_close(maps[5], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_maps_are_scaled_before_their_mean(clip: ClipBackbone) -> None:
+def test_maps_are_scaled_before_their_mean() -> None:
     maps = torch.rand(3, 2, 32, 32, generator=torch.Generator().manual_seed(0))
-    method = make(clip, map_norm="minmax")
+    paper, published = MapOptions(scaling="paper"), MapOptions()
     expected = torch.zeros(2, 32, 32)
-    for m in method.smooth(maps):
+    for m in blurred(maps, paper):
         for i, row in enumerate(m):
             expected[i] += (row - row.min()) / (row.max() - row.min()) / 3
-    torch.testing.assert_close(method.joined(maps), expected)
-    torch.testing.assert_close(make(clip).joined(maps), method.smooth(maps).mean(dim=0))
-    assert torch.isfinite(method.joined(torch.zeros(1, 1, 32, 32))).all()
+    torch.testing.assert_close(joined(maps, paper), expected)
+    torch.testing.assert_close(joined(maps, published), blurred(maps, published).mean(dim=0))
+    assert torch.isfinite(joined(torch.zeros(1, 1, 32, 32), paper)).all()
 
 
 def test_scores(clip: ClipBackbone) -> None:
     similarity, heat = torch.tensor([[0.2, 0.27]]), torch.full((1, 4, 4), 0.5)
-    raw, soft = make(clip), make(clip, score="softmax")
+    raw, soft = make(clip), make(clip, score="paper")
     assert raw.image_score(similarity, heat).item() == pytest.approx((0.27 + 0.5) / 2)
     expected = (similarity / 0.07).softmax(dim=-1)[0, 1].item()
     assert soft.image_score(similarity, heat).item() == pytest.approx((expected + 0.5) / 2)
@@ -201,7 +205,7 @@ def test_scores(clip: ClipBackbone) -> None:
 
 def test_the_pairs_norm(clip: ClipBackbone) -> None:
     _, coupled, _ = parts(make(clip), batch())
-    _, free, _ = parts(make(clip, pair_norm=False), batch())
+    _, free, _ = parts(make(clip, texts={"pair_norm": "paper"}), batch())
     torch.testing.assert_close(free.norm(dim=-1), torch.ones(2, 2))
     torch.testing.assert_close(coupled * 2**0.5, free)
 
@@ -210,7 +214,10 @@ def test_chosen_position_alone_is_that_row_of_all_nine(clip: ClipBackbone) -> No
     method, one = make(clip), batch()
     with torch.no_grad():
         feature = method.feature(method.frozen_tokens(one)["cls"], adapted=True)
-        nine, chosen = method.raw_texts(one.category, feature), method.raw_texts(one.category, feature, [3, 8])
+        nine, chosen = (
+            method.sentence_features(one.category, feature),
+            method.sentence_features(one.category, feature, [3, 8]),
+        )
         torch.testing.assert_close(method.pairs(chosen), method.pairs(nine, [3, 8]), rtol=1e-4, atol=1e-5)
     assert chosen[0].abnormal.shape[1] == 1 and nine[0].abnormal.shape[1] == 9
 
@@ -236,12 +243,12 @@ def test_boxes_from_the_methods_own_map(clip: ClipBackbone) -> None:
     detector, one = ComponentsDetector(), batch()
     method = make(clip, detector=detector)
     feature, pairs, heads = parts(method, one)
-    coarse = method.joined(probabilities(method.map_logits(heads, pairs, (4, 4), (32, 32))))
+    coarse = method.joined_map(heads, pairs, (4, 4), (32, 32))
     found = [detector.boxes(m) for m in coarse]
-    positions = [position_of(f.boxes[0] if len(f) else None, (32, 32), "reference") for f in found]
+    positions = [position_of(f.boxes[0] if len(f) else None, (32, 32), "published") for f in found]
     with torch.no_grad():
-        pairs = method.pairs(method.raw_texts(one.category, feature), positions)
-    heat = method.joined(probabilities(method.map_logits(heads, pairs, (4, 4), (32, 32))))
+        pairs = method.pairs(method.sentence_features(one.category, feature), positions)
+    heat = method.joined_map(heads, pairs, (4, 4), (32, 32))
     expected = torch.stack([damped(m, f, 0.7, clip_boxes=False) for m, f in zip(heat, found, strict=True)])
     prediction = method.predict(one)
     torch.testing.assert_close(prediction.map, expected)
@@ -264,7 +271,7 @@ def test_images_that_the_detector_has_not_seen(clip: ClipBackbone) -> None:
 # ---- ablations -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", ABLATIONS)
 def test_each_part_can_be_left_out(clip: ClipBackbone, part: str) -> None:
     method, whole = (make(clip, detector=ComponentsDetector(), without=left) for left in ([part], []))
     one = batch()
@@ -309,8 +316,9 @@ def test_published_weights_without_the_parts_left_out(clip: ClipBackbone, tmp_pa
     ("epochs", "first"), [(20, 15), (None, 15), (30, 15), (4, 3), (2, 1), (1, 1), (8, 6), (19, 14)]
 )
 def test_a_shorter_run_keeps_the_proportion_of_the_stages(epochs: int | None, first: int) -> None:
-    assert first_stage(epochs, 15, 5) == first
-    assert first_stage(epochs, 15, 0) == 15 and first_stage(epochs, 0, 5) == 0
+    assert StageOptions(epochs=epochs).first_in_run == first
+    assert StageOptions(epochs=epochs, second=0).first_in_run == 15
+    assert StageOptions(epochs=epochs, first=0).first_in_run == 0
 
 
 class Spy(L.Callback):
@@ -343,16 +351,18 @@ OPTIMIZER = partial(torch.optim.AdamW, betas=(0.5, 0.999), weight_decay=0.01)
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice about loaders and devices
 def test_heads_and_prompts_first_then_the_adapter(clip: ClipBackbone) -> None:
     learned = {"normal", "abnormal", "heads"}
-    method = make(clip, epochs=3, stage1_epochs=2, stage2_epochs=1, optimizer=OPTIMIZER)
+    method = make(clip, stages={"epochs": 3, "first": 2, "second": 1}, optimizer=OPTIMIZER)
     assert fit(method, 3) == [learned, learned, {"adapter"}]
-    joint = make(clip, epochs=1, training="joint", optimizer=OPTIMIZER)
+    joint = make(clip, stages={"schedule": "paper", "epochs": 1}, optimizer=OPTIMIZER)
     assert fit(joint, 1) == [{*learned, "adapter"}]
-    bare = make(clip, epochs=3, stage1_epochs=2, stage2_epochs=1, without=["adapter"], optimizer=OPTIMIZER)
+    bare = make(clip, stages={"epochs": 3, "first": 2, "second": 1}, without=["adapter"], optimizer=OPTIMIZER)
     assert fit(bare, 3) == [learned, learned], "without an adapter the run ends with stage 1"
 
 
 def test_rates_of_the_groups(clip: ClipBackbone) -> None:
-    optimizer = make(clip, lr_heads=0.1, lr_prompts=0.2, lr_adapter=0.3, optimizer=OPTIMIZER).configure_optimizers()
+    optimizer = make(
+        clip, stages={"lr_heads": 0.1, "lr_prompts": 0.2, "lr_adapter": 0.3}, optimizer=OPTIMIZER
+    ).configure_optimizers()
     method = make(clip)
     counts = {group["lr"]: sum(p.numel() for p in group["params"]) for group in optimizer.param_groups}
     modules: dict[float, list[nn.Module]] = {0.1: [method.heads], 0.2: [method.normal, method.abnormal]}
@@ -372,7 +382,7 @@ def test_losses_that_a_stage_lacks(clip: ClipBackbone) -> None:
 
 
 def test_the_joint_loss_trains_everything_at_once(clip: ClipBackbone) -> None:
-    method = make(clip, training="joint").train()
+    method = make(clip, stages={"schedule": "paper"}).train()
     values = method.losses(batch())
     assert values.keys() == {"focal", "dice", "image"}
     method.total_loss(values).backward()
@@ -381,28 +391,32 @@ def test_the_joint_loss_trains_everything_at_once(clip: ClipBackbone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"token_capture": "x"}, r"unknown method\.token_capture 'x'"),
+        ({"token_capture": "x"}, r"unknown method\.token_capture 'x': choose one of paper, published"),
         ({"mmci": {"fuse": "x"}}, r"unknown method\.mmci\.fuse 'x'"),
         ({"mmci": {"fused": True}}, r"unknown key of method\.mmci 'fused'"),
-        ({"without": ["boxes"]}, r"unknown part in method\.without 'boxes'"),
-        ({"cells": "x"}, r"unknown method\.cells"),
-        ({"phrase_match": "x"}, r"unknown method\.phrase_match"),
-        ({"score_cut": -1}, r"method\.score_cut is -1"),
-        ({"gaussian": {"kernel": 4}}, r"method\.gaussian"),
-        ({"n_ctx": 0}, "n_ctx of at least 1"),
+        ({"without": ["boxes"]}, r"unknown method\.without\[0\] 'boxes': choose one of adapter"),
+        ({"boxes": {"cells": "x"}}, r"unknown method\.boxes\.cells"),
+        ({"boxes": {"phrase_match": "x"}}, r"unknown method\.boxes\.phrase_match"),
+        ({"boxes": {"score_cut": -1}}, r"method\.boxes\.score_cut is -1: give a whole number of at least 0"),
+        (
+            {"boxes": {"box_threshold": 1.5}},
+            r"method\.boxes\.box_threshold is 1\.5: give a finite number of at least 0",
+        ),
+        ({"maps": {"kernel": 4}}, r"method\.maps\.kernel is 4: give an odd number"),
+        ({"texts": {"context_length": 0}}, r"method\.texts\.context_length is 0"),
+        ({"texts": {"class_list": "x"}}, r"unknown method\.texts\.class_list"),
+        ({"texts": {"class_text": "x"}}, r"unknown method\.texts\.class_text"),
         ({"n_plain": 4}, r"method\.n_plain is 4"),
-        ({"adapter_reduction": 0}, r"method\.adapter_reduction"),
-        ({"box_threshold": 1.5}, "give numbers from 0 to 1"),
-        ({"stage1_epochs": 0, "stage2_epochs": 0}, "not both 0"),
-        ({"class_list": "x"}, r"unknown method\.class_list"),
-        ({"class_text": "x"}, r"unknown method\.class_text"),
+        ({"adapter": {"reduction": 0}}, r"method\.adapter\.reduction is 0"),
+        ({"stages": {"first": 0, "second": 0}}, "both 0"),
         ({"layers": [1, 9]}, "vision blocks 1 to 4"),
+        ({"n_ctx": 3}, "unknown option of FiLo 'n_ctx'"),
     ],
 )
-def test_wrong_options(clip: ClipBackbone, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_wrong_options(clip: ClipBackbone, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         make(clip, **options)
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from anomaly_vlm.losses import training_mask
 from anomaly_vlm.methods.base.published import layout_of
-from anomaly_vlm.methods.filo.method import FiLo, probabilities
-from anomaly_vlm.methods.filo.texts import embed
+from anomaly_vlm.methods.filo.maps import blurred, joined, probabilities
+from anomaly_vlm.methods.filo.method import FiLo
+from anomaly_vlm.methods.filo.sentences import embed
 from tests.support.filo import build, give_detections, info, make_batch
 from tests.support.golden import Fixture, fixture_paths
 
@@ -49,18 +50,18 @@ class Run:
         self.check("out/adapted", method.adapter(cls))
         places = method.located(batch) if method.detector is not None else None
         positions = None if places is None else [place.position for place in places]
-        pairs = method.pairs(method.raw_texts(batch.category, feature, positions))
+        pairs = method.pairs(method.sentence_features(batch.category, feature, positions))
         self.check("out/text_probs", method.similarity(feature, pairs))
         maps = probabilities(method.map_logits(method.heads(tokens, grid), pairs, grid, batch.size))
-        blurred = method.smooth(maps)
-        self.check("out/layer_maps_blurred", blurred.transpose(0, 1))
-        self.check("out/layer_maps_blurred_image0", blurred[:, 0])
-        self.check("out/anomaly_map_before_boxes", method.joined(maps))
-        torch.testing.assert_close(method.joined(maps), blurred.mean(dim=0))
+        smooth = blurred(maps, method.map_options)
+        self.check("out/layer_maps_blurred", smooth.transpose(0, 1))
+        self.check("out/layer_maps_blurred_image0", smooth[:, 0])
+        self.check("out/anomaly_map_before_boxes", joined(maps, method.map_options))
+        torch.testing.assert_close(joined(maps, method.map_options), smooth.mean(dim=0))
         prediction = method.predict(batch)  # the public way
         self.check("out/anomaly_map", prediction.map)
         self.check("out/image_score", prediction.score)
-        for i, raw in enumerate(method.raw_texts(batch.category, feature)):
+        for i, raw in enumerate(method.sentence_features(batch.category, feature)):
             self.check(f"text/{i}/normal_raw", raw.normal)
             rows = raw.abnormal.flatten(0, 1)
             if self.fixture.has(f"{self.prefix}text/{i}/abnormal_raw"):
@@ -75,7 +76,7 @@ class Run:
             method.grid(batch),
         )
         feature = method.feature(tokens["cls"], adapted=False)
-        pairs = method.pairs(method.raw_texts(batch.category, feature))
+        pairs = method.pairs(method.sentence_features(batch.category, feature))
         self.check("train/text_probs", method.similarity(feature, pairs))
         maps = probabilities(method.map_logits(method.heads(tokens, grid), pairs, grid, batch.size))
         self.check("train/maps_abnormal", maps.transpose(0, 1))
@@ -139,7 +140,7 @@ class Run:
                     kept[name], expected, rtol=1e-4, atol=1e-5, msg=lambda m, j=j: f"entry {j}: {m}"
                 )
                 self.fixture.mark(f"mid/tokens.{j}")
-            elif method.token_list.as_held:
+            elif method.token_list.as_published:
                 assert name == "v"
 
     def sentences(self) -> None:

@@ -15,14 +15,13 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.methods.finegrainedad import FineGrainedAD
-from anomaly_vlm.methods.finegrainedad.levels import LevelLearner, QueryFormer
+from anomaly_vlm.methods.finegrainedad.levels import LevelPrompts, QueryFormer
 from anomaly_vlm.methods.promptad import PromptAD
-from anomaly_vlm.texts import load_texts
 from tests.support.conf import loss_conf, method_conf
 from tests.support.few_shot import make_batch, make_references, tiny_backbone
 
 SIDE = 32
-SKIPPED = ("_target_", "captions", "prompts", "seed", "eval_size")  # what the run gives
+SKIPPED = ("_target_", "seed", "eval_size")  # what the run gives
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +35,8 @@ def draw(count: int, seed: int, side: int = SIDE) -> Tensor:
 
 def build(backbone: ClipBackbone, **options: Any) -> FineGrainedAD:
     conf = {k: v for k, v in method_conf("finegrainedad").items() if k not in SKIPPED}
-    conf["region"] = {**conf["region"], **options.pop("region", {})}
     return FineGrainedAD(
         backbone,
-        captions=load_texts("mfsc_captions"),
-        prompts=load_texts("promptad_prompts"),
         losses=build_terms(loss_conf("finegrainedad")),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
         **{**conf, **options},
@@ -59,15 +55,14 @@ def losses(method: FineGrainedAD, category: str) -> dict[str, Tensor]:
     return method.losses(make_batch(draw(2, 0), category, name=f"{category} reference"))
 
 
-def learner(method: FineGrainedAD, category: str, task: str = "seg") -> LevelLearner:
+def learner(method: FineGrainedAD, category: str, task: str = "seg") -> LevelPrompts:
     found = method.category(category).learner(task)
-    assert isinstance(found, LevelLearner)
+    assert isinstance(found, LevelPrompts)
     return found
 
 
 def test_defaults_are_the_published_codes(tiny: ClipBackbone) -> None:
-    tables = {"captions": load_texts("mfsc_captions"), "prompts": load_texts("promptad_prompts")}
-    method, shipped = FineGrainedAD(tiny, **tables), build(tiny)
+    method, shipped = FineGrainedAD(tiny), build(tiny)
     assert method.region == shipped.region
     assert method.sizes == shipped.sizes
     assert (method.fusion, method.mllp, method.mlsa) == (shipped.fusion, shipped.mllp, shipped.mlsa)
@@ -80,7 +75,7 @@ def test_trains_all_parts_and_predicts(tiny: ClipBackbone) -> None:
     method = remembering(tiny, "transistor", "gear")
     for category, entities in (("transistor", 4), ("gear", 1)):
         assert learner(method, category).rescale is not None
-        assert len(learner(method, category).parts) == entities + 1
+        assert len(learner(method, category).components) == entities + 1
         method.zero_grad()
         method.total_loss(losses(method, category)).backward()
         for name, parameter in method.learnable().items():
@@ -104,7 +99,7 @@ def test_weights_of_groups_that_the_template_lacks_have_no_effect(tiny: ClipBack
 def test_without_mllp_and_mlsa_it_is_promptad(tiny: ClipBackbone) -> None:
     """Both off: PromptAD's sentences, contexts and scores, and its losses but for the margin."""
     method = remembering(tiny, "bottle", mllp=False, mlsa=False)
-    other = PromptAD(tiny, texts=load_texts("promptad_prompts"), losses=build_terms(loss_conf("promptad")))
+    other = PromptAD(tiny, losses=build_terms(loss_conf("promptad")))
     other.fit_references([make_references(draw(2, 0), "bottle")])
     other.seed = method.seed
     batch = make_batch(draw(2, 9), "bottle")
@@ -121,7 +116,7 @@ def test_without_mllp_and_mlsa_it_is_promptad(tiny: ClipBackbone) -> None:
 def test_ablations_change_one_thing(tiny: ClipBackbone) -> None:
     plain = remembering(tiny, "bottle", mllp=False)
     assert learner(plain, "bottle").weights is None
-    assert len(learner(plain, "bottle").parts) > 1
+    assert len(learner(plain, "bottle").components) > 1
     image = remembering(tiny, "bottle", mlsa=False)
     assert learner(image, "bottle").weights is not None
     assert learner(image, "bottle").rescale is None
@@ -132,7 +127,7 @@ def test_ablations_change_one_thing(tiny: ClipBackbone) -> None:
 
 
 def method_features(method: FineGrainedAD, category: str) -> Tensor:
-    return method.texts(method.category(category), "seg")
+    return method.text_features(method.category(category), "seg")
 
 
 def test_fine_features_are_those_of_the_tiles_in_their_places(tiny: ClipBackbone) -> None:

@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.finegrainedad.levels import LevelLearner
+from anomaly_vlm.methods.finegrainedad.levels import LevelPrompts
 from anomaly_vlm.methods.finegrainedad.method import FineGrainedAD
 from anomaly_vlm.methods.finegrainedad.published import WEIGHTS
 from anomaly_vlm.methods.finegrainedad.regions import (
     Clusters,
-    Regions,
+    EntityRegions,
     density_peaks,
     find_regions,
     pool_weights,
     stage2_neighbours,
 )
-from anomaly_vlm.methods.promptad.prompt_learner import RawTexts
-from anomaly_vlm.texts import load_texts
+from anomaly_vlm.methods.promptad.prompt_learner import FamilyFeatures
+from anomaly_vlm.runs.migrate import migrated
 from tests.support.conf import loss_conf
 from tests.support.few_shot import (
     check_ids,
@@ -47,12 +47,11 @@ def build(fixture: Fixture, group: str) -> FineGrainedAD:
     losses["triplet"]["margin"] = o["margin"]
     for name, weight in o["weights"].items():
         losses[name]["weight"] = weight
+    region = migrated({"name": "finegrainedad", "method": {"region": o["region"]}})["method"]["region"]
     return FineGrainedAD(
         towers(fixture),
-        captions=load_texts("mfsc_captions"),
-        prompts=load_texts("promptad_prompts"),
         losses=build_terms(losses),
-        region=o["region"],
+        region=region,
         match=o["match"],
         score=o["score"],
         seed=o["seed"],
@@ -80,11 +79,11 @@ class Run:
         self.method.fit_references([self.shots])
         check_memory(fixture, group, self.method)
         self.learner = self.learner_of(self.method)
-        assert len(self.learner.parts) == self.options["n_entities"] + 1
+        assert len(self.learner.components) == self.options["n_entities"] + 1
 
-    def learner_of(self, method: FineGrainedAD) -> LevelLearner:
+    def learner_of(self, method: FineGrainedAD) -> LevelPrompts:
         learner = method.category(self.category).learner(self.task)
-        assert isinstance(learner, LevelLearner)
+        assert isinstance(learner, LevelPrompts)
         return learner
 
     def has(self, key: str) -> bool:
@@ -96,7 +95,7 @@ class Run:
 
     def sentences(self) -> None:
         families = self.learner.families
-        entities: list[Any] = [families[name] for name in self.learner.parts[:-1]]
+        entities: list[Any] = [families[name] for name in self.learner.components[:-1]]
         for ours, theirs in NAMES.items():
             for name, stored in [("image", "normal"), *((n, n) for n in (*self.learner.groups, "background"))]:
                 if self.has(key := f"in/tokens_{stored}_{theirs}"):
@@ -117,9 +116,9 @@ class Run:
                 self.fixture.mark(full)
         for group in learner.groups:
             self.check(f"mid/topk_{group}", learner.ranked(clip, group, len(embedded[1])))
-        texts = dict(zip(method.family_names(learner), method.raw_texts(learner), strict=True))
-        entities = [texts[name] for name in learner.parts[:-1]]
-        stacked = RawTexts(*(torch.stack(part) for part in zip(*entities, strict=True)))
+        texts = dict(zip(method.family_names(learner), method.sentence_features(learner), strict=True))
+        entities = [texts[name] for name in learner.components[:-1]]
+        stacked = FamilyFeatures(*(torch.stack(part) for part in zip(*entities, strict=True)))
         for ours, theirs in NAMES.items():
             self.check(f"mid/text_raw_{theirs}", getattr(texts["image"], ours))
             self.check(f"mid/text_raw_bg_{SHORT[ours]}", getattr(texts["background"], ours))
@@ -153,7 +152,7 @@ class Run:
         """Those of stage 1, a choice among tied scores; of stage 2 as well where one neighbour makes the density, too."""
         first, second = (self.fixture.tensors[f"{self.group}/mid/stage{i}_centres"].long() for i in (1, 2))
         self.fixture.input(f"{self.group}/mid/stage1_centres")
-        return first, second if stage2_neighbours(len(self.learner.parts)) == 1 else None
+        return first, second if stage2_neighbours(len(self.learner.components)) == 1 else None
 
     def check_stages(self, noise: list[torch.Tensor], centres: tuple[torch.Tensor, torch.Tensor | None]) -> None:
         """Both clusterings of the fixture's own similarities, where it has no fine images."""
@@ -161,14 +160,14 @@ class Run:
         foreground = self.fixture.input(f"{self.group}/mid/foreground").bool()
         first = density_peaks(similarity, 2, self.method.region.density_k, noise[0], centres=centres[0])
         self.check("mid/stage1_assignment", first.assignment)
-        count = len(self.learner.parts)
+        count = len(self.learner.components)
         neighbours = stage2_neighbours(count)
         self.check_second(
             density_peaks(similarity, count, neighbours, noise[1], foreground=foreground, centres=centres[1])
         )
         self.fixture.input(f"{self.group}/mid/region")
 
-    def check_regions(self, found: Regions) -> None:
+    def check_regions(self, found: EntityRegions) -> None:
         self.check("mid/similarity", found.similarity)
         self.check("mid/stage1_assignment", found.first.assignment)
         self.check("mid/stage1_background_dot", found.background_dot)
@@ -200,7 +199,7 @@ class Run:
         self.method.fusion = self.options["score"]
 
     def score_one(self, method: FineGrainedAD, test: Any, prefix: str) -> None:
-        texts = method.texts(method.category(self.category), self.task).detach()
+        texts = method.text_features(method.category(self.category), self.task).detach()
         tokens = method.frozen_tokens(test)
         self.check(f"{prefix}intrinsic", method.intrinsic(texts))
         self.check(f"{prefix}patch_match", method.nearest_family(tokens["patches"], texts))

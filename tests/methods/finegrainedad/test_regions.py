@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.finegrainedad.regions import RegionOptions, density_peaks, find_regions, pool_weights
+from anomaly_vlm.options import check_value
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -65,7 +66,7 @@ def test_regions_of_a_scene(shots: int) -> None:
     the other shares one with the background, whose tokens always join cluster 0."""
     features, texts, label = scene(shots)
     noise = (draw(shots, 144, seed=4), draw(shots, 144, seed=5))
-    found = find_regions(features, texts, RegionOptions(density_k=5, mask="own"), noise)
+    found = find_regions(features, texts, RegionOptions(density_k=5, mask="each"), noise)
     for b in range(shots):
         assert torch.equal(found.foreground[b], label != 2)
     boosted = (found.fine[:, 0] > 1) & (label != 2)
@@ -79,7 +80,7 @@ def test_regions_of_a_scene(shots: int) -> None:
 def test_masks_are_the_same_for_one_shot() -> None:
     features, texts, _ = scene()
     noise = (draw(1, 144, seed=4), draw(1, 144, seed=5))
-    one, own = (find_regions(features, texts, RegionOptions(mask=mask), noise) for mask in ("image0", "own"))
+    one, own = (find_regions(features, texts, RegionOptions(mask=mask), noise) for mask in ("published", "each"))
     assert torch.equal(one.fine, own.fine)
 
 
@@ -89,7 +90,7 @@ def test_pooling() -> None:
     spatial = pool_weights(fine, (6, 9), 4, "spatial")
     expected = F.avg_pool2d(fine.view(2, 3, 24, 36), 4).flatten(2)
     torch.testing.assert_close(spatial, expected)
-    code = pool_weights(fine, (6, 9), 4, "code")
+    code = pool_weights(fine, (6, 9), 4, "published")
     offsets = fine.view(2, 3, 6, 4, 9, 4).permute(0, 1, 3, 5, 2, 4).reshape(2, 3, -1)  # offset first, then patch
     torch.testing.assert_close(code, offsets.unflatten(-1, (54, 16)).mean(dim=-1))
     torch.testing.assert_close(code.mean(dim=-1), spatial.mean(dim=-1))
@@ -98,4 +99,4 @@ def test_pooling() -> None:
 @pytest.mark.parametrize("options", [{"pool": "mean"}, {"mask": "all"}, {"side_factor": 0}, {"density_k": 0}])
 def test_wrong_options(options: dict) -> None:
     with pytest.raises(UserError, match=r"method\.region"):
-        RegionOptions(**options)
+        check_value("method.region", options, RegionOptions)

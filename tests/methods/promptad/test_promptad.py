@@ -34,10 +34,9 @@ def draw(count: int, seed: int) -> Tensor:
 
 def build(backbone: ClipBackbone, **options: Any) -> PromptAD:
     conf = {k: v for k, v in method_conf("promptad").items() if k not in SKIPPED}
-    conf["n_ctx"] = 2
+    conf["contexts"] = {"length": 2}
     return PromptAD(
         backbone,
-        texts=load_texts("promptad_prompts"),
         losses=build_terms(loss_conf("promptad")),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4),
         **{**conf, **options},
@@ -57,11 +56,11 @@ def step(method: PromptAD, category: str, images: Tensor, optimizer: torch.optim
 
 
 def test_defaults_are_the_published_codes(tiny: ClipBackbone) -> None:
-    method = PromptAD(tiny, texts=load_texts("promptad_prompts"))
+    method = PromptAD(tiny)
     shipped = {k: v for k, v in method_conf("promptad").items() if k not in SKIPPED}
-    same = PromptAD(tiny, texts=load_texts("promptad_prompts"), **shipped)
+    same = PromptAD(tiny, **shipped)
     assert method.sizes == same.sizes
-    assert method.sizes["cls"].n_pro == 3
+    assert method.sizes["cls"].count == 3
     assert method.factor == same.factor == tiny.logit_scale
     assert build(tiny, temperature=0.01).factor == pytest.approx(100)
     assert method.memory_layers == tuple(max(1, round(tiny.num_layers * share / 12)) for share in (3, 8))
@@ -132,7 +131,7 @@ def test_a_checkpoint_needs_no_references(tiny: ClipBackbone) -> None:
     assert torch.equal(found.score, expected.score)
     stored = checkpoint["state_dict"]["categories.@bottle.learners.seg.features"]
     torch.testing.assert_close(stored, method.encode_learned(method.category("bottle").learner("seg")).detach())
-    other = build(tiny, n_ctx=3)
+    other = build(tiny, contexts={"length": 3})
     with pytest.raises(UserError, match="normal_ctx is"):
         other.check_learned(checkpoint["state_dict"], "checkpoint")
 
@@ -271,14 +270,14 @@ def test_options_that_change_the_numbers(tiny: ClipBackbone) -> None:
     batch = make_batch(draw(2, 3), "bottle")
     usual = remembering(tiny, "bottle").predict(batch)
     for options in (
-        {"memory_tap": "block"},
+        {"memory": {"tap": "paper"}},
         {"temperature": 0.01},
-        {"coreset": 0.2},
-        {"memory_layers": [1]},
+        {"memory": {"coreset": 0.2}},
+        {"memory": {"layers": [1]}},
         {"sigma": 0.0},
     ):
         assert not torch.allclose(remembering(tiny, "bottle", **options).predict(batch).map, usual.map), options
-    bounded = remembering(tiny, "bottle", memory_mb=1e-4).predict(batch)
+    bounded = remembering(tiny, "bottle", memory={"memory_mb": 1e-4}).predict(batch)
     torch.testing.assert_close(bounded.map, usual.map)
     assert remembering(tiny, "bottle", eval_size=50).predict(batch).map.shape == (2, 50, 50)
 
@@ -287,15 +286,15 @@ def test_options_that_change_the_numbers(tiny: ClipBackbone) -> None:
     ("options", "words"),
     [
         ({"task": "pixels"}, "method.task"),
-        ({"memory_tap": "both"}, "method.memory_tap"),
-        ({"n_pro": {"seg": 1}}, "no number for task cls"),
-        ({"n_pro": {"seg": 1, "clss": 2}}, "task of method.n_pro"),
-        ({"n_ctx": 0}, "method.n_ctx is 0"),
+        ({"memory": {"tap": "both"}}, "unknown method.memory.tap 'both': choose one of paper, published"),
+        ({"contexts": {"count": {"seg": 1, "clss": 2}}}, "method.contexts.count"),
+        ({"contexts": {"count": {"seg": 0}}}, "method.contexts.count.seg is 0"),
+        ({"contexts": {"length": 0}}, "method.contexts.length is 0"),
         ({"temperature": "raw"}, "method.temperature"),
         ({"eval_size": 0}, "method.eval_size"),
-        ({"memory_layers": [99]}, "layers"),
-        ({"memory_layers": []}, "method.memory_layers"),
-        ({"coreset": 2.0}, "method.coreset"),
+        ({"memory": {"layers": [99]}}, "layers"),
+        ({"memory": {"layers": []}}, "method.memory.layers"),
+        ({"memory": {"coreset": 2.0}}, "method.memory.coreset"),
     ],
 )
 def test_wrong_options(tiny: ClipBackbone, options: dict[str, Any], words: str) -> None:

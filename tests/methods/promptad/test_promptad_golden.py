@@ -11,7 +11,6 @@ import torch
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.promptad import PromptAD
 from anomaly_vlm.methods.promptad.prompt_learner import class_phrases
-from anomaly_vlm.texts import load_texts
 from tests.support.conf import loss_conf
 from tests.support.few_shot import (
     check_ids,
@@ -33,8 +32,7 @@ def build(fixture: Fixture, group: str) -> PromptAD:
     o, losses = fixture.options(group), loss_conf("promptad")
     losses["eam"] |= {"margin": o["margin"], "dim": o["eam_dim"]}
     losses["alignment"]["weight"] = o["lambda"]
-    table = load_texts("promptad_prompts")
-    return PromptAD(towers(fixture), texts=table, losses=build_terms(losses), **options(fixture, group))
+    return PromptAD(towers(fixture), losses=build_terms(losses), **options(fixture, group))
 
 
 class Run:
@@ -70,7 +68,7 @@ class Run:
                 self.fixture.check(key, embedded[:, : self.fixture.tensors[key].shape[1]])
 
     def texts(self) -> None:
-        raw = self.method.raw_texts(self.learner)
+        raw = self.method.sentence_features(self.learner)
         self.check("mid/train_normal_text_raw", raw.normal)
         self.check("mid/train_abnormal_handle_raw", raw.manual)
         self.check("mid/train_abnormal_learned_raw", raw.learned)

@@ -19,14 +19,14 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.detectors import ComponentsDetector, Detector, Picture, Queries, Segmenter, no_detector
 from anomaly_vlm.detectors.boxes_file import FileDetector
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.saa.method import PARTS, SAA, fused, keep, rescored
-from anomaly_vlm.methods.saa.prompts import HybridPrompts, Plan
+from anomaly_vlm.methods.saa.method import ABLATIONS, SAA
+from anomaly_vlm.methods.saa.prompts import ObjectNumbers, SaaPlan, SaaPromptOptions, SaaPrompts
+from anomaly_vlm.methods.saa.proposals import BoxThresholds, fused, rescored, selected
 from anomaly_vlm.methods.saa.saliency import unlike_the_others, unlike_the_rest
 from anomaly_vlm.texts import load_texts
 from tests.support.conf import method_conf
 
 HEIGHT, WIDTH = 40, 60
-GENERIC = {"objects": 1, "max_anomalies": 5, "max_area": 0.9}
 
 
 class Asked(Detector):
@@ -71,7 +71,7 @@ def make(trunk: Any, **options: Any) -> SAA:
     conf = method_conf("saa")
     for key in ("_target_", "seed", "eval_size"):
         conf.pop(key)
-    conf |= {"texts": load_texts("saa_prompts"), "saliency_size": 64, "objects_size": 128}
+    conf |= {"saliency": {"size": 64, "objects_size": 128}}
     conf |= {"detector": Asked(), "segmenter": Filled()}
     return SAA(trunk, **{**conf, **options}).eval()
 
@@ -105,23 +105,23 @@ def say(
 def test_limits_are_exclusive_and_words_are_parts_of_words() -> None:
     boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.3, 0.3]])
     queries = Queries(boxes, torch.tensor([0.9, 0.8, 0.1, 0.7]), phrases=("scratch", "Peanut", "scratch", "on nut"))
-    options: dict[str, Any] = {"box_threshold": 0.1, "text_threshold": 0.1}
-    assert keep(queries, **options).scores.tolist() == pytest.approx([0.9, 0.8, 0.7]), "a score of the threshold goes"
-    assert keep(queries, "nut", **options).scores.tolist() == pytest.approx([0.9])
-    assert keep(queries, max_area=0.25, **options).scores.tolist() == pytest.approx([0.8, 0.7])
-    assert keep(queries, max_area=0.25, min_area=0.05, **options).scores.tolist() == pytest.approx([0.7])
-    assert len(keep(queries, "nut", max_area=0.01, **options)) == 0
+    options = BoxThresholds()
+    assert selected(queries, options).scores.tolist() == pytest.approx([0.9, 0.8, 0.7]), "a score of the threshold goes"
+    assert selected(queries, options, "nut").scores.tolist() == pytest.approx([0.9])
+    assert selected(queries, options, max_area=0.25).scores.tolist() == pytest.approx([0.8, 0.7])
+    assert selected(queries, options, max_area=0.25, min_area=0.05).scores.tolist() == pytest.approx([0.7])
+    assert len(selected(queries, options, "nut", max_area=0.01)) == 0
     stored = Queries(boxes, queries.scores, phrases=queries.phrases, floor=0.2)
     with pytest.raises(UserError, match=r"only queries with a score above 0\.2 were kept"):
-        keep(stored, **options)
+        selected(stored, options)
 
 
 def test_a_phrase_is_read_from_token_scores() -> None:
     probs = torch.tensor([[0.0, 0.05, 0.9, 0.05, 0.0], [0.0, 0.3, 0.9, 0.2, 0.0], [0.0, 0.3, 0.9, 0.05, 0.0]])
     queries = Queries(torch.full((3, 4), 0.5), probs.amax(dim=1), probs, ("[CLS]", "pc", "flaw", "##b", "[SEP]"))
-    assert len(keep(queries, "pc", box_threshold=0.1, text_threshold=0.1)) == 1
+    assert len(selected(queries, BoxThresholds(), "pc")) == 1
     split = Queries(queries.boxes, queries.scores, probs[:, [0, 2, 1, 3, 4]], ("[CLS]", "flaw", "pc", "##b", "[SEP]"))
-    assert len(keep(split, "pcb", box_threshold=0.1, text_threshold=0.1)) == 2, "word pieces are glued"
+    assert len(selected(split, BoxThresholds(), "pcb")) == 2, "word pieces are glued"
 
 
 # ---- scores and fusion -----------------------------------------------------------------------------------------------
@@ -178,9 +178,9 @@ def test_object_masks_come_to_the_grid_by_the_nearest_pixel() -> None:
 # ---- words -----------------------------------------------------------------------------------------------------------
 
 
-def prompts(language: str = "both", table: dict[str, Any] | None = None, **options: Any) -> HybridPrompts:
-    given = {"naive": "anomaly", "object_word": "parsed", "generic": GENERIC, **options}
-    return HybridPrompts(load_texts("saa_prompts") if table is None else table, language=language, **given)
+def prompts(language: Any = "both", table: dict[str, Any] | None = None, **options: Any) -> SaaPrompts:
+    table = load_texts("saa_prompts") if table is None else table
+    return SaaPrompts(table, language=language, options=SaaPromptOptions(**options))
 
 
 def test_captions_of_a_category() -> None:
@@ -190,10 +190,10 @@ def test_captions_of_a_category() -> None:
         ("flaw on metal_nut.", "metal_nut"),
     )
     manual = (("blue defect. black defect. red defect. scratch.", "nut"),)
-    assert prompts().plan("metal nut") == Plan((*general, *manual), "metal_nut,.", "metal_nut", 1, 5, 1.0)
+    assert prompts().plan("metal nut") == SaaPlan((*general, *manual), "metal_nut,.", "metal_nut", 1, 5, 1.0)
     assert prompts("general").plan("Metal_nut").phrases == general
     assert prompts("specific", object_word="clean").plan("metal nut")[:2] == (manual, "metal_nut.")
-    assert prompts("naive", naive="Defect").plan("metal nut").phrases == (("defect.", ""),)
+    assert prompts("naive", naive_caption="Defect").plan("metal nut").phrases == (("defect.", ""),)
     assert prompts().plan("chewinggum").target == "chewinggum.", "its sentence lacks the comma"
     capsules = prompts().plan("capsules")
     assert capsules.phrases[-1] == ("bubble.", "capsules") and (capsules.target, capsules.objects) == ("capsule,.", 20)
@@ -208,7 +208,7 @@ def test_every_category_of_the_table_has_a_plan() -> None:
 
 
 def test_an_unknown_category_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    known = prompts(generic={**GENERIC, "max_anomalies": 3})
+    known = prompts(generic=ObjectNumbers(max_anomalies=3))
     with caplog.at_level(logging.WARNING):
         plan = known.plan("brass gear")
         known.plan("axle")
@@ -216,7 +216,7 @@ def test_an_unknown_category_is_told_once(caplog: pytest.LogCaptureFixture) -> N
     assert (plan.target, plan.objects, plan.max_anomalies, plan.max_area) == ("brass gear.", 1, 3, 0.9)
     assert len(caplog.records) == 1 and "'brass gear' is not in the table" in caplog.text
     with pytest.raises(
-        UserError, match=r"'brass gear' has no manual phrases \(the table has: bottle.*method\.texts\.table"
+        UserError, match=r"'brass gear' has no manual phrases \(the table has: bottle.*method\.texts=FILE"
     ):
         prompts("specific").plan("brass gear")
 
@@ -334,13 +334,13 @@ def test_several_objects_are_compared(trunk: TrunkBackbone, monkeypatch: pytest.
 def test_channel_order(trunk: TrunkBackbone) -> None:
     answer = {"anomaly.": [(0.5, 0.5, 0.5, 0.5, 0.5)]}
     maps = {}
-    for order in ("rgb", "official"):
+    for order in ("rgb", "published"):
         method = make(trunk, language="naive", channel_order=order)
         say(method, answer)
         maps[order] = method.predict(batch(method)).map
         seen = method.segmenter.seen[-1][0]  # type: ignore[union-attr]
         assert torch.equal(seen, images()[0] if order == "rgb" else images()[0].flip(0))
-    assert not torch.equal(maps["rgb"], maps["official"])
+    assert not torch.equal(maps["rgb"], maps["published"])
     assert method.display_name("saa") == "saa+ (BGR)"
 
 
@@ -365,7 +365,7 @@ def test_boxes_from_the_saliency_map(trunk: TrunkBackbone) -> None:
     masks = method.segmenter.masks(image, found.boxes)  # type: ignore[union-attr]
     torch.testing.assert_close(made.map[0], fused(masks, rescored(found.scores, masks, saliency)))
     assert made.score > 0
-    strict = make(trunk, detector=detector, generic={"max_area": 1e-6})
+    strict = make(trunk, detector=detector, prompts={"generic": {"max_area": 1e-6}})
     assert strict.predict(batch(strict, "gear")).map.eq(0).all(), "boxes are limited by the image's share"
 
 
@@ -392,8 +392,8 @@ def test_phrases_of_a_file_tell_objects_from_defects(trunk: TrunkBackbone, tmp_p
 
 
 def test_names(trunk: TrunkBackbone) -> None:
-    assert make(trunk, language="naive", without=PARTS).display_name("saa") == "saa"
-    assert make(trunk, language="naive", without=PARTS[:2]).display_name("saa") == "saa+"
+    assert make(trunk, language="naive", without=ABLATIONS).display_name("saa") == "saa"
+    assert make(trunk, language="naive", without=ABLATIONS[:2]).display_name("saa") == "saa+"
 
 
 def test_nothing_is_learned_or_stored(trunk: TrunkBackbone) -> None:
@@ -410,17 +410,20 @@ def test_nothing_is_learned_or_stored(trunk: TrunkBackbone) -> None:
         ({"detector": no_detector()}, "SAA is made of boxes: choose detector=transformers"),
         ({"segmenter": None}, "choose segmenter=sam or segmenter=contrast"),
         ({"language": "latin"}, "unknown method.language 'latin': choose one of both"),
-        ({"object_word": "x"}, "unknown method.object_word"),
-        ({"without": ["sam"]}, "unknown part in method.without 'sam': choose one of confidence, property, saliency"),
+        ({"prompts": {"object_word": "x"}}, "unknown method.prompts.object_word"),
+        ({"without": ["sam"]}, r"unknown method.without\[0\] 'sam': choose one of confidence, property, saliency"),
         ({"fusion": "max"}, "unknown method.fusion 'max'"),
-        ({"channel_order": "bgr"}, "unknown method.channel_order 'bgr': choose one of official, rgb"),
-        ({"box_threshold": 1.0}, "box_threshold 1.0"),
-        ({"farthest": 0}, "at least one position"),
-        ({"weight": -1}, "a weight of at least 0"),
+        ({"channel_order": "bgr"}, "unknown method.channel_order 'bgr': choose one of published, rgb"),
+        ({"boxes": {"box_threshold": 1.0}}, "method.boxes.box_threshold is 1.0: give a finite number of at least 0"),
+        ({"saliency": {"farthest": 0}}, "method.saliency.farthest is 0"),
+        ({"saliency": {"weight": -1}}, "method.saliency.weight is -1"),
         ({"eval_size": 0}, "method.eval_size is 0"),
-        ({"saliency_size": 100}, "image_size 100: test_resnet needs a positive multiple of its stride 16, such as 96"),
-        ({"generic": {"objects": 0}}, "method.generic: objects is 0"),
-        ({"memory_mb": 0}, "memory_mb"),
+        (
+            {"saliency": {"size": 100}},
+            "image_size 100: test_resnet needs a positive multiple of its stride 16, such as 96",
+        ),
+        ({"prompts": {"generic": {"objects": 0}}}, "method.prompts.generic.objects is 0"),
+        ({"saliency": {"memory_mb": 0}}, "method.saliency.memory_mb is 0"),
     ],
 )
 def test_wrong_options_are_told(trunk: TrunkBackbone, options: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_vlm.detectors import Queries
-from anomaly_vlm.methods.saa.method import fused, keep, rescored
+from anomaly_vlm.methods.saa.proposals import BoxThresholds, fused, rescored, selected
 from anomaly_vlm.methods.saa.saliency import joined_stages, unlike_the_others, unlike_the_rest
 from anomaly_vlm.methods.shared.maps import upsample
 from tests.support.golden import Fixture, fixture_paths
@@ -40,7 +40,7 @@ def boxes(fixture: Fixture, check: Any) -> None:
     assert groups
     for group in groups:
         box, text, largest, smallest = fixture.input(f"boxes/{group}/thresholds").tolist()
-        kept = keep(queries, WORD, box_threshold=box, text_threshold=text, max_area=largest, min_area=smallest)
+        kept = selected(queries, BoxThresholds(box, text), WORD, max_area=largest, min_area=smallest)
         check(f"boxes/{group}/kept", kept.boxes)
         check(f"boxes/{group}/score", kept.scores)
 

@@ -46,12 +46,12 @@ TABLE = load_texts("vl4ad_prompts")
 def test_columns_of_the_shipped_table() -> None:
     vocabulary = Vocabulary(TABLE)
     plain = vocabulary.columns()
-    assert plain.known == 19 and len(plain.texts) == 60 and plain.of_class == tuple(range(19))
+    assert plain.num_known == 19 and len(plain.texts) == 60 and plain.of_class == tuple(range(19))
     merged = vocabulary.columns("cityscapes_groups", "proposed")
-    assert merged.known == 7 and len(merged.names) == 13 and merged.names[7] == "caravan"
+    assert merged.num_known == 7 and len(merged.names) == 13 and merged.names[7] == "caravan"
     assert merged.texts[:60] == plain.texts
     around = vocabulary.columns("surroundings")
-    assert around.names[:2] == ("ground", "background") and around.known == 13
+    assert around.names[:2] == ("ground", "background") and around.num_known == 13
     assert around.of_class[0] == around.of_class[1] == 0 and around.of_class[13] == around.names.index("car")
     assert {merged.of_class[i] for i in (13, 14, 15, 16, 17, 18)} == {merged.names.index("vehicle")}
     assert sorted(p for part in merged.members[:7] for p in part) == list(range(60))
@@ -60,7 +60,7 @@ def test_columns_of_the_shipped_table() -> None:
 
 def test_columns_of_own_groups() -> None:
     columns = Vocabulary(TABLE).columns({"wheels": ["car", "truck"]}, ["caravan", ["box", "crate"]])
-    assert columns.known == 18 and columns.names[0] == "wheels" and columns.names[-2:] == ("caravan", "box")
+    assert columns.num_known == 18 and columns.names[0] == "wheels" and columns.names[-2:] == ("caravan", "box")
     assert columns.texts[60:] == ("caravan", "box", "crate") and columns.members[-1] == (61, 62)
     assert columns.of_class[13] == columns.of_class[14] == 0
 
@@ -68,13 +68,13 @@ def test_columns_of_own_groups() -> None:
 @pytest.mark.parametrize(
     ("merge", "ood", "message"),
     [
-        ("groups", (), "unknown merge 'groups'"),
-        ({"a": ["cars"]}, (), r"unknown class in merge\.a 'cars'.*did you mean car"),
-        ({"a": ["car"], "b": ["car"]}, (), "merge puts class 'car' into a and b"),
-        ({"bus": ["car", "truck"]}, (), "merge has a group 'bus' without the class of that name"),
-        ("none", "all", "unknown ood_prompts 'all'"),
-        ("none", [["box", 3]], "ood_prompts holds"),
-        ("none", [[]], "ood_prompts holds"),
+        ("groups", (), "unknown method.merge 'groups'"),
+        ({"a": ["cars"]}, (), r"unknown class in method\.merge\.a 'cars'.*did you mean car"),
+        ({"a": ["car"], "b": ["car"]}, (), "method.merge puts class 'car' into a and b"),
+        ({"bus": ["car", "truck"]}, (), "method.merge has a group 'bus' without the class of that name"),
+        ("none", "all", "unknown method.ood_prompts 'all'"),
+        ("none", [["box", 3]], "method.ood_prompts holds"),
+        ("none", [[]], "method.ood_prompts holds"),
     ],
 )
 def test_wrong_columns(merge: Any, ood: Any, message: str) -> None:
@@ -90,18 +90,18 @@ def test_a_table_must_be_whole() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"score": "maximum"}, "unknown score 'maximum'"),
-        ({"compare": ["rba", "msp"]}, "unknown compare 'msp'"),
+        ({"score": "maximum"}, "unknown method.score 'maximum'"),
+        ({"compare": ["rba", "msp"]}, r"unknown method.compare\[1\] 'msp'"),
         ({"void": "keep"}, "unknown method.void 'keep'"),
         ({"classifier": "mlp"}, "unknown method.classifier 'mlp'"),
-        ({"ensemble": "mean"}, "unknown method.ensemble 'mean'"),
-        ({"alpha": 1.5}, "alpha is 1.5"),
-        ({"hidden": 48}, "hidden is 48: give a multiple of 32"),
-        ({"queries": 0}, "queries is 0"),
-        ({"classifier": "linear", "ood_prompts": ["box"]}, "classifier=linear has no texts"),
-        ({"window": [16, 64]}, r"window is \[16, 64\]"),
-        ({"overlap": 1.0}, "overlap is 1.0"),
-        ({"scales": []}, r"scales is \[\]"),
+        ({"clip_classifier": {"ensemble": "mean"}}, "unknown method.clip_classifier.ensemble 'mean'"),
+        ({"clip_classifier": {"alpha": 1.5}}, "method.clip_classifier.alpha is 1.5"),
+        ({"decoder": {"hidden": 48}}, "method.decoder.hidden is 48: give a multiple of 32"),
+        ({"decoder": {"queries": 0}}, "method.decoder.queries is 0: give a whole number of at least 1"),
+        ({"classifier": "linear", "ood_prompts": ["box"]}, "method.classifier=linear has no texts"),
+        ({"passes": {"window": [16, 64]}}, r"window is \[16, 64\]"),
+        ({"passes": {"overlap": 1.0}}, "method.passes.overlap is 1.0"),
+        ({"passes": {"scales": []}}, r"scales is \[\]"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
@@ -111,7 +111,7 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
 
 def test_a_trained_clip_stays_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(name.startswith("backbone.visual.trunk") for name in small_vl4ad().learnable())
-    assert not any(name.startswith("backbone") for name in small_vl4ad(train_backbone=False).learnable())
+    assert not any(name.startswith("backbone") for name in small_vl4ad(untrained={"train_backbone": False}).learnable())
     import tests.support.road as road
 
     def trained(**changes: Any) -> Any:
@@ -123,15 +123,15 @@ def test_a_trained_clip_stays_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     method = small_vl4ad()
     assert not method.center_text and not any(name.startswith("backbone") for name in method.learnable())
     with pytest.raises(UserError, match="VL4AD keeps a trained CLIP frozen"):
-        small_vl4ad(train_backbone=True)
+        small_vl4ad(untrained={"train_backbone": True})
 
 
 def test_centred_texts_lie_apart() -> None:
-    raw, centred = small_vl4ad(center_text=False), small_vl4ad(center_text=True)
-    one, other = (method.concept_vectors(method.known) for method in (raw, centred))
+    raw, centred = small_vl4ad(untrained={"center_text": False}), small_vl4ad(untrained={"center_text": True})
+    one, other = (method.concept_vectors(method.train_columns) for method in (raw, centred))
     assert (one @ one.T).mean() > 0.5 > 0.1 > (other @ other.T).mean().abs()
     torch.testing.assert_close(other.norm(dim=-1), torch.ones(60))
-    with_more = small_vl4ad(center_text=True, ood_prompts=["caravan"])
+    with_more = small_vl4ad(untrained={"center_text": True}, ood_prompts=["caravan"])
     torch.testing.assert_close(with_more.concept_vectors(with_more.columns)[:60], other)
 
 
@@ -146,15 +146,15 @@ def test_largest_of_members() -> None:
 def test_ensemble_without_weight_is_the_trained_classifier() -> None:
     logits, other = torch.randn(2, 5, 8), torch.randn(2, 5, 7)
     for void in ("drop", "ignore"):
-        mixed = geometric_ensemble(logits, other, known=4, alpha=0.0, beta=0.0, void=void)  # type: ignore[arg-type]
+        mixed = geometric_ensemble(logits, other, num_known=4, alpha=0.0, beta=0.0, void=void)  # type: ignore[arg-type]
         torch.testing.assert_close(mixed, class_probabilities(logits, void=void))  # type: ignore[arg-type]
-    alone = geometric_ensemble(logits, other, known=4, alpha=1.0, beta=1.0, void="ignore")
+    alone = geometric_ensemble(logits, other, num_known=4, alpha=1.0, beta=1.0, void="ignore")
     torch.testing.assert_close(alone, other.softmax(dim=-1))
 
 
 def test_scores_by_hand() -> None:
     y = PixelClasses(
-        torch.tensor([0.6, 0.3, 0.9]).view(1, 3, 1, 1), torch.tensor([[[0.8]]]), torch.tensor([[[0.7]]]), known=2
+        torch.tensor([0.6, 0.3, 0.9]).view(1, 3, 1, 1), torch.tensor([[[0.8]]]), torch.tensor([[[0.7]]]), num_known=2
     )
     expected = {"max": -0.6, "max_inside": -0.8, "margin": -0.3, "max_softmax": -0.7, "max_softmax_pixel": -0.6 / 0.9}
     for name, value in expected.items():
@@ -179,7 +179,7 @@ def test_streaming_is_exact_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(module, "mask_probabilities", watched)
     padded, inner, size = frame
-    y = pixel_classes(masks, classes, known=3, padded=padded, inner=inner, size=size, chunk=4)
+    y = pixel_classes(masks, classes, num_known=3, padded=padded, inner=inner, size=size, chunk=4)
     assert at_once == [4, 4, 2] and y.by_class.shape == (1, 5, 45, 40)
     torch.testing.assert_close(y.by_class, torch.einsum("bnhw,bnk->bkhw", s, classes))
     top = classes[..., :3].amax(dim=-1)
@@ -231,11 +231,19 @@ def test_scales_average() -> None:
     assert (found.by_class == 2).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"window": [32, 64]}, {"scales": [1.0, 1.5]}, {"ensemble": "geometric"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"passes": {"window": [32, 64]}},
+        {"passes": {"scales": [1.0, 1.5]}},
+        {"clip_classifier": {"ensemble": "geometric"}},
+    ],
+)
 def test_maps_at_any_size(options: dict[str, Any]) -> None:
     method = small_vl4ad(ood_prompts=["caravan"], **options).eval()
     y = method.pixel_classes(any_images(50, 90))
-    assert y.by_class.shape == (1, 8, 50, 90) and y.by_class.isfinite().all() and y.known == 7
+    assert y.by_class.shape == (1, 8, 50, 90) and y.by_class.isfinite().all() and y.num_known == 7
     assert method.pixel_classes(any_images(50, 90), (25, 45)).inside.shape == (1, 25, 45)
 
 

@@ -21,7 +21,7 @@ from anomaly_vlm.methods.vl4ad import VL4AD
 from anomaly_vlm.methods.vl4ad.mask_matching import segments
 from anomaly_vlm.methods.vl4ad.pixel_scores import anomaly_score, mask_probabilities
 from anomaly_vlm.metrics import ComponentMetrics, PixelMetrics
-from anomaly_vlm.texts import load_texts
+from anomaly_vlm.runs.migrate import migrated
 from tests.support.conf import loss_conf
 from tests.support.golden import ROOT, Fixture, merged
 
@@ -65,12 +65,9 @@ def build(fixture: Fixture, towers: Towers, group: str = "", **changes: Any) -> 
     o = fixture.options(group)
     names = ("queries", "hidden", "heads", "pixel_layers", "pixel_ffn", "decoder_layers", "decoder_ffn", "points")
     names += ("merge", "ood_prompts", "void", "ensemble", "alpha", "beta", "score")
-    method = VL4AD(
-        towers.load(),
-        concepts=load_texts(Path(o["concepts"]).stem),
-        losses=terms(o),
-        **{**{name: o[name] for name in names}, **changes},
-    )
+    old = {"concepts": Path(o["concepts"]).stem, **{name: o[name] for name in names}, **changes}
+    options = migrated({"name": "vl4ad", "method": old})["method"]  # fixtures have the options' first names
+    method = VL4AD(towers.load(), losses=terms(o), **options)
     path = towers.path.with_name("published.safetensors")
     save_file(fixture.inputs("ckpt/"), path)
     load_published(method, path)
@@ -113,7 +110,7 @@ def test_every_tensor(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         check("mid/mask_features", decoded.pixels[:1])
         for stage in range(len(decoded.masks) - 1):
             check(f"aux/mask_logits_{stage}", decoded.masks[stage][:1], atol=1e-4)
-            check(f"aux/class_logits_{stage}", base.class_logits(decoded, stage, base.known))
+            check(f"aux/class_logits_{stage}", base.class_logits(decoded, stage, base.train_columns))
         check("out/mask_logits", decoded.masks[-1], atol=1e-4)
         frame = (tuple(padded.shape[-2:]), tuple(x.shape[-2:]), size)
         check("out/mask_prob", mask_probabilities(decoded.masks[-1], *frame)[:1])
@@ -125,7 +122,7 @@ def test_every_tensor(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with torch.no_grad():
             check(f"{group}/text", method.concept_vectors(method.columns))
             check(f"{group}/class_logits", method.class_logits(decoded, -1, method.columns))
-            if method.ensemble == "geometric":
+            if method.clip_classifier.ensemble == "geometric":
                 check_second_classifier(fixture, method, decoded, pyramid.dense, group)
             y = method.pixel_classes(x, size)
             check(f"{group}/class_map", y.by_class[:1])
@@ -187,7 +184,7 @@ def check_training(fixture: Fixture, towers: Towers, monkeypatch: pytest.MonkeyP
         points = [fixture.input(f"train/points_{name}").to(dtype) for name in ("matcher", "mask")]
         with fixed_points(monkeypatch, method, *points):
             decoded = method.decoder(maps)
-            logits = method.class_logits(decoded, -1, method.known)
+            logits = method.class_logits(decoded, -1, method.train_columns)
             values = method.stage_losses(decoded.masks[-1], logits, targets)
         total = method.total_loss(values)
         if dtype == torch.float32:

@@ -1,0 +1,55 @@
+"""Sentences with learned context tokens in them: inserting the tokens, cutting and encoding the sentences.
+
+A sentence is tokenised with placeholder words behind its start token, one for each learned token. The embeddings of the
+placeholders are then replaced by the learned tokens, as CoOp does it (Zhou et al., IJCV 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from anomaly_vlm.backbone import ClipBackbone
+
+
+def insert_context(embedded: Tensor, context: Tensor) -> Tensor:
+    """Replaces the placeholders behind the start token by learned tokens.
+
+    Args:
+        embedded: Token embeddings `[..., T, Dt]` of sentences with placeholders.
+        context: Learned tokens `[..., n, Dt]`, with the same leading axes.
+
+    Returns:
+        Embeddings `[..., T, Dt]`.
+    """
+    return torch.cat([embedded[..., :1, :], context, embedded[..., 1 + context.shape[-2] :, :]], dim=-2)
+
+
+def sentence_length(ids: Tensor) -> int:
+    """Number of tokens up to the end token of the longest sentence.
+
+    Args:
+        ids: Token ids `[R, T]`. The end token has the largest id of a row. The features are read there, and what follows
+            changes nothing.
+    """
+    return int(ids.argmax(dim=-1).max()) + 1
+
+
+def encode_sentences(backbone: ClipBackbone, ids: Sequence[Tensor], embedded: Sequence[Tensor]) -> list[Tensor]:
+    """Encodes several groups of sentences in one call.
+
+    Args:
+        backbone: Frozen towers.
+        ids: Token ids `[R, T]` of each group, which say where a sentence ends.
+        embedded: Token embeddings `[R, T, Dt]` of each group, without positions.
+
+    Returns:
+        Text features `[R, C]` of each group, not normalised.
+    """
+    all_ids = torch.cat(list(ids))
+    length = sentence_length(all_ids)
+    states = torch.cat([group[:, :length] for group in embedded]) + backbone.text.positional_embedding[:length]
+    encoded = backbone.encode_text(all_ids[:, :length], states=states).float()
+    return list(torch.split(encoded, [len(group) for group in ids]))
