@@ -60,7 +60,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
         is_random: The weights were never trained.
 
     Raises:
-        UserError: the model has no ViT image tower that can be driven block by block.
+        UserError: The model has no ViT image tower that can be driven block by block.
     """
 
     def __init__(

@@ -102,7 +102,7 @@ def split(setting: Setting, method: FiLo, turns: int) -> list[tuple[Any, ...]]:
     def apart() -> list[Tensor]:
         return [head.branches(tokens["v"], grid) for head in mmci if isinstance(head, MMCI)]
 
-    parts: dict[str, Callable[[], Any]] = {
+    calls: dict[str, Callable[[], Any]] = {
         "detector": detector_pass(setting),
         "tower": lambda: method.encode_frozen(batch.image),
         "sentences": lambda: method.sentence_features(batch.category, feature, [4]),
@@ -110,8 +110,8 @@ def split(setting: Setting, method: FiLo, turns: int) -> list[tuple[Any, ...]]:
         "maps": lambda: method.joined_map(outputs, pairs, grid, batch.size),
     }
     with torch.no_grad():
-        seconds = {name: timed(call, setting, turns) for name, call in parts.items()}
-        flops = {name: count_flops(call) for name, call in parts.items()}
+        seconds = {name: timed(call, setting, turns) for name, call in calls.items()}
+        flops = {name: count_flops(call) for name, call in calls.items()}
         six = count_flops(apart)
         linear = 2 * tokens["v"].shape[1] * len(method.heads.linear) * method.backbone.width * method.backbone.embed_dim
     merged = flops["linear and MMCI heads"] - linear

@@ -20,7 +20,7 @@ def check_files(samples: Iterable[Sample]) -> None:
     """Looks at every image and mask file, in threads. A drawn sample has none, or its drawing names them as `files`.
 
     Raises:
-        ReadError: names the first bad file in the order of paths, and how many more there are.
+        ReadError: Names the first bad file in the order of paths, and how many more there are.
     """
     pairs = (_files(sample) for sample in samples)
     jobs = sorted({pair for pair in pairs if pair is not None})

@@ -22,7 +22,7 @@ class RandomCrop:
         short_sides: To choose from; None: the image's own.
 
     Raises:
-        UserError: a size that is no pair of whole numbers above 0, or no short side.
+        UserError: A size that is no pair of whole numbers above 0, or no short side.
     """
 
     def __init__(self, size: Sequence[int], short_sides: Sequence[int] | None = None) -> None:

@@ -235,7 +235,7 @@ def collate(items: Sequence[Item]) -> Batch:
     """Items of one data set as a batch.
 
     Raises:
-        UserError: images that keep their own sizes, and differ.
+        UserError: Images that keep their own sizes, and differ.
     """
     sizes = {tuple(item.image.shape[-2:]) for item in items}
     if len(sizes) > 1:

@@ -57,7 +57,7 @@ class FileSource:
         protocol: Which reading of the set this is, where there are several, for the line that says what was used.
 
     Raises:
-        UserError: a wrong option; from `samples`, a missing or empty root, unknown categories, or what the reader finds.
+        UserError: A wrong option; from `samples`, a missing or empty root, unknown categories, or what the reader finds.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ class FileDetector(Detector):
         missing: An image without an entry is an `error`, or has no boxes (`none`).
 
     Raises:
-        UserError: no such file, or one of another form.
+        UserError: No such file, or one of another form.
     """
 
     name: ClassVar[str] = "file"
@@ -83,7 +83,7 @@ def read_boxes(path: Path) -> tuple[bool, dict[str, Mapping[str, Any]]]:
     """Whether boxes are relative, and the entries by image.
 
     Raises:
-        UserError: see `FileDetector`.
+        UserError: See `FileDetector`.
     """
     if not path.is_file():
         raise UserError(f"boxes file '{path}' does not exist: give an existing JSON file with detector.path=FILE")

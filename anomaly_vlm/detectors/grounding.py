@@ -42,7 +42,7 @@ class GroundingDetector(Detector):
         keep_most: See `DetectionStore`.
 
     Raises:
-        UserError: weights or tokenizer are neither here nor at the hub.
+        UserError: Weights or tokenizer are neither here nor at the hub.
     """
 
     name: ClassVar[str]
@@ -162,7 +162,7 @@ def locate(
         patterns: Glob patterns of the repository's files to fetch.
 
     Raises:
-        UserError: it is nowhere.
+        UserError: It is nowhere.
     """
     path = Path(weights).expanduser()
     if path.exists():

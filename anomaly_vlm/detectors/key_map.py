@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from anomaly_vlm.backbone.weights import read_weights
+from anomaly_vlm.backbone.weight_files import read_weights
 from anomaly_vlm.errors import UserError
 
 SWIN = r"model.backbone.conv_encoder.model.swin"
@@ -129,7 +129,7 @@ def read_original(path: Path) -> dict[str, Tensor]:
     """The state dict of an original file as float32: FiLo's lie flat, others under `model`, some with the prefix `module.`.
 
     Raises:
-        UserError: no such file, or one of another layout.
+        UserError: No such file, or one of another layout.
     """
     state = read_weights(path)
     if "transformer.level_embed" not in state:
@@ -186,7 +186,7 @@ def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], sourc
         source: Name of the file, for the message.
 
     Raises:
-        UserError: keys that the model has not, or lacks, or of another shape.
+        UserError: Keys that the model has not, or lacks, or of another shape.
     """
     new: dict[str, Tensor] = {}
     for key, value in _split(state).items():

@@ -51,7 +51,7 @@ def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:
     The node `choices` of the result maps each group to the choice made.
 
     Raises:
-        UserError: unknown group choice, misspelt key, or an override that does not parse.
+        UserError: Unknown group choice, misspelt key, or an override that does not parse.
     """
     cfg = _compose(overrides, config)
     made = {k: v for k, v in cfg.hydra.runtime.choices.items() if v is not None and not k.startswith("hydra")}
@@ -109,7 +109,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     """Hydra's own reading of command-line overrides.
 
     Raises:
-        UserError: one that does not parse.
+        UserError: One that does not parse.
     """
     _check_words(overrides)
     try:

@@ -91,7 +91,7 @@ def checked_entry(category: str, entry: Any) -> dict[str, Any]:
     """An entry of the answer with its texts stripped.
 
     Raises:
-        UserError: a part is missing or of another form, lists of components differ in length, or a name does not stand in
+        UserError: A part is missing or of another form, lists of components differ in length, or a name does not stand in
             the text in which the method replaces it.
     """
     entry_name = f"the answer's entry '{category}'"

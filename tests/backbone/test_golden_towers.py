@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone, Prompts, read_weights, run_blocks
-from anomaly_vlm.backbone.weights import fill_weights
+from anomaly_vlm.backbone.weight_files import fill_weights
 from tests.support.golden import ATOL, ROOT, RTOL, Fixture, fixture_paths, golden_backbone
 
 pytestmark = pytest.mark.golden

@@ -53,7 +53,7 @@ class Masks:
         """The mask of an anomalous image.
 
         Raises:
-            UserError: it has none, or more than one.
+            UserError: It has none, or more than one.
         """
         if image.stem in self._parts and (pieces := images(self._parts[image.stem], MASK_SUFFIXES)):
             return tuple(str(piece) for piece in pieces)

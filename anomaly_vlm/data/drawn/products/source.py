@@ -99,7 +99,7 @@ class ProceduralSource:
         categories: Families (or their words) to keep; None: all.
 
     Raises:
-        UserError: a count or size out of range, or a category that is not drawn.
+        UserError: A count or size out of range, or a category that is not drawn.
     """
 
     def __init__(

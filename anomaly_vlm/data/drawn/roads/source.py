@@ -80,7 +80,7 @@ class ProceduralRoadSource:
         test_count: Number of test scenes.
 
     Raises:
-        UserError: a count or a size out of range.
+        UserError: A count or a size out of range.
     """
 
     def __init__(
