@@ -15,8 +15,8 @@ class UserError(Exception):
 
 def unknown_choice(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """`unknown method 'adaclp': choose one of adaclip, faprompt (did you mean adaclip?)`, nearest choices first."""
-    known = sorted(choices)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    ordered = near + [choice for choice in known if choice not in near]
+    names = sorted(choices)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    ordered = near + [choice for choice in names if choice not in near]
     hint = f" (did you mean {near[0]}?)" if near else ""
     return UserError(f"unknown {kind} '{name}': choose one of {', '.join(ordered)}{hint}")

@@ -160,9 +160,9 @@ def checked_constructor(
     def checked(self: Any, *args: Any, **options: Any) -> None:
         if first is not None:
             first(self, *args, **options)
-        known = option_names(type(self))
-        if unknown := [name for name in options if name not in known and name not in hidden]:
-            choices = [name for name in known if name not in hidden]
+        names = option_names(type(self))
+        if unknown := [name for name in options if name not in names and name not in hidden]:
+            choices = [name for name in names if name not in hidden]
             raise unknown_choice(f"option of {type(self).__name__}", unknown[0], choices)
         init(self, *args, **check_arguments(init, options, owner=owner))
 

@@ -8,7 +8,8 @@ from anomaly_vlm.backbone.positions import resize_positions
 from anomaly_vlm.backbone.stem import HybridStem, put_stem
 from anomaly_vlm.backbone.trunk import TrunkBackbone, load_trunk
 from anomaly_vlm.backbone.vit import ImagePatches, ViTBackbone, load_vit
-from anomaly_vlm.backbone.weights import convert_torchscript, load_backbone, read_weights
+from anomaly_vlm.backbone.weight_files import convert_torchscript, read_weights
+from anomaly_vlm.backbone.weights import load_backbone
 
 __all__ = [
     "BlockOutputs",

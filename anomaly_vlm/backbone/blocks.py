@@ -116,7 +116,7 @@ def run_blocks(
         until: 0-based number of the block before which to stop. None runs to the end.
 
     Raises:
-        ValueError: prompts together with a V-V path (no method defines it).
+        ValueError: Prompts together with a V-V path (no method defines it).
     """
     if prompts is not None and vv_from is not None:
         raise ValueError("prompt tokens and a V-V path together are not defined: give one of them")

@@ -60,7 +60,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
         is_random: The weights were never trained.
 
     Raises:
-        UserError: the model has no ViT image tower that can be driven block by block.
+        UserError: The model has no ViT image tower that can be driven block by block.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
         layers: Sequence[int] = (),
         prompts: Prompts | None = None,
         vv_from: int | None = None,
-        keep: Tensor | None = None,
+        token_sets: Tensor | None = None,
     ) -> ImageTokens:
         """Runs the image tower.
 
@@ -156,7 +156,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
             layers: 1-based blocks whose tokens are returned.
             prompts: Tokens that enter on the way, appended behind the patches or overwriting (see `Prompts`).
             vv_from: 0-based first block of the V-V path (see `run_blocks`).
-            keep: [W, k] indices into the 1 + N tokens (0 is the class token). Each row makes a short sequence of its
+            token_sets: [W, k] indices into the 1 + N tokens (0 is the class token). Each row makes a short sequence of its
                 own of every image, cut before `ln_pre` with its original positions (WinCLIP's windows). All outputs
                 then have the batch size B * W, windows of one image next to each other.
 
@@ -164,7 +164,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
             ImageTokens
         """
         x, grid = self.embed_image(images)
-        return self.encode_embedded(x, grid, layers=layers, prompts=prompts, vv_from=vv_from, keep=keep)
+        return self.encode_embedded(x, grid, layers=layers, prompts=prompts, vv_from=vv_from, token_sets=token_sets)
 
     def encode_embedded(
         self,
@@ -174,11 +174,11 @@ class ClipBackbone(FrozenClip, BlockTaps):
         layers: Sequence[int] = (),
         prompts: Prompts | None = None,
         vv_from: int | None = None,
-        keep: Tensor | None = None,
+        token_sets: Tensor | None = None,
     ) -> ImageTokens:
         """`encode_image` from what `embed_image` returned: `x` [B, 1 + N, Dv] and the patch grid."""
-        if keep is not None:
-            x = x[:, keep].flatten(0, 1)  # [B, W, k, Dv] -> [B * W, k, Dv]
+        if token_sets is not None:
+            x = x[:, token_sets].flatten(0, 1)  # [B, W, k, Dv] -> [B * W, k, Dv]
         out = run_blocks(
             self.visual.transformer.resblocks, self.visual.ln_pre(x), prompts=prompts, taps=layers, vv_from=vv_from
         )

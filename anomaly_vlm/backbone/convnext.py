@@ -49,7 +49,7 @@ class ConvNextBackbone(FrozenClip, Strided):
         image_size: Side in pixels of square inputs; methods for road scenes keep each image's own size instead.
 
     Raises:
-        UserError: the image tower is no ConvNeXt of four stages without pooling.
+        UserError: The image tower is no ConvNeXt of four stages without pooling.
     """
 
     def __init__(

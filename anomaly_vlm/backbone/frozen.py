@@ -77,7 +77,7 @@ class FrozenClip(FrozenTower):
         is_random: See `ClipBackbone`.
 
     Raises:
-        UserError: unknown activation, or a text tower that cannot be driven block by block.
+        UserError: Unknown activation, or a text tower that cannot be driven block by block.
     """
 
     visual: Any  # open_clip's towers, whose parts are read by name

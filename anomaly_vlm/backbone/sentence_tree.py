@@ -36,13 +36,13 @@ class SentenceTree:
         self.ids, self.depth = torch.zeros(shape, dtype=ids.dtype), torch.zeros(shape, dtype=torch.long)
         self.sees = torch.eye(size, dtype=torch.bool).repeat(len(groups), 1, 1, 1)
         longest, paths = max(map(len, rows)), []
-        for g, (tokens, depth, parents, own) in enumerate(groups):
+        for g, (tokens, depth, parents, own_paths) in enumerate(groups):
             self.ids[g, : len(tokens)] = torch.tensor(tokens, dtype=ids.dtype)
             self.depth[g, : len(tokens)] = torch.tensor(depth)
             for node, parent in enumerate(parents):
                 if parent >= 0:
                     self.sees[g, 0, node] |= self.sees[g, 0, parent]
-            paths += [[g * size + node for node in path + path[-1:] * (longest - len(path))] for path in own]
+            paths += [[g * size + node for node in path + path[-1:] * (longest - len(path))] for path in own_paths]
         self.paths = torch.tensor(paths)
         self.ends = self.paths[:, -1].clone()
         for name in ("ids", "depth", "sees", "ends", "paths"):

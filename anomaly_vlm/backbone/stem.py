@@ -28,7 +28,7 @@ class HybridStem(nn.Module):
         width: Channels of the tokens.
 
     Raises:
-        UserError: no EfficientNet of timm, or fewer stages than asked for.
+        UserError: No EfficientNet of timm, or fewer stages than asked for.
     """
 
     def __init__(self, name: str, *, stages: int, width: int) -> None:
@@ -70,7 +70,7 @@ def put_stem(model: Any, stem: Mapping[str, Any]) -> None:
     """Replaces the patch embedding of an open_clip ViT by a `HybridStem` with these options.
 
     Raises:
-        UserError: wrong options, or a patch size other than the stem's stride.
+        UserError: Wrong options, or a patch size other than the stem's stride.
     """
     unknown = sorted(set(stem) - {"name", "stages"})
     if unknown or "name" not in stem or "stages" not in stem:

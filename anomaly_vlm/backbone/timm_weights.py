@@ -12,7 +12,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from anomaly_vlm.backbone.weights import fill_weights, hub_answers, hub_has, read_weights, weights_path
+from anomaly_vlm.backbone.weight_files import fill_weights, read_weights, weights_path
+from anomaly_vlm.backbone.weights import hub_answers, hub_has
 from anomaly_vlm.errors import UserError, unknown_choice
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -48,7 +49,7 @@ def load_timm(
         options: Arguments of timm's model (sizes).
 
     Raises:
-        UserError: unknown architecture, tag or size, absent weights, a file of another layout.
+        UserError: Unknown architecture, tag or size, absent weights, a file of another layout.
     """
     if not timm.is_model(name):
         raise unknown_choice("timm architecture", name, timm.list_models(f"{name[:4]}*") or timm.list_models("vit_s*"))

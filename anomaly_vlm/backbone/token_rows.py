@@ -43,21 +43,21 @@ class FewTokens:
         self, tokenizer: Callable[[list[str]], Tensor], ids: Tensor, fallback: int, decode: Callable[[list[int]], str]
     ) -> None:
         self.tokenizer, self.decode = tokenizer, decode
-        self.known = torch.zeros(int(ids.max()) + 1, dtype=torch.bool)
-        self.known[ids.long()] = True
-        self.fallback, self.told = decode([fallback]).strip(), False
+        self.has_row = torch.zeros(int(ids.max()) + 1, dtype=torch.bool)
+        self.has_row[ids.long()] = True
+        self.fallback, self.warned = decode([fallback]).strip(), False
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Token ids [N, T]; the first words without a row of their own are logged once."""
         ids = self.tokenizer(texts)
-        if not self.told:
+        if not self.warned:
             used = ids.unique()
-            inside = used < len(self.known)
-            foreign = torch.cat([used[~inside], used[inside][~self.known[used[inside]]]])
+            inside = used < len(self.has_row)
+            foreign = torch.cat([used[~inside], used[inside][~self.has_row[used[inside]]]])
             foreign = foreign[foreign != 0]  # padding
             if len(foreign):
                 words = ", ".join(f"'{self.decode([token]).strip()}'" for token in foreign[:5].tolist())
                 more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
                 log.warning("these weights do not know %s%s: read as '%s'", words, more, self.fallback)
-                self.told = True
+                self.warned = True
         return ids

@@ -29,7 +29,7 @@ class TrunkBackbone(FrozenTower, Strided):
         is_random: See `FrozenTower`.
 
     Raises:
-        UserError: the model has no stages at these strides.
+        UserError: The model has no stages at these strides.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ def load_trunk(
         origin: Where the weights of a file come from, in words; None: the file's name.
 
     Raises:
-        UserError: unknown architecture or tag, absent weights, a file of another layout.
+        UserError: Unknown architecture or tag, absent weights, a file of another layout.
     """
     if layers is not None:
         raise UserError(f"backbone.layers is {layers}: {name} has no layers to tap; set null")

@@ -42,7 +42,7 @@ class ViTBackbone(FrozenTower, BlockTaps):
         is_random: See `FrozenTower`.
 
     Raises:
-        UserError: the model is no such ViT, or has no such block.
+        UserError: The model is no such ViT, or has no such block.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ def load_vit(
         sizes: Sizes of an architecture of one's own (`depth`, `embed_dim`, ...); None: the named one's.
 
     Raises:
-        UserError: see `load_timm` and `ViTBackbone`.
+        UserError: See `load_timm` and `ViTBackbone`.
     """
     options = dict(sizes or {})
     if not name.startswith("samvit"):  # SAM's positions follow the input by themselves

@@ -6,7 +6,6 @@ import copy
 import logging
 import socket
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +20,11 @@ from anomaly_vlm.backbone.clip import ClipBackbone
 from anomaly_vlm.backbone.convnext import ConvNextBackbone, is_convnext
 from anomaly_vlm.backbone.positions import PosResize
 from anomaly_vlm.backbone.stem import put_stem
-from anomaly_vlm.backbone.token_rows import FALLBACK, IDS, FewTokens, whole_table
+from anomaly_vlm.backbone.token_rows import FALLBACK, IDS, FewTokens
+from anomaly_vlm.backbone.weight_files import fill_weights, read_weights, weights_path
 from anomaly_vlm.errors import UserError, unknown_choice
 
 HUB_PREFIX = "hf-hub:"
-PACKAGE = "package:"
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -45,9 +44,6 @@ def load_backbone(
 ) -> Any:
     """Builds the model, fills it with weights and freezes it.
 
-    Returns:
-        A `ClipBackbone`, or a `ConvNextBackbone` where the image tower is a timm ConvNeXt.
-
     Args:
         name: An open_clip architecture (`ViT-L-14-336`), `hf-hub:ORG/NAME`, or any name where `architecture` is given.
         pretrained: open_clip tag of the weights (`openai`, `laion400m_e31`). With `weights` it says which weights the
@@ -65,9 +61,34 @@ def load_backbone(
         stem: `name` and `stages` of a `HybridStem` in place of the patch embedding; None: open_clip's own. Not for
             weights that are downloaded.
 
+    Returns:
+        A `ClipBackbone`, or a `ConvNextBackbone` where the image tower is a timm ConvNeXt.
+
     Raises:
-        UserError: unknown architecture or tag, absent weights, a file of another layout.
+        UserError: Unknown architecture or tag, absent weights, a file of another layout.
     """
+    _check_one_source(name, pretrained, weights, random_seed)
+    config = _model_config(name, architecture)
+    tag = _tag_config(name, pretrained, custom=architecture is not None)
+    model, source, state = _with_weights(name, config, tag, pretrained, weights, random_seed, stem)
+    tokenizer: Any = open_clip.get_tokenizer(name) if name.startswith(HUB_PREFIX) else _clip_tokenizer(config)
+    if FALLBACK in state:
+        tokenizer = FewTokens(tokenizer, state[IDS], int(state[FALLBACK]), tokenizer.decode)
+    shared: dict[str, Any] = {
+        "name": name,
+        "weights": (weights and origin) or source,  # a name of one's own is for weights of a file
+        "tokenizer": tokenizer,
+        "activation": resolve_activation(activation, tag, config or {}),
+        "mean": tag.get("mean", open_clip.OPENAI_DATASET_MEAN),
+        "std": tag.get("std", open_clip.OPENAI_DATASET_STD),
+        "image_size": image_size,
+        "is_random": random_seed is not None,
+    }
+    return _with_interface(model, shared, pos_resize, layers)
+
+
+def _check_one_source(name: str, pretrained: str | None, weights: str | None, random_seed: int | None) -> None:
+    """Raises a `UserError` unless trained weights or untrained ones are asked for, and not both."""
     if random_seed is not None and (pretrained or weights):
         raise UserError(
             "backbone: random_seed asks for untrained weights, pretrained/weights for trained ones: give only one"
@@ -77,37 +98,37 @@ def load_backbone(
             f"backbone '{name}' names no weights: set backbone.pretrained=TAG, backbone.weights=FILE, or"
             " backbone.random_seed=0 for untrained ones"
         )
-    config = _model_config(name, architecture)
-    tag = _tag_config(name, pretrained, custom=architecture is not None)
+
+
+def _with_weights(
+    name: str,
+    config: dict[str, Any] | None,
+    tag: Mapping[str, Any],
+    pretrained: str | None,
+    weights: str | None,
+    random_seed: int | None,
+    stem: Mapping[str, Any] | None,
+) -> tuple[nn.Module, str, Mapping[str, Tensor]]:
+    """The model with its weights, where they come from in words, and the state dict of a file (else empty)."""
     if weights is not None:
         state = read_weights(weights_path(weights))
         model = fill_weights(_build(config, name, stem=stem), state, weights)
-        origin = origin or f"{pretrained + ' from ' if pretrained else ''}file {Path(weights).name}"
-    elif random_seed is not None:
-        model = _build(config, name, random_seed, stem=stem)
-        origin = f"random weights (seed {random_seed})"
-    elif stem is not None:
+        return model, f"{pretrained + ' from ' if pretrained else ''}file {Path(weights).name}", state
+    if random_seed is not None:
+        return _build(config, name, random_seed, stem=stem), f"random weights (seed {random_seed})", {}
+    if stem is not None:
         raise UserError(f"backbone '{name}': downloaded weights have no stem: leave backbone.stem out")
-    else:
-        model = _download(name, pretrained, tag)
-        origin = pretrained or "hub weights"
-    tokenizer: Any = open_clip.get_tokenizer(name) if name.startswith(HUB_PREFIX) else _clip_tokenizer(config)
-    if weights is not None and FALLBACK in state:
-        tokenizer = FewTokens(tokenizer, state[IDS], int(state[FALLBACK]), tokenizer.decode)
-    shared: dict[str, Any] = {
-        "name": name,
-        "weights": origin,
-        "tokenizer": tokenizer,
-        "activation": resolve_activation(activation, tag, config or {}),
-        "mean": tag.get("mean", open_clip.OPENAI_DATASET_MEAN),
-        "std": tag.get("std", open_clip.OPENAI_DATASET_STD),
-        "image_size": image_size,
-        "is_random": random_seed is not None,
-    }
+    return _download(name, pretrained, tag), pretrained or "hub weights", {}
+
+
+def _with_interface(
+    model: nn.Module, shared: Mapping[str, Any], pos_resize: PosResize, layers: Sequence[int] | None
+) -> ClipBackbone | ConvNextBackbone:
+    """The model as the backbone of its kind of image tower, with the options that both kinds share."""
     if is_convnext(model):
         if layers is not None:
             raise UserError(
-                f"backbone.layers is {list(layers)}: {name} is a ConvNeXt, which has no layers to tap; set null"
+                f"backbone.layers is {list(layers)}: {shared['name']} is a ConvNeXt, which has no layers to tap; set null"
             )
         return ConvNextBackbone(model, **shared)
     return ClipBackbone(model, **shared, pos_resize=pos_resize, layers=layers)
@@ -160,115 +181,6 @@ def _build(
             put_stem(model, stem)
     built: nn.Module = model
     return built
-
-
-# ---- local files -----------------------------------------------------------------------------------------------------
-
-
-def weights_path(weights: str) -> Path:
-    """The file that `backbone.weights` names."""
-    if weights.startswith(PACKAGE):
-        return Path(__file__).parent.parent / weights.removeprefix(PACKAGE)
-    return Path(weights)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a `.safetensors` file or a PyTorch file (read with `weights_only=True`).
-
-    Token embeddings stored as the rows in use (`token_embedding.ids` [n], `token_embedding.rows` [n, D]) stay as they are.
-
-    Raises:
-        UserError: the file is missing, damaged, a TorchScript archive, or needs code to load.
-    """
-    if not path.is_file():
-        raise UserError(f"weights file '{path}' does not exist: give an existing .safetensors or .pt file")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise UserError(
-                f"weights file '{path}' is no readable safetensors file ({error}): fetch it again"
-            ) from error
-    if is_torchscript(path):
-        raise UserError(
-            f"weights file '{path}' is a TorchScript archive, which can run code: convert it once with"
-            f" 'anomaly-vlm convert-weights {path}' and use the .safetensors file that it writes"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch reports damaged and unsafe files by many classes
-        reason = str(error).splitlines()[0][:150]
-        raise UserError(
-            f"weights file '{path}' does not load with weights_only=True ({reason}): give a plain state dict"
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(
-            f"weights file '{path}' holds no state dict (names to tensors): give one in open_clip's key layout"
-        )
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a zip archive holds a TorchScript program (OpenAI published its weights so)."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") or "/code/" in name for name in archive.namelist())
-
-
-def fill_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
-    """Loads `state` strictly, as float32; every missing, surplus or misshaped key is named."""
-    own = model.state_dict()
-    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    if "token_embedding.weight" in own:
-        state = whole_table(state, own["token_embedding.weight"])
-    wrong = [f"missing {key}" for key in own if key not in state]
-    wrong += [f"surplus {key}" for key in state if key not in own]
-    wrong += [
-        f"{key} is {list(state[key].shape)}, expected {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise UserError(
-            f"weights file '{source}' does not fit the architecture: {'; '.join(wrong[:4])}{more}: choose its backbone"
-        )
-    model.load_state_dict(state)
-    return model
-
-
-def convert_torchscript(path: Path, target: Path | None = None) -> Path:
-    """Turns OpenAI's TorchScript archive into a safetensors file in open_clip's key layout (float32).
-
-    Runs the loader of a TorchScript archive, which a malicious file could exploit: only for files of known origin.
-
-    Returns:
-        The file written, beside the archive unless `target` is given.
-    """
-    from safetensors.torch import save_file
-
-    if not path.is_file():
-        raise UserError(f"'{path}' does not exist: give OpenAI's .pt archive")
-    if not is_torchscript(path):
-        raise UserError(
-            f"'{path}' is no TorchScript archive: files of tensors load directly with backbone.weights={path}"
-        )
-    target = target or path.with_suffix(".safetensors")
-    state = torch.jit.load(path, map_location="cpu").state_dict()
-    for fact in ("input_resolution", "context_length", "vocab_size"):
-        state.pop(fact, None)  # plain numbers that OpenAI keeps beside the weights
-    save_file({key: value.float().contiguous() for key, value in state.items()}, target)
-    return target
-
-
-# ---- the hub ---------------------------------------------------------------------------------------------------------
 
 
 def _download(name: str, tag: str | None, tag_config: Mapping[str, Any]) -> nn.Module:

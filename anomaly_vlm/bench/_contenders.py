@@ -62,15 +62,15 @@ def trapezoid(x: np.ndarray, y: np.ndarray) -> float:
 
 def area_up_to(x: np.ndarray, y: np.ndarray, limit: float) -> float:
     """Area for x in [0, limit] by linear interpolation, divided by `limit`."""
-    keep = x <= limit
-    end = int(keep.sum())
+    within = x <= limit
+    end = int(within.sum())
     if end == x.size:
         return trapezoid(x, y) / limit
-    at = y[end - 1] + (y[end] - y[end - 1]) * (limit - x[end - 1]) / (x[end] - x[end - 1])
-    return trapezoid(np.append(x[keep], limit), np.append(y[keep], at)) / limit
+    last = y[end - 1] + (y[end] - y[end - 1]) * (limit - x[end - 1]) / (x[end] - x[end - 1])
+    return trapezoid(np.append(x[within], limit), np.append(y[within], last)) / limit
 
 
-def official(folder: str) -> Work:
+def published(folder: str) -> Work:
     """The routine that the zero-shot repositories share: scikit-learn, and AUPRO over 200 thresholds with scikit-image.
 
     Written anew from its description. As there, the regions of every mask are labelled anew at every threshold.

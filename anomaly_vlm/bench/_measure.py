@@ -49,7 +49,7 @@ def measure(target: str, arguments: Mapping[str, Any], *, threads: int = 1) -> M
     """Runs `target` (`module:function`) in a child process with `threads` threads.
 
     Raises:
-        UserError: the child failed; its last line says why.
+        UserError: The child failed; its last line says why.
     """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     environment = {**os.environ, **dict.fromkeys(names, str(threads))}

@@ -18,7 +18,7 @@ from anomaly_vlm.methods.anomalyclip.dual_path import DualPathMethod
 from anomaly_vlm.methods.faprompt import FAPrompt
 
 
-class PublishedWay:
+class PublishedDualPath:
     """The loss of `method`'s parameters in the published way.
 
     It takes the method's backbone over, whose text weights collect gradients from now on.

@@ -36,7 +36,7 @@ def run(folder: Path, *, quick: bool) -> None:
     repeats = 1 if quick else 5
     batch = make_batch()
     ours = make_method()
-    published = PublishedWay(ours)
+    published = PublishedAdaCLIP(ours)
     check_equal(ours, published, batch)
     optimizers = [torch.optim.AdamW(ours.learnable().values(), lr=1e-6) for _ in range(2)]
     steps: list[tuple[str, Callable[[], Any], Callable[[], Any]]] = [
@@ -137,7 +137,7 @@ def side_by_side(first: Callable[[], Any], second: Callable[[], Any], repeats: i
     return sorted(times[0])[repeats // 2], sorted(times[1])[repeats // 2]
 
 
-class PublishedWay:
+class PublishedAdaCLIP:
     """AdaCLIP as published: the same parameters as `method`, on blocks of its own whose frozen weights collect gradients."""
 
     def __init__(self, method: AdaCLIP) -> None:
@@ -228,7 +228,7 @@ class PublishedWay:
         return score, gaussian_smooth((both[:, 1] + 1 - both[:, 0]) / 2, self.method.sigma)
 
 
-def check_equal(ours: AdaCLIP, published: PublishedWay, batch: Batch) -> None:
+def check_equal(ours: AdaCLIP, published: PublishedAdaCLIP, batch: Batch) -> None:
     """Both ways must compute the same numbers, else their times compare nothing."""
     with torch.no_grad():
         a, b = total_loss(ours, batch).item(), published.loss(batch).item()

@@ -102,7 +102,7 @@ def split(setting: Setting, method: FiLo, turns: int) -> list[tuple[Any, ...]]:
     def apart() -> list[Tensor]:
         return [head.branches(tokens["v"], grid) for head in mmci if isinstance(head, MMCI)]
 
-    parts: dict[str, Callable[[], Any]] = {
+    calls: dict[str, Callable[[], Any]] = {
         "detector": detector_pass(setting),
         "tower": lambda: method.encode_frozen(batch.image),
         "sentences": lambda: method.sentence_features(batch.category, feature, [4]),
@@ -110,8 +110,8 @@ def split(setting: Setting, method: FiLo, turns: int) -> list[tuple[Any, ...]]:
         "maps": lambda: method.joined_map(outputs, pairs, grid, batch.size),
     }
     with torch.no_grad():
-        seconds = {name: timed(call, setting, turns) for name, call in parts.items()}
-        flops = {name: count_flops(call) for name, call in parts.items()}
+        seconds = {name: timed(call, setting, turns) for name, call in calls.items()}
+        flops = {name: count_flops(call) for name, call in calls.items()}
         six = count_flops(apart)
         linear = 2 * tokens["v"].shape[1] * len(method.heads.linear) * method.backbone.width * method.backbone.embed_dim
     merged = flops["linear and MMCI heads"] - linear
@@ -159,8 +159,8 @@ def compare(setting: Setting, method: FiLo, turns: int) -> list[tuple[Any, ...]]
     method.frozen_tokens(plain)
     entry = {name: value.to(setting.device) for name, value in (method.token_cache.get("image 0") or {}).items()}
     served = replace(plain, unencoded=plain.unencoded[:0], tokens=[entry])
-    ours = Step(method.learnable().values(), lambda: method.total_loss(method.losses(served)), setting)
-    other = Step(published.learned, lambda: published.loss(plain), setting)
+    ours = TrainingStep(method.learnable().values(), lambda: method.total_loss(method.losses(served)), setting)
+    other = TrainingStep(published.learned, lambda: published.loss(plain), setting)
     check_equal(ours, other)
     flops = [count_flops(step) for step in (other, ours)]
     seconds = side_by_side(other, ours, turns, 3)
@@ -170,7 +170,7 @@ def compare(setting: Setting, method: FiLo, turns: int) -> list[tuple[Any, ...]]
     ]
 
 
-class Step:
+class TrainingStep:
     """A training step: gradients, then an update so small that both ways stay at the same parameters."""
 
     def __init__(self, parameters: Any, loss: Callable[[], Tensor], setting: Setting) -> None:
@@ -192,7 +192,7 @@ class Step:
             torch.cuda.synchronize()
 
 
-def check_equal(ours: Step, published: Step) -> None:
+def check_equal(ours: TrainingStep, published: TrainingStep) -> None:
     """Both ways must compute the same numbers, else their times compare nothing."""
     a, b = ours.gradients().item(), published.gradients().item()
     if abs(a - b) > 1e-4 * abs(b):

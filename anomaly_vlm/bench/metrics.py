@@ -41,7 +41,7 @@ class Contender:
 
 
 CONTENDERS = (
-    Contender("official routine", "official", needs=("skimage", "sklearn")),
+    Contender("official routine", "published", needs=("skimage", "sklearn")),
     Contender("torchmetrics exact", "torchmetrics_exact"),
     Contender("anomalib", "anomalib", needs=("anomalib",)),
     Contender("ADEval arrays", "adeval_arrays", needs=("adeval",)),
@@ -59,7 +59,7 @@ def run(folder: Path, *, quick: bool) -> None:
     `quick`: one small set and no streaming; the limits are then shown for orientation only.
 
     Raises:
-        UserError: matplotlib is missing, or a contender failed.
+        UserError: Matplotlib is missing, or a contender failed.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("the metrics benchmark draws a plot: install matplotlib (pip install 'anomaly-vlm[bench]')")

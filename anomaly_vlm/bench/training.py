@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anomaly_vlm.backbone import load_backbone
 from anomaly_vlm.bench._measure import measure
-from anomaly_vlm.bench._published import PublishedWay
+from anomaly_vlm.bench._published import PublishedDualPath
 from anomaly_vlm.bench._training_data import draw_samples, preprocess, random_batch
 from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.dataset import AnomalyDataset, PixelCache, collate
@@ -78,7 +78,7 @@ def run(folder: Path, *, quick: bool) -> None:
 def compare(setting: Setting, name: str, *, turns: int) -> list[tuple[Any, ...]]:
     """Tables of one method, and their rows for the CSV."""
     memory = [peak_memory(setting, name, way) for way in ("published", "ours")]
-    ours, published = make_method(setting, name), PublishedWay(make_method(setting, name))
+    ours, published = make_method(setting, name), PublishedDualPath(make_method(setting, name))
     with tempfile.TemporaryDirectory() as place:
         samples = draw_samples(Path(place) / "images", IMAGES)
         pixels = PixelCache(10**10)
@@ -246,7 +246,7 @@ def memory_work(model: str, size: int, name: str, way: str, device: str = "cpu")
     """A step on drawn pixels, or on drawn tokens, as work for `measure`."""
     method = make_method(Setting(model, size, device), name)
     batch = move_data_to_device(random_batch(method, BATCH, served=way == "ours"), device)
-    published = PublishedWay(method) if way == "published" else None
+    published = PublishedDualPath(method) if way == "published" else None
     parameters = list(method.learnable().values()) if published is None else published.learned
     optimizer = torch.optim.Adam(parameters, lr=1e-9)
 
@@ -282,20 +282,16 @@ def build_cache(
         for batch in batches:
             calls: tuple[Callable[[Batch], Any], ...] = (bare, method.frozen_tokens)
             pairs.append([seconds_of(partial(call, batch), setting) for call in calls])
-    kept = method.token_cache
-    assert kept is not None
+    memory = method.token_cache
+    assert memory is not None
     keys = [key for batch in batches for key in batch.key]
-    entries, disk = [kept.get(key) or {} for key in keys], TokenCache({}, folder=folder)  # nothing of it in memory
+    entries, disk = [memory.get(key) or {} for key in keys], TokenCache({}, folder=folder)  # nothing of it in memory
 
-    def write() -> None:
-        for key, entry in zip(keys, entries, strict=True):
-            disk.put(key, entry)
-
-    parts = {
+    seconds = {
         "bare pass": min(pair[0] for pair in pairs) / BATCH,
         "pass and put": min(pair[1] for pair in pairs) / BATCH,
         "decoding": decoding / IMAGES,
-        "disk writing": seconds_of(write, setting) / IMAGES,
+        "disk writing": seconds_of(lambda: list(map(disk.put, keys, entries)), setting) / IMAGES,
         "disk reading": seconds_of(lambda: [disk.get(key) for key in keys], setting) / IMAGES,
     }
-    return {key: 1000 * value for key, value in parts.items()}
+    return {key: 1000 * value for key, value in seconds.items()}

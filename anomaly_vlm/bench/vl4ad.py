@@ -32,7 +32,7 @@ def run(folder: Path, *, quick: bool) -> None:
     """Prints two tables, writes `vl4ad.csv` into `folder`. `quick`: half the sides, one chunk."""
     size = QUICK_SIZE if quick else SIZE
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = parts(size, device)
+    rows = stages(size, device)
     table = Table(
         title=f"VL4AD, ConvNeXt-L, {QUERIES} queries, {size[0]} x {size[1]} px, {device}", title_justify="left"
     )
@@ -69,7 +69,7 @@ def method(name: str = "convnext_large_d_320") -> VL4AD:
 
 
 @torch.inference_mode()
-def parts(size: tuple[int, int], device: torch.device) -> dict[str, float]:
+def stages(size: tuple[int, int], device: torch.device) -> dict[str, float]:
     """Seconds of each part, the better of two passes; texts are encoded before."""
     model = method().to(device)
     image = torch.zeros(1, 3, *size, device=device)

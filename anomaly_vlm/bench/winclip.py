@@ -81,10 +81,10 @@ def window_limits(method: WinCLIP, repeats: int) -> list[Limit]:
         return clip.encode_image(image).cls
 
     def batched() -> list[Tensor]:
-        return [clip.encode_image(image, keep=keep).cls for keep in keeps]
+        return [clip.encode_image(image, token_sets=keep).cls for keep in keeps]
 
     def singly() -> list[Tensor]:
-        return [torch.cat([clip.encode_image(image, keep=row[None]).cls for row in keep]) for keep in keeps]
+        return [torch.cat([clip.encode_image(image, token_sets=row[None]).cls for row in keep]) for keep in keeps]
 
     for ours, other in zip(batched(), singly(), strict=True):
         if not torch.allclose(ours, other, rtol=1e-4, atol=1e-4):

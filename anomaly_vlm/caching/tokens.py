@@ -64,7 +64,7 @@ class TokenCache:
             for path in place.glob("*/*.unfinished"):
                 if time.time() - path.stat().st_mtime > RECENT:  # left by a killed process
                     path.unlink(missing_ok=True)
-            self._left = self.disk_bytes - make_room(place.parent, self.disk_bytes, keep=place)
+            self._left = self.disk_bytes - make_room(place.parent, self.disk_bytes, protect=place)
             self._writing = True
         except OSError as error:
             self._give_up(error)
@@ -163,7 +163,7 @@ def list_caches(folder: Path) -> list[CacheInfo]:
     return sorted(found, key=lambda info: info.used)
 
 
-def make_room(folder: Path, budget: int, *, keep: Path) -> int:
+def make_room(folder: Path, budget: int, *, protect: Path) -> int:
     """Removes least recently used caches other than `keep` until the rest fits into `budget` bytes.
 
     Returns:
@@ -174,7 +174,7 @@ def make_room(folder: Path, budget: int, *, keep: Path) -> int:
     for info in caches:
         if used <= budget:
             break
-        if info.place != keep and time.time() - info.used > RECENT:  # not one that another run has just opened
+        if info.place != protect and time.time() - info.used > RECENT:  # not one that another run has just opened
             clear(info)
             used -= info.bytes
     return used

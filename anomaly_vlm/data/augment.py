@@ -33,7 +33,7 @@ class Augment:
             seed: Seed of everything random in the operations.
 
         Raises:
-            UserError: an operation changes the size.
+            UserError: An operation changes the size.
         """
         data = {"image": image[None]}
         if mask is not None:

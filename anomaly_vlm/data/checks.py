@@ -20,7 +20,7 @@ def check_files(samples: Iterable[Sample]) -> None:
     """Looks at every image and mask file, in threads. A drawn sample has none, or its drawing names them as `files`.
 
     Raises:
-        ReadError: names the first bad file in the order of paths, and how many more there are.
+        ReadError: Names the first bad file in the order of paths, and how many more there are.
     """
     pairs = (_files(sample) for sample in samples)
     jobs = sorted({pair for pair in pairs if pair is not None})
@@ -42,8 +42,8 @@ def _check(job: tuple[str, tuple[str, ...]]) -> ReadError | None:
     try:
         size = checked_size(image)
         for mask in masks:
-            if (own := checked_size(mask)) != size:
-                return mask_size_error(mask, own, size)
+            if (mask_size := checked_size(mask)) != size:
+                return mask_size_error(mask, mask_size, size)
     except ReadError as error:
         return error
     return None

@@ -22,7 +22,7 @@ class RandomCrop:
         short_sides: To choose from; None: the image's own.
 
     Raises:
-        UserError: a size that is no pair of whole numbers above 0, or no short side.
+        UserError: A size that is no pair of whole numbers above 0, or no short side.
     """
 
     def __init__(self, size: Sequence[int], short_sides: Sequence[int] | None = None) -> None:
@@ -50,14 +50,14 @@ class RandomCrop:
         top, left = (
             int(random.integers(max(0, full - side) + 1)) for full, side in zip((height, width), self.size, strict=True)
         )
-        at = (..., slice(top, top + self.size[0]), slice(left, left + self.size[1]))
+        window = (..., slice(top, top + self.size[0]), slice(left, left + self.size[1]))
         out = torch.tensor(fill).view(3, 1, 1).expand(3, *self.size).clone()
-        part = image[at]
+        part = image[window]
         out[:, : part.shape[-2], : part.shape[-1]] = part
         if labels is None:
             return out, None
         kept = torch.full(self.size, VOID, dtype=labels.dtype)
-        kept[: part.shape[-2], : part.shape[-1]] = labels[at]
+        kept[: part.shape[-2], : part.shape[-1]] = labels[window]
         return out, kept
 
     @staticmethod

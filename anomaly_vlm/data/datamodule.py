@@ -112,7 +112,7 @@ class AnomalyDataModule(L.LightningDataModule):
         """The samples of a side, after its limit.
 
         Raises:
-            UserError: no source for the side, an empty one, or training images without labels.
+            UserError: No source for the side, an empty one, or training images without labels.
         """
         if side not in self._samples:
             if side == "train" and self.train_on == "references":

@@ -226,8 +226,8 @@ class AnomalyDataset(Dataset[Item]):
             return pixels.mask
         # In a set with pixel masks, regions of an anomalous image that has an image label only are unknown.
         unknown = sample.kind != "mask" and sample.label != 0
-        own = self.preprocess.fit != "square" and self.preprocess.mask_size is None
-        size = tuple(pixels.image.shape[-2:]) if own else (self.preprocess.mask_side,) * 2
+        as_image = self.preprocess.fit != "square" and self.preprocess.mask_size is None
+        size = tuple(pixels.image.shape[-2:]) if as_image else (self.preprocess.mask_side,) * 2
         return torch.full(size, VOID if unknown else 0, dtype=torch.uint8)
 
 
@@ -235,7 +235,7 @@ def collate(items: Sequence[Item]) -> Batch:
     """Items of one data set as a batch.
 
     Raises:
-        UserError: images that keep their own sizes, and differ.
+        UserError: Images that keep their own sizes, and differ.
     """
     sizes = {tuple(item.image.shape[-2:]) for item in items}
     if len(sizes) > 1:

@@ -28,7 +28,7 @@ def open_image(path: str) -> Image.Image:
     EXIF rotation is applied, alpha dropped (the colours below it stay, as in the official codes), 16-bit grey scaled to 8.
 
     Raises:
-        ReadError: missing, no image, truncated, or float values outside 0-255.
+        ReadError: Missing, no image, truncated, or float values outside 0-255.
     """
     return _eight_bit(_decoded(path), path)
 
@@ -48,7 +48,7 @@ def open_labels(path: str) -> np.ndarray:
     """uint8 [H, W]: the values of a label file as they are stored (indices of a palette image).
 
     Raises:
-        ReadError: no grey or palette image, or a value above 255.
+        ReadError: No grey or palette image, or a value above 255.
     """
     image = _decoded(path)
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):

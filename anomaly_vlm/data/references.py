@@ -22,7 +22,7 @@ def pick(candidates: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
     shot are among those for two.
 
     Raises:
-        UserError: a category has fewer.
+        UserError: A category has fewer.
     """
     chosen: list[Sample] = []
     for category, rows in _by_category(candidates).items():
@@ -47,7 +47,7 @@ def listed(candidates: Sequence[Sample], table: Mapping[str, Any], shots: int, s
         source: Source of the list, for messages.
 
     Raises:
-        UserError: a category is not in the list, or names too few or unknown images, or one twice.
+        UserError: A category is not in the list, or names too few or unknown images, or one twice.
     """
     chosen = []
     for category, rows in _by_category(candidates).items():
@@ -126,7 +126,7 @@ def read_list(path: str) -> dict[str, Any]:
     """A list of picks: `{category: [names]}`, also as a run writes it (`references.json`).
 
     Raises:
-        UserError: the file is missing or no such table.
+        UserError: The file is missing or no such table.
     """
     file = Path(path).expanduser()
     if not file.is_file():

@@ -65,7 +65,7 @@ class ShardSampler(Sampler[int]):
     """Every `world_size`-th index from `rank` on, in order and without repeats: ranks differ by at most one sample.
 
     Raises:
-        UserError: a rank would have none, and the others would wait for it forever.
+        UserError: A rank would have none, and the others would wait for it forever.
     """
 
     def __init__(self, size: int, *, rank: int = 0, world_size: int = 1) -> None:

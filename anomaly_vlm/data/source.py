@@ -51,13 +51,13 @@ class FileSource:
         origin: Where users get the set, if anywhere; for messages.
         split: `train`, `val`, `test` or `all`.
         categories: Only these, by their names on disk; None for all.
-        official_categories: All that the complete set has; a warning tells what is missing.
-        class_words: Name on disk -> word for prompts and tables, in place of the official one.
+        published_categories: All that the complete set has; a warning tells what is missing.
+        class_words: Name on disk -> word for prompts and tables, in place of the published one.
         mask_threshold: A mask value above it is anomalous, 0 to 254 (of 255).
         protocol: Which reading of the set this is, where there are several, for the line that says what was used.
 
     Raises:
-        UserError: a wrong option; from `samples`, a missing or empty root, unknown categories, or what the reader finds.
+        UserError: A wrong option; from `samples`, a missing or empty root, unknown categories, or what the reader finds.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class FileSource:
         origin: str = "",
         split: str = "test",
         categories: Iterable[str] | None = None,
-        official_categories: Iterable[str] | None = None,
+        published_categories: Iterable[str] | None = None,
         class_words: Mapping[str, str] | None = None,
         mask_threshold: int = 0,
         protocol: str = "",
@@ -84,7 +84,7 @@ class FileSource:
         self.root = None if root is None else str(root)
         self.protocol = protocol
         self.categories = None if categories is None else _names(categories)
-        self.official = None if official_categories is None else _names(official_categories)
+        self.published_categories = None if published_categories is None else _names(published_categories)
         self.class_words = {str(key): str(word) for key, word in (class_words or {}).items()}
         self.mask_threshold = mask_threshold
         self.place = ""  # of this node below `dataset.SIDE.` in the configuration; a joint source sets it
@@ -159,9 +159,9 @@ class FileSource:
         return root
 
     def _absent(self, side: str, found: str) -> UserError:
-        make = f" (make: {MAKE_VARIABLES[side]}=FOLDER)" if side in MAKE_VARIABLES and not self.place else ""
+        variable = f" (make: {MAKE_VARIABLES[side]}=FOLDER)" if side in MAKE_VARIABLES and not self.place else ""
         get = f"get it from {self.origin}, then " if self.origin else ""
-        return UserError(f"{found}: expected {self.layout}; {get}set dataset.{side}.{self.place}root=FOLDER{make}")
+        return UserError(f"{found}: expected {self.layout}; {get}set dataset.{side}.{self.place}root=FOLDER{variable}")
 
     def _chosen(self, found: list[Sample]) -> list[Sample]:
         present = {sample.category for sample in found}
@@ -170,7 +170,7 @@ class FileSource:
                 if name not in present:
                     raise unknown_choice(f"category of {self.name}", name, present)
             return [sample for sample in found if sample.category in self.categories]
-        if missing := [name for name in self.official or () if name not in present]:
+        if missing := [name for name in self.published_categories or () if name not in present]:
             log.warning(
                 "%s in '%s' is incomplete: %d of %d categories, without %s",
                 self.name, self.root, len(present), len(present) + len(missing), ", ".join(missing),

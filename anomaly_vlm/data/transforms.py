@@ -17,7 +17,7 @@ def read_sample(sample: Sample) -> tuple[Image.Image, Image.Image | None]:
     """Image and mask (mode L, 0 / 255, or labels) of a sample at their own size; no mask where the sample has no region.
 
     Raises:
-        ReadError: a file cannot be read, or a mask has another size than its image.
+        ReadError: A file cannot be read, or a mask has another size than its image.
     """
     if sample.drawing is not None:
         drawn = sample.drawing.draw()
@@ -36,7 +36,7 @@ def read_region(sample: Sample, size: tuple[int, int] | None = None) -> Image.Im
         size: (width, height) of the image; None: that of the first mask.
 
     Raises:
-        ReadError: a mask cannot be read or has another size.
+        ReadError: A mask cannot be read or has another size.
     """
     if sample.labels:
         return _labels(sample, size)

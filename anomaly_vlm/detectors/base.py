@@ -64,13 +64,13 @@ class Detector(ABC):
         about = self.identity()
         pairs = list(zip(pictures, captions, strict=True))
         keys = [self.store.key(picture.pixels(), caption, about) for picture, caption in pairs]
-        known = [self.store.get(key) for key in keys]
-        missing = [i for i, found in enumerate(known) if found is None]
+        answers = [self.store.get(key) for key in keys]
+        missing = [i for i, found in enumerate(answers) if found is None]
         if missing:
             fresh = self.look([pictures[i] for i in missing], [captions[i] for i in missing])
             for i, answer in zip(missing, fresh, strict=True):
-                known[i] = self.store.put(keys[i], answer)
-        return [found for found in known if found is not None]
+                answers[i] = self.store.put(keys[i], answer)
+        return [found for found in answers if found is not None]
 
     def detect(
         self,

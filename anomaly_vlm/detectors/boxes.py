@@ -82,7 +82,7 @@ def queries_of(logits: Tensor, boxes: Tensor, pieces: Sequence[str], image: str)
         image: Name of the image, for the error.
 
     Raises:
-        UserError: a box is not finite.
+        UserError: A box is not finite.
     """
     if not torch.isfinite(boxes).all():
         raise UserError(f"the detector gave boxes that are not finite for image '{image}': its weights are at fault")
@@ -163,7 +163,7 @@ def detections(
     """Queries after thresholds, with phrases, in pixels of `size` (height, width).
 
     Raises:
-        UserError: the queries were kept above a score that is higher than `box_threshold`.
+        UserError: The queries were kept above a score that is higher than `box_threshold`.
     """
     check_floor(queries, box_threshold)
     index = select(queries.boxes, queries.scores, box_threshold=box_threshold, max_area=max_area, keep_best=keep_best)

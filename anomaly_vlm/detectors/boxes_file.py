@@ -29,7 +29,7 @@ class FileDetector(Detector):
         missing: An image without an entry is an `error`, or has no boxes (`none`).
 
     Raises:
-        UserError: no such file, or one of another form.
+        UserError: No such file, or one of another form.
     """
 
     name: ClassVar[str] = "file"
@@ -72,9 +72,9 @@ class FileDetector(Detector):
 
     def _entry(self, name: str) -> Mapping[str, Any] | None:
         """The entry whose name is the longest end of the image's path."""
-        parts = PurePath(name).parts
-        for start in range(len(parts)):
-            if (entry := self.images.get("/".join(parts[start:]))) is not None:
+        segments = PurePath(name).parts
+        for start in range(len(segments)):
+            if (entry := self.images.get("/".join(segments[start:]))) is not None:
                 return entry
         return self.images.get(name)
 
@@ -83,7 +83,7 @@ def read_boxes(path: Path) -> tuple[bool, dict[str, Mapping[str, Any]]]:
     """Whether boxes are relative, and the entries by image.
 
     Raises:
-        UserError: see `FileDetector`.
+        UserError: See `FileDetector`.
     """
     if not path.is_file():
         raise UserError(f"boxes file '{path}' does not exist: give an existing JSON file with detector.path=FILE")

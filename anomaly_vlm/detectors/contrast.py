@@ -55,11 +55,11 @@ class ContrastSegmenter(Segmenter):
         around = np.zeros((height, width), bool)
         around[y0:y1, x0:x1] = True
         around[top:bottom, left:right] = False
-        own = pixels[top:bottom, left:right]
+        inside = pixels[top:bottom, left:right]
         if not around.any():
             mask[top:bottom, left:right] = True
             return mask
-        far = np.linalg.norm(own - np.median(pixels[around], axis=0), axis=-1)
+        far = np.linalg.norm(inside - np.median(pixels[around], axis=0), axis=-1)
         mask[top:bottom, left:right] = far > otsu(far) if far.max() > far.min() else True
         return mask
 

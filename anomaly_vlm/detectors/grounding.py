@@ -42,7 +42,7 @@ class GroundingDetector(Detector):
         keep_most: See `DetectionStore`.
 
     Raises:
-        UserError: weights or tokenizer are neither here nor at the hub.
+        UserError: Weights or tokenizer are neither here nor at the hub.
     """
 
     name: ClassVar[str]
@@ -65,9 +65,9 @@ class GroundingDetector(Detector):
             raise UserError(f"detector: short_side {short_side}, batch_size {batch_size}: give whole numbers from 1 on")
         self.weights, self.short_side, self.batch_size = locate(weights), short_side, batch_size
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        own = self.weights if self.weights.is_dir() else None
+        beside = self.weights if self.weights.is_dir() else None
         self.tokenizer_place = (
-            own if tokenizer is None and own is not None else locate(tokenizer or "bert-base-uncased")
+            beside if tokenizer is None and beside is not None else locate(tokenizer or "bert-base-uncased")
         )
         if not any((self.tokenizer_place / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
             raise UserError(
@@ -162,7 +162,7 @@ def locate(
         patterns: Glob patterns of the repository's files to fetch.
 
     Raises:
-        UserError: it is nowhere.
+        UserError: It is nowhere.
     """
     path = Path(weights).expanduser()
     if path.exists():

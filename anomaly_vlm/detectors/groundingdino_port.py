@@ -81,7 +81,7 @@ def build(state: dict[str, Tensor], tokenizer: str) -> nn.Module:
     """The package's model with these weights, built to the sizes that they have.
 
     Raises:
-        UserError: an image tower that the package does not know, or keys that do not fit.
+        UserError: An image tower that the package does not know, or keys that do not fit.
     """
     facts = sizes(state)
     if facts["swin"]["embed_dim"] not in SWIN:

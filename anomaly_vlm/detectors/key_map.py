@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from anomaly_vlm.backbone.weights import read_weights
+from anomaly_vlm.backbone.weight_files import read_weights
 from anomaly_vlm.errors import UserError
 
 SWIN = r"model.backbone.conv_encoder.model.swin"
@@ -129,7 +129,7 @@ def read_original(path: Path) -> dict[str, Tensor]:
     """The state dict of an original file as float32: FiLo's lie flat, others under `model`, some with the prefix `module.`.
 
     Raises:
-        UserError: no such file, or one of another layout.
+        UserError: No such file, or one of another layout.
     """
     state = read_weights(path)
     if "transformer.level_embed" not in state:
@@ -177,29 +177,29 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def converted(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """An original state dict under the transformers port's keys.
 
     Args:
         state: State dict of an original file.
-        own: State dict of the built model, whose keys decide.
+        expected: State dict of the built model, whose keys decide.
         source: Name of the file, for the message.
 
     Raises:
-        UserError: keys that the model has not, or lacks, or of another shape.
+        UserError: Keys that the model has not, or lacks, or of another shape.
     """
     new: dict[str, Tensor] = {}
     for key, value in _split(state).items():
         if not UNUSED.search(key):
             new[_renamed(key)] = value
-    if not any(".swin." in key for key in own):
+    if not any(".swin." in key for key in expected):
         new = {_older(key): value for key, value in new.items()}
-    wrong = [f"missing {key}" for key in own if key not in new and not UNUSED.search(key)]
-    wrong += [f"surplus {key}" for key in new if key not in own]
+    wrong = [f"missing {key}" for key in expected if key not in new and not UNUSED.search(key)]
+    wrong += [f"surplus {key}" for key in new if key not in expected]
     wrong += [
-        f"{key} is {list(new[key].shape)}, expected {list(own[key].shape)}"
+        f"{key} is {list(new[key].shape)}, expected {list(expected[key].shape)}"
         for key in new
-        if key in own and new[key].shape != own[key].shape
+        if key in expected and new[key].shape != expected[key].shape
     ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""

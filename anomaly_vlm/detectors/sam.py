@@ -31,7 +31,7 @@ class SamSegmenter(Segmenter):
         folder: Keeps masks on disk; None: not.
 
     Raises:
-        UserError: the weights are neither here nor at the hub.
+        UserError: The weights are neither here nor at the hub.
     """
 
     name: ClassVar[str] = "sam"

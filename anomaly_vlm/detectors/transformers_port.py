@@ -52,7 +52,7 @@ def from_original(state: dict[str, Tensor], source: str) -> Any:
     """The port with the weights of an original checkpoint, built to the sizes that its tensors have.
 
     Raises:
-        UserError: keys do not fit.
+        UserError: Keys do not fit.
     """
     from transformers import BertConfig, GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
 

@@ -104,11 +104,11 @@ def checked_terms(
 
 def _check_options(name: str, kind: str, function: Callable[..., Tensor], options: Mapping[str, Any]) -> None:
     """Checks options against the keyword-only arguments of a loss; `Literal` ones have fixed choices."""
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    keywords = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     hints = typing.get_type_hints(function)
     for option, value in options.items():
-        if option not in known:
-            raise unknown_choice(f"option of loss.{name} (kind {kind})", option, known)
+        if option not in keywords:
+            raise unknown_choice(f"option of loss.{name} (kind {kind})", option, keywords)
         if typing.get_origin(hints[option]) is Literal:
             if value not in typing.get_args(hints[option]):
                 raise unknown_choice(f"loss.{name}.{option}", str(value), typing.get_args(hints[option]))

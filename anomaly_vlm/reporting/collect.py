@@ -79,10 +79,10 @@ def sweep_table(rows: Sequence[dict[str, Any]], *, csv_path: Path) -> Table:
 
 def spread(values: Sequence[float | None]) -> str:
     """`51.2 ± 0.4` in percent: mean and standard deviation of the defined values."""
-    known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return percent(known[0] if known else None)
-    return f"{percent(statistics.mean(known))} ± {100 * statistics.stdev(known):.1f}"
+    defined = [value for value in values if value is not None]
+    if len(defined) < 2:
+        return percent(defined[0] if defined else None)
+    return f"{percent(statistics.mean(defined))} ± {100 * statistics.stdev(defined):.1f}"
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ STOPS = np.array(
 )
 
 
-class Row(Protocol):
+class ScoredRow(Protocol):
     """What `choose` needs of an evaluated image."""
 
     @property
@@ -40,7 +40,7 @@ class Row(Protocol):
         """Position of the image in its data set."""
 
 
-R = TypeVar("R", bound=Row)
+R = TypeVar("R", bound=ScoredRow)
 
 
 def choose(rows: Sequence[R], *, per_category: int) -> list[R]:
@@ -127,6 +127,12 @@ def save_panel(
         (f"overlay, score {score:.3f}", picture),
         (f"map, {low:.3g} to {high:.3g}", with_boxes(_tile(colours, size), boxes, heat.shape)),
     ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _in_a_row(tiles, size, title).save(path, optimize=True)
+
+
+def _in_a_row(tiles: Sequence[tuple[str, Image.Image]], size: tuple[int, int], title: str) -> Image.Image:
+    """Named tiles of `size` (width, height) side by side under a title."""
     width = len(tiles) * (size[0] + GAP) + GAP
     sheet = Image.new("RGB", (width, size[1] + 2 * BAND + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -136,8 +142,7 @@ def save_panel(
         left = GAP + i * (size[0] + GAP)
         draw.text((left, BAND + 2), name, fill=INK, font=font)
         sheet.paste(tile, (left, 2 * BAND))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
+    return sheet
 
 
 def with_boxes(tile: Image.Image, boxes: np.ndarray | None, size: tuple[int, ...]) -> Image.Image:
@@ -181,7 +186,7 @@ def _shortened(
     """`text`, its middle left out where it is wider than `width` pixels."""
     if draw.textlength(text, font=font) <= width:
         return text
-    keep = len(text)
-    while keep > 8 and draw.textlength(f"{text[: keep // 2]}...{text[-keep // 2 :]}", font=font) > width:
-        keep -= 2
-    return f"{text[: keep // 2]}...{text[-keep // 2 :]}"
+    length = len(text)
+    while length > 8 and draw.textlength(f"{text[: length // 2]}...{text[-length // 2 :]}", font=font) > width:
+        length -= 2
+    return f"{text[: length // 2]}...{text[-length // 2 :]}"

@@ -27,11 +27,11 @@ def seeds_table(rows: Sequence[dict[str, Any]], *, csv_path: Path, json_path: Pa
     """
     keys = list(dict.fromkeys(key for row in rows for key in row["results"]))
     values = {key: [row["results"].get(key) for row in rows] for key in keys}
-    known = {key: [v for v in column if v is not None] for key, column in values.items()}
+    defined = {key: [v for v in column if v is not None] for key, column in values.items()}
     summary = {
         "seeds": [row["seed"] for row in rows],
-        "mean": {key: statistics.mean(column) for key, column in known.items() if column},
-        "deviation": {key: statistics.stdev(column) for key, column in known.items() if len(column) > 1},
+        "mean": {key: statistics.mean(column) for key, column in defined.items() if column},
+        "deviation": {key: statistics.stdev(column) for key, column in defined.items() if len(column) > 1},
     }
     json_path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     names = list(dict.fromkeys(key.rpartition("/")[2] for key in keys))

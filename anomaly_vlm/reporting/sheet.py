@@ -33,7 +33,7 @@ def contact_sheet(samples: Sequence[Sample], path: Path | str, *, columns: int =
         limit: Largest number of samples shown.
 
     Raises:
-        UserError: nothing to show.
+        UserError: Nothing to show.
     """
     chosen = spread(samples, limit)
     if not chosen:

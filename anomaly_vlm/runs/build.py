@@ -125,9 +125,9 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
 def build_data(cfg: DictConfig, sides: tuple[str, ...], *, test: Source | None = None) -> AnomalyDataModule:
     """The data module of the sides that a command needs; `test` takes the place of the configuration's."""
     create = partial(instantiate, trusted=cfg.trust)
-    own = {} if test is None else {"test": test}
-    sides = tuple(side for side in sides if side not in own and cfg.dataset.get(side) is not None)
-    sources: dict[str, Any] = {**{side: create(cfg.dataset[side]) for side in sides}, **own}
+    given = {} if test is None else {"test": test}
+    sides = tuple(side for side in sides if side not in given and cfg.dataset.get(side) is not None)
+    sources: dict[str, Any] = {**{side: create(cfg.dataset[side]) for side in sides}, **given}
     augment = cfg.augment
     picks = ReferencePicks(sources.get("test"), num_shots=cfg.shots, seed=cfg.seed, shots_list=cfg.shots_list)
     return AnomalyDataModule(

@@ -39,7 +39,7 @@ def check_values(cfg: DictConfig) -> None:
     """Types and ranges of the top-level keys, and interpolations that do not resolve.
 
     Raises:
-        UserError: one line naming the key, the value and what is expected.
+        UserError: One line naming the key, the value and what is expected.
     """
     try:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)

@@ -51,7 +51,7 @@ def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:
     The node `choices` of the result maps each group to the choice made.
 
     Raises:
-        UserError: unknown group choice, misspelt key, or an override that does not parse.
+        UserError: Unknown group choice, misspelt key, or an override that does not parse.
     """
     cfg = _compose(overrides, config)
     made = {k: v for k, v in cfg.hydra.runtime.choices.items() if v is not None and not k.startswith("hydra")}
@@ -109,7 +109,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     """Hydra's own reading of command-line overrides.
 
     Raises:
-        UserError: one that does not parse.
+        UserError: One that does not parse.
     """
     _check_words(overrides)
     try:
@@ -153,16 +153,16 @@ def _unknown_key(key: str, overrides: Iterable[str]) -> UserError:
     chosen = [word for word in overrides if word.split("=")[0].split("@")[0] in GROUPS]
     method = [] if any(word.startswith("method=") for word in chosen) else [f"method={choices('method')[0]}"]
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        known = flat_keys(hydra.compose("train", [*method, *chosen]))
-    return unknown_choice_short(key, [*known, *GROUPS])
+        keys = flat_keys(hydra.compose("train", [*method, *chosen]))
+    return unknown_choice_short(key, [*keys, *GROUPS])
 
 
-def unknown_choice_short(key: str, known: Sequence[str]) -> UserError:
+def unknown_choice_short(key: str, keys: Sequence[str]) -> UserError:
     """As `unknown_choice`, listing only the nearest of many."""
     import difflib
 
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
-    last = [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:3]
+    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.4)
+    last = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]][:3]
     hint = ", ".join(dict.fromkeys([*near, *last])) or "see 'anomaly-vlm train --help'"
     return UserError(f"unknown key '{key}': nearest are {hint}; to add a new key write +{key}=VALUE")
 

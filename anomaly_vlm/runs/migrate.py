@@ -155,6 +155,8 @@ METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
 }
 # old dotted key at the top of a configuration -> new one
 TOP_KEYS: dict[str, str | None] = {"towers": "as_published", "backbone.aligned_patches": None}
+# old last part of a dotted key below `dataset`, on whichever side or in whichever member of a union -> new one
+DATASET_KEYS = {"official_categories": "published_categories"}
 # beginning of an old `_target_` -> new one
 TARGETS = {
     "anomaly_vlm.data.procedural_road.": "anomaly_vlm.data.drawn.roads.",
@@ -178,7 +180,7 @@ def migrated(config: Any) -> Any:
     keys = {**TOP_KEYS, **{f"method.{old}": new and f"method.{new}" for old, new in METHOD_KEYS.get(name, {}).items()}}
     moved: dict[str, Any] = {}
     for key, value in flat.items():
-        new = _renamed(key, keys)
+        new = _renamed(_renamed_of_dataset(key), keys)
         if new is not None:
             moved[new] = value
     for key, values in METHOD_VALUES.get(name, {}).items():
@@ -205,14 +207,20 @@ def _moved_target(target: str) -> str:
     return target
 
 
+def _renamed_of_dataset(key: str) -> str:
+    """The new name of a dotted key whose last part is an option of a data source."""
+    parent, _, last = key.rpartition(".")
+    return f"{parent}.{DATASET_KEYS[last]}" if key.startswith("dataset.") and last in DATASET_KEYS else key
+
+
 def _renamed(key: str, keys: Mapping[str, str | None]) -> str | None:
     """The new name of a dotted key; whole branches move with their parent. None: gone."""
-    parts = key.split(".")
-    for end in range(len(parts), 0, -1):
-        parent = ".".join(parts[:end])
+    names = key.split(".")
+    for end in range(len(names), 0, -1):
+        parent = ".".join(names[:end])
         if parent in keys:
             new = keys[parent]
-            return None if new is None else ".".join([new, *parts[end:]])
+            return None if new is None else ".".join([new, *names[end:]])
     return key
 
 

@@ -32,15 +32,15 @@ def over_seeds(cfg: DictConfig, folder: Path, one_run: Callable[[DictConfig, Pat
     if is_first_process():
         OmegaConf.save(cfg, folder / "config.yaml")
     for seed in cfg.seeds:
-        own = folder / f"seed_{seed}"
+        subfolder = folder / f"seed_{seed}"
         one = cfg.copy()
-        one.seed, one.seeds, one.output_dir = seed, None, str(own)
-        if is_finished(one, own):
+        one.seed, one.seeds, one.output_dir = seed, None, str(subfolder)
+        if is_finished(one, subfolder):
             say(f"seed {seed}: finished before, kept")
             continue
         if is_first_process():
-            (own / "metrics.json").unlink(missing_ok=True)  # of another configuration
-        one_run(one, writable_folder(own))
+            (subfolder / "metrics.json").unlink(missing_ok=True)  # of another configuration
+        one_run(one, writable_folder(subfolder))
     rows = [row for row in collect_runs(folder) if row["run"] in {f"seed_{seed}" for seed in cfg.seeds}]
     if is_first_process():
         show(seeds_table(rows, csv_path=folder / "seeds.csv", json_path=folder / "seeds.json"))
@@ -54,5 +54,5 @@ def is_finished(cfg: DictConfig, folder: Path) -> bool:
     """Whether a run of this configuration has ended in `folder` (which may have been moved since)."""
     if not ((folder / "metrics.json").is_file() and (folder / "config.yaml").is_file()):
         return False
-    stored, own = (OmegaConf.to_container(c) for c in (OmegaConf.load(folder / "config.yaml"), cfg))
-    return {**stored, "output_dir": None} == {**own, "output_dir": None}  # type: ignore[dict-item]
+    stored, asked = (OmegaConf.to_container(c) for c in (OmegaConf.load(folder / "config.yaml"), cfg))
+    return {**stored, "output_dir": None} == {**asked, "output_dir": None}  # type: ignore[dict-item]

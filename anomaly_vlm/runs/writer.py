@@ -39,8 +39,8 @@ class PredictionWriter(Callback):
         dataset = self.run.data.dataset("test")
         for i, path in enumerate(batch.path):
             heat = outputs.map[i].cpu().numpy()
-            own = (float(heat.min()), float(heat.max()))
-            scale = self.run.method.color_range or ((0.0, 1.0) if own[0] >= 0 and own[1] <= 1 else own)
+            extremes = (float(heat.min()), float(heat.max()))
+            scale = self.run.method.color_range or ((0.0, 1.0) if extremes[0] >= 0 and extremes[1] <= 1 else extremes)
             note = f"; {outputs.notes[i]}" if outputs.notes else ""
             save_panel(
                 self.folder / "pictures" / f"{int(batch.index[i]):05d}_{slug(Path(path).stem)}.png",
@@ -49,7 +49,7 @@ class PredictionWriter(Callback):
                 None,
                 score=float(outputs.score[i]),
                 title=f"{path}{note} | {self.run.facts['method']}, {self.run.facts['backbone']}",
-                scale=own if scale == "per_image" else scale,
+                scale=extremes if scale == "per_image" else scale,
                 boxes=boxes_of(outputs, i),
                 blend=self.run.method.overlay,
             )

@@ -31,9 +31,9 @@ def load_texts(table: str | Mapping[str, Any]) -> dict[str, Any]:
     """
     if isinstance(table, Mapping):
         return dict(table)
-    own = "/" in table or table.endswith(".json")
-    path = Path(table).expanduser() if own else _FOLDER / f"{table}.json"
-    if not own and not path.is_file():
+    is_path = "/" in table or table.endswith(".json")
+    path = Path(table).expanduser() if is_path else _FOLDER / f"{table}.json"
+    if not is_path and not path.is_file():
         raise unknown_choice("table of texts", table, shipped())
     if not path.is_file():
         raise UserError(f"texts file '{table}' does not exist: give an existing .json file, or one of {shipped()}")

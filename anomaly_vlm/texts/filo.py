@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.texts.questionnaire import Questionnaire, entry_of, json_object
 
-OWN = "own"  # list of a table that holds what a user added
+ADDED = "own"  # list of a table that holds what a user added
 QUESTION = """\
 A visual inspection system compares photographs with short descriptions of defects. For each product below, list the defects
 that a camera can see on it.
@@ -63,10 +63,10 @@ class FiloQuestionnaire(Questionnaire):
         out = copy.deepcopy(dict(table))
         if is_flat(out):
             return {**out, **entries}
-        own = out.setdefault(OWN, {"class_order": [], "descriptions": {}, "detector_descriptions": {}})
-        own["class_order"] += [name for name in entries if name not in own["class_order"]]
+        added = out.setdefault(ADDED, {"class_order": [], "descriptions": {}, "detector_descriptions": {}})
+        added["class_order"] += [name for name in entries if name not in added["class_order"]]
         for kind in ("descriptions", "detector_descriptions"):
-            own[kind].update(entries)
+            added[kind].update(entries)
         return out
 
 

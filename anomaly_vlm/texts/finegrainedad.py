@@ -91,48 +91,50 @@ def checked_entry(category: str, entry: Any) -> dict[str, Any]:
     """An entry of the answer with its texts stripped.
 
     Raises:
-        UserError: a part is missing or of another form, lists of components differ in length, or a name does not stand in
+        UserError: A part is missing or of another form, lists of components differ in length, or a name does not stand in
             the text in which the method replaces it.
     """
-    told = f"the answer's entry '{category}'"
+    entry_name = f"the answer's entry '{category}'"
     if not isinstance(entry, Mapping):
-        raise UserError(f"{told} is no object: expected level_1, level_2, level_3, caption and abnormal_states")
+        raise UserError(f"{entry_name} is no object: expected level_1, level_2, level_3, caption and abnormal_states")
     out: dict[str, Any] = {}
     for level in ("level_1", "level_2", "level_3"):
         given = entry.get(level)
         if not isinstance(given, Mapping):
-            raise UserError(f"{told} has no {level}: ask for it again")
-        out[level] = {name: _text(told, f"{level}.{name}", given.get(name)) for name in WORDS.get(level, ())}
-        out[level] |= {name: _texts(told, f"{level}.{name}", given.get(name)) for name in LISTS.get(level, ())}
-    out["caption"] = _text(told, "caption", entry.get("caption"))
-    out["abnormal_states"] = _texts(told, "abnormal_states", entry.get("abnormal_states"))
+            raise UserError(f"{entry_name} has no {level}: ask for it again")
+        out[level] = {name: _text(entry_name, f"{level}.{name}", given.get(name)) for name in WORDS.get(level, ())}
+        out[level] |= {name: _texts(entry_name, f"{level}.{name}", given.get(name)) for name in LISTS.get(level, ())}
+    out["caption"] = _text(entry_name, "caption", entry.get("caption"))
+    out["abnormal_states"] = _texts(entry_name, "abnormal_states", entry.get("abnormal_states"))
     entities, captions = out["level_2"]["entity"], out["level_3"]["entity_caption"]
     if not len(entities) == len(out["level_2"]["location"]) == len(captions):
         raise UserError(
-            f"{told} has {len(entities)} entities, {len(out['level_2']['location'])} locations and {len(captions)}"
+            f"{entry_name} has {len(entities)} entities, {len(out['level_2']['location'])} locations and {len(captions)}"
             " captions of entities: expected one of each"
         )
     if wrong := [state for state in out["abnormal_states"] if state.count("{}") != 1 or state.strip() == "{}"]:
         raise UserError(
-            f"{told}: abnormal state '{wrong[0]}' needs {{}} once, in place of the name, and words beside it"
+            f"{entry_name}: abnormal state '{wrong[0]}' needs {{}} once, in place of the name, and words beside it"
         )
     if out["level_1"]["foreground"] not in out["caption"]:
         raise UserError(
-            f"{told}: its caption does not name the foreground '{out['level_1']['foreground']}' word by word"
+            f"{entry_name}: its caption does not name the foreground '{out['level_1']['foreground']}' word by word"
         )
     for name, caption in zip(entities, captions, strict=True):
         if name not in caption.lower():
-            raise UserError(f"{told}: the caption of entity '{name}' does not name it in lower case, word by word")
+            raise UserError(
+                f"{entry_name}: the caption of entity '{name}' does not name it in lower case, word by word"
+            )
     return out
 
 
-def _text(told: str, name: str, value: Any) -> str:
+def _text(entry_name: str, name: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{told} has no text under {name}: ask for it again")
+        raise UserError(f"{entry_name} has no text under {name}: ask for it again")
     return " ".join(value.split())
 
 
-def _texts(told: str, name: str, value: Any) -> list[str]:
+def _texts(entry_name: str, name: str, value: Any) -> list[str]:
     if not isinstance(value, list) or not value:
-        raise UserError(f"{told} has no list under {name}: ask for it again")
-    return [_text(told, name, text) for text in value]
+        raise UserError(f"{entry_name} has no list under {name}: ask for it again")
+    return [_text(entry_name, name, text) for text in value]

@@ -35,7 +35,7 @@ class Questionnaire(ABC):
         """Entries by category from the model's answer.
 
         Raises:
-            UserError: the answer lacks a category, or an entry has another form than asked.
+            UserError: The answer lacks a category, or an entry has another form than asked.
         """
 
     @abstractmethod
@@ -56,7 +56,7 @@ def json_object(answer: str) -> dict[str, Any]:
     """The JSON object in a model's answer, which may stand in a code fence or between sentences.
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
     fenced = re.search(r"```(?:json)?\s*(\{.*\})\s*```", answer, re.S)
     text = fenced[1] if fenced else answer[answer.find("{") : answer.rfind("}") + 1]
@@ -75,7 +75,7 @@ def entry_of(found: Mapping[str, Any], category: str) -> Any:
     """The entry of a category, whose name the model may have written otherwise (`Metal nut`, `metal_nut`).
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
     names = {str(name).strip().lower().replace("_", " "): entry for name, entry in found.items()}
     wanted = category.strip().lower().replace("_", " ")

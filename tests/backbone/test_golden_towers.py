@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone, Prompts, read_weights, run_blocks
-from anomaly_vlm.backbone.weights import fill_weights
+from anomaly_vlm.backbone.weight_files import fill_weights
 from tests.support.golden import ATOL, ROOT, RTOL, Fixture, fixture_paths, golden_backbone
 
 pytestmark = pytest.mark.golden
@@ -53,7 +53,7 @@ def test_windows(path: Path) -> None:
             inside = (corner[:, None] * columns + corner).flatten()  # [size * size]
             starts = (torch.arange(rows - size + 1)[:, None] * columns + torch.arange(columns - size + 1)).flatten()
             keep = torch.cat([torch.zeros(len(starts), 1, dtype=torch.long), 1 + starts[:, None] + inside], dim=1)
-            windows = clip.encode_image(t["in/images"], keep=keep).cls.unflatten(0, (len(t["in/images"]), -1))
+            windows = clip.encode_image(t["in/images"], token_sets=keep).cls.unflatten(0, (len(t["in/images"]), -1))
             close(windows, t[f"out/window_embedding_{size}"], f"windows of {size}")
 
 

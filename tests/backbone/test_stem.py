@@ -66,7 +66,7 @@ def test_the_tower_behind_it_is_any_other(hybrid: ClipBackbone) -> None:
     assert model_output.shape == (2, 16)
     assert torch.isfinite(hybrid.encode_image(images, layers=[3], vv_from=1).patches[0]).all()
     windows = torch.tensor([[0, 1, 2], [0, 4, 5]])
-    assert hybrid.encode_image(images, keep=windows).cls.shape == (4, 16)
+    assert hybrid.encode_image(images, token_sets=windows).cls.shape == (4, 16)
 
 
 def test_plain_open_clip_computes_the_same(hybrid: ClipBackbone) -> None:

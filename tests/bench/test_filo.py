@@ -48,7 +48,7 @@ def test_a_difference_between_the_ways_is_refused() -> None:
     batch = filo.one_image(method, SETTING)
     parameters = list(method.learnable().values())
     steps = [
-        filo.Step(parameters, lambda f=factor: f * method.total_loss(method.losses(batch)), SETTING)  # type: ignore[misc]
+        filo.TrainingStep(parameters, lambda f=factor: f * method.total_loss(method.losses(batch)), SETTING)  # type: ignore[misc]
         for factor in (1.0, 1.01)
     ]
     with pytest.raises(UserError, match="the two ways differ: loss"):

@@ -13,7 +13,7 @@ import torch
 from anomaly_vlm.backbone import load_backbone
 from anomaly_vlm.bench import training
 from anomaly_vlm.bench._measure import Measured, run_here
-from anomaly_vlm.bench._published import PublishedWay
+from anomaly_vlm.bench._published import PublishedDualPath
 from anomaly_vlm.bench._training_data import random_batch
 from anomaly_vlm.bench.training import CLASSES, Setting, count_flops
 from anomaly_vlm.errors import UserError
@@ -41,7 +41,7 @@ def test_the_published_way_gives_the_same_loss_and_gradients(name: str) -> None:
     batch = random_batch(ours, 4, served=False)
     loss = ours.total_loss(ours.losses(batch))
     loss.backward()
-    published = PublishedWay(tiny(SETTING, name))
+    published = PublishedDualPath(tiny(SETTING, name))
     other = published.loss(batch)
     other.backward()
     torch.testing.assert_close(other, loss, rtol=1e-5, atol=1e-6)

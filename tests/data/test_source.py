@@ -74,10 +74,10 @@ def test_categories(two: Path) -> None:
 
 def test_incomplete_set_is_told(two: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="anomaly_vlm"):
-        source(two, official_categories=["bottle", "carpet", "screw"]).samples("test")
+        source(two, published_categories=["bottle", "carpet", "screw"]).samples("test")
     assert "is incomplete: 2 of 3 categories, without carpet" in caplog.text
     caplog.clear()
-    source(two, official_categories=["bottle", "carpet"], categories=["bottle"]).samples("test")
+    source(two, published_categories=["bottle", "carpet"], categories=["bottle"]).samples("test")
     assert caplog.text == ""
 
 

@@ -90,6 +90,13 @@ def test_options_of_older_checkpoints(name: str, old: dict[str, Any], new: dict[
     assert config["backbone"] == {"name": "nano"}
 
 
+def test_options_of_older_data_sources() -> None:
+    old = {"test": {"official_categories": ["a"]}, "train": {"sources": {"mvtec_ad": {"official_categories": ["b"]}}}}
+    new = migrated({"name": "winclip", "dataset": old})["dataset"]
+    assert new["test"] == {"published_categories": ["a"]}
+    assert new["train"] == {"sources": {"mvtec_ad": {"published_categories": ["b"]}}}
+
+
 def test_null_has_todays_meaning_in_todays_checkpoints() -> None:
     later = dict.fromkeys(ADDED)
     assert migrated({"name": "filo", "method": {"layers": None}, **later})["method"] == {"layers": None}

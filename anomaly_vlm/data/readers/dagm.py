@@ -25,7 +25,7 @@ def read_dagm(root: Path, *, protocol: str = "test_folder") -> list[Sample]:
             order of the file system; here the first by name).
 
     Raises:
-        UserError: unknown protocol; a defective image without mask.
+        UserError: Unknown protocol; a defective image without mask.
     """
     if protocol not in PROTOCOLS:
         raise unknown_choice("protocol", str(protocol), PROTOCOLS)

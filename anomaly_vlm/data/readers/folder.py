@@ -25,7 +25,7 @@ def read_folder(root: Path, *, normal: str = "good", category: str = "object") -
         category: Word for the text prompts, where the folders do not name categories.
 
     Raises:
-        UserError: folders without a normal one, or a missing mask.
+        UserError: Folders without a normal one, or a missing mask.
     """
     if child(root, "test"):
         return _category(root, normal)

@@ -59,8 +59,8 @@ def read_ksdd(root: Path, *, category: str = "SDD") -> list[Sample]:
     found = []
     for folder in items:
         masks = Masks(folder)
-        parts = [path for path in images(folder) if not path.stem.endswith("_label")]
-        found += [(path, masks.of(path)[0]) for path in parts]
+        photographs = [path for path in images(folder) if not path.stem.endswith("_label")]
+        found += [(path, masks.of(path)[0]) for path in photographs]
     with ThreadPoolExecutor() as pool:
         thirds = [row for rows in pool.map(lambda pair: _thirds(pair[0], pair[1], category), found) for row in rows]
     normal = [sample for sample in thirds if not sample.label]

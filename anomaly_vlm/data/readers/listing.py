@@ -53,10 +53,10 @@ class Masks:
         """The mask of an anomalous image.
 
         Raises:
-            UserError: it has none, or more than one.
+            UserError: It has none, or more than one.
         """
-        if image.stem in self._parts and (parts := images(self._parts[image.stem], MASK_SUFFIXES)):
-            return tuple(str(part) for part in parts)
+        if image.stem in self._parts and (pieces := images(self._parts[image.stem], MASK_SUFFIXES)):
+            return tuple(str(piece) for piece in pieces)
         stems = (image.stem, *(image.stem + ending for ending in MASK_ENDINGS))
         found = [path for stem in stems for path in self._by_stem.get(stem, []) if path != image]
         if not found:

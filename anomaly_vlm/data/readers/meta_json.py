@@ -20,7 +20,7 @@ def read_meta_json(root: Path, *, index: str = "meta.json") -> list[Sample]:
     where an image has several masks). A category without any mask has image labels only.
 
     Raises:
-        UserError: no such JSON, or an anomalous image without mask in a category with masks.
+        UserError: No such JSON, or an anomalous image without mask in a category with masks.
     """
     path = root if root.is_file() else root / index
     if not path.is_file():
@@ -67,7 +67,7 @@ def write_index(samples: Sequence[Sample], path: Path) -> None:
     """Writes the index of `samples`; paths relative to its folder where they lie inside it, else absolute.
 
     Raises:
-        UserError: drawn or unlabelled samples, which an index cannot hold, or a file that cannot be written.
+        UserError: Drawn or unlabelled samples, which an index cannot hold, or a file that cannot be written.
     """
     content: dict[str, dict[str, list[dict[str, Any]]]] = {"train": {}, "test": {}}
     base = path.resolve().parent

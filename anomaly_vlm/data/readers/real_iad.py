@@ -19,7 +19,7 @@ def read_real_iad(root: Path, *, resolution: int = 1024, lists: str = "realiad_j
         lists: Which folder of lists.
 
     Raises:
-        UserError: a damaged list, or an anomalous image without mask in it.
+        UserError: A damaged list, or an anomalous image without mask in it.
     """
     pictures, tables = child(root, f"realiad_{resolution}"), child(root, "realiad_jsons")
     if pictures is None or tables is None:

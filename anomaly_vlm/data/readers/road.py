@@ -46,13 +46,13 @@ LOST_AND_FOUND = {
 def _frame(image: Path, label: Path | None, table: tuple[int, ...], split: str, *, kind: LabelKind = "mask") -> Sample:
     if label is None:
         return Sample(str(image), ROAD, None, defect="", split=split, kind="none")
-    known = kind == "semantic"
+    labelled = kind == "semantic"
     return Sample(
         path=str(image),
         category=ROAD,
-        label=0 if known else 1,
+        label=0 if labelled else 1,
         masks=(str(label),),
-        defect="good" if known else "unknown object",
+        defect="good" if labelled else "unknown object",
         split=split,
         kind=kind,
         lookup=table,

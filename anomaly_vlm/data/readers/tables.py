@@ -17,7 +17,7 @@ def read_headct(root: Path, *, category: str = "headct") -> list[Sample]:
     """`labels.csv` (id, hemorrhage) beside `head_ct/[head_ct/]NNN.png`; or `CAT/test/{good,DEFECT}`, the converted layout.
 
     Raises:
-        UserError: an image that the table does not list, or a damaged table.
+        UserError: An image that the table does not list, or a damaged table.
     """
     table = root / "labels.csv"
     if not table.is_file():
@@ -48,7 +48,7 @@ def read_elpv(root: Path, *, positive: str = "half", exclude_uncertain: bool = F
         exclude_uncertain: Leave out the probabilities 1/3 and 2/3.
 
     Raises:
-        UserError: unknown rule, or a damaged table.
+        UserError: Unknown rule, or a damaged table.
     """
     if positive not in POSITIVE:
         raise unknown_choice("positive", str(positive), POSITIVE)

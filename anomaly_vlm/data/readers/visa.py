@@ -22,7 +22,7 @@ def read_visa(root: Path, *, split_csv: str = "1cls") -> list[Sample]:
         split_csv: `1cls` (the zero-shot protocol), `2cls_fewshot` or `2cls_highshot`.
 
     Raises:
-        UserError: no such split, a damaged table, or the table is missing beside the downloaded layout.
+        UserError: No such split, a damaged table, or the table is missing beside the downloaded layout.
     """
     if split_csv not in SPLITS:
         raise unknown_choice("split_csv", str(split_csv), SPLITS)

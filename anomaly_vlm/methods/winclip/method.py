@@ -115,7 +115,7 @@ class WinCLIP(MemoryMethod):
         whole = clip.encode_image(images, layers=[clip.num_layers])
         tokens = {"cls": whole.cls, PATCHES: clip.visual.ln_post(whole.patches[0])}
         for size in self.scales:
-            short = clip.encode_image(images, keep=self.windows(size, whole.grid).tokens)
+            short = clip.encode_image(images, token_sets=self.windows(size, whole.grid).tokens)
             tokens[f"windows_{size}"] = short.cls.view(len(images), -1, short.cls.shape[-1])
         return tokens
 

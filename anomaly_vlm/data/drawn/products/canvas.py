@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .dice import Dice
+from .draws import RandomDraws
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 Window = tuple[slice, slice]
@@ -52,7 +52,7 @@ class Cells:
 
 
 class Canvas:
-    """Part of the plane sampled at pixel centres, with the dice and the light of one picture.
+    """Part of the plane sampled at pixel centres, with the draws and the light of one picture.
 
     A whole picture is the square [-1, 1] x [-1, 1]; around a defect it is a smaller rectangle with the defect at (0, 0).
 
@@ -65,29 +65,29 @@ class Canvas:
     """
 
     def __init__(
-        self, x: np.ndarray, y: np.ndarray, reach: float, pixel: float, dice: Dice, light: tuple[float, float]
+        self, x: np.ndarray, y: np.ndarray, reach: float, pixel: float, draws: RandomDraws, light: tuple[float, float]
     ) -> None:
         self.x = np.broadcast_to(x[None, :], (len(y), len(x)))
         self.y = np.broadcast_to(y[:, None], (len(y), len(x)))
         self.shape = (len(y), len(x))
         self.reach, self.pixel = reach, pixel
-        self.dice, self.light = dice, light
+        self.draws, self.light = draws, light
 
     @classmethod
-    def whole(cls, size: int, dice: Dice) -> Canvas:
-        """The canvas of a picture of `size` x `size` pixels, with a light drawn from `dice`."""
+    def whole(cls, size: int, draws: RandomDraws) -> Canvas:
+        """The canvas of a picture of `size` x `size` pixels, with a light drawn from `draws`."""
         line = ((np.arange(size) + 0.5) * 2 / size - 1).astype(np.float32)
-        direction = dice.angle()
-        return cls(line, line, 1.0, 2 / size, dice, (math.cos(direction), math.sin(direction)))
+        direction = draws.angle()
+        return cls(line, line, 1.0, 2 / size, draws, (math.cos(direction), math.sin(direction)))
 
-    def around(self, x: float, y: float, reach: float, dice: Dice) -> tuple[Canvas, Window]:
+    def around(self, x: float, y: float, reach: float, draws: RandomDraws) -> tuple[Canvas, Window]:
         """The part within `reach` of the point (x, y), which becomes (0, 0), and its window in this canvas."""
         columns, rows = (
             slice(max(int((c - reach + 1) / self.pixel), 0), min(math.ceil((c + reach + 1) / self.pixel), count))
             for c, count in ((x, self.shape[1]), (y, self.shape[0]))
         )
         part = Canvas(
-            self.x[0, columns] - np.float32(x), self.y[rows, 0] - np.float32(y), reach, self.pixel, dice, self.light
+            self.x[0, columns] - np.float32(x), self.y[rows, 0] - np.float32(y), reach, self.pixel, draws, self.light
         )
         return part, (rows, columns)
 
@@ -118,7 +118,7 @@ class Canvas:
 
     def _octave(self, across: float, along: float, angle: float) -> np.ndarray:
         columns, rows = (math.ceil(1.5 * count * self.reach) + 6 for count in (along, across))
-        lattice = Image.fromarray(self.dice.table(rows, columns))
+        lattice = Image.fromarray(self.draws.table(rows, columns))
         cos, sin = math.cos(angle), math.sin(angle)
         left, top = float(self.x[0, 0]) - self.pixel / 2, float(self.y[0, 0]) - self.pixel / 2
         u, v, step = along / 2, across / 2, self.pixel
@@ -131,7 +131,7 @@ class Canvas:
     def cells(self, u: np.ndarray, v: np.ndarray, jitter: float = 0.9) -> Cells:
         """Tiling by the nearest of jittered grid points; `u`, `v` [H, W] in cell sizes, `jitter` 0 (squares) to 1."""
         span = 64  # the pattern repeats after this many cells
-        table = self.dice.fractions(4, span * span)
+        table = self.draws.fractions(4, span * span)
         table[:2] = np.float32(0.5) + (table[:2] - np.float32(0.5)) * np.float32(jitter)
         column, row = np.floor(u), np.floor(v)
         inside_u, inside_v = u - column, v - row
@@ -237,14 +237,14 @@ def rgb(red: float, green: float, blue: float) -> np.ndarray:
 
 
 def colour(
-    dice: Dice, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]
+    draws: RandomDraws, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]
 ) -> np.ndarray:
     """A random RGB colour, float32 [3], within ranges of hue (degrees), saturation and value."""
-    return hsv(dice.uniform(*hue), dice.uniform(*saturation), dice.uniform(*value))
+    return hsv(draws.uniform(*hue), draws.uniform(*saturation), draws.uniform(*value))
 
 
 def any_colour(
-    dice: Dice, saturation: tuple[float, float] = (0.2, 0.8), value: tuple[float, float] = (0.35, 0.9)
+    draws: RandomDraws, saturation: tuple[float, float] = (0.2, 0.8), value: tuple[float, float] = (0.35, 0.9)
 ) -> np.ndarray:
     """A random RGB colour of any hue."""
-    return colour(dice, (0, 360), saturation, value)
+    return colour(draws, (0, 360), saturation, value)

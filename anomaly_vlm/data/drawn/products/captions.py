@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .defects.catalogue import KINDS
-from .dice import Dice
+from .draws import RandomDraws
 from .families import Family
 
 TEMPLATES = (
@@ -18,19 +18,19 @@ DAMAGED_TAILS = ("with a defect", "with damage", "with a flaw")
 GENERIC = {"texture": ("surface", "material", "texture"), "object": ("object", "part", "product", "item")}
 
 
-def caption(family: Family, defect: str, dice: Dice) -> str:
+def caption(family: Family, defect: str, draws: RandomDraws) -> str:
     """A sentence on a picture of `family` with `defect` (`good`: none)."""
-    noun = dice.choice(GENERIC[family.kind] if dice.chance(0.1) else family.nouns)
+    noun = draws.choice(GENERIC[family.kind] if draws.chance(0.1) else family.nouns)
     if defect == "good":
-        words = _with_state(noun, NORMAL, NORMAL_TAILS, dice)
-    elif dice.chance(0.3):
-        words = _with_state(noun, DAMAGED, DAMAGED_TAILS, dice)
+        words = _with_state(noun, NORMAL, NORMAL_TAILS, draws)
+    elif draws.chance(0.3):
+        words = _with_state(noun, DAMAGED, DAMAGED_TAILS, draws)
     else:
         kind = KINDS[defect]
-        words = _with_state(noun, kind.states, tuple(f"with {w}" for w in kind.words), dice)
-    return dice.choice(TEMPLATES).format(words)
+        words = _with_state(noun, kind.states, tuple(f"with {w}" for w in kind.words), draws)
+    return draws.choice(TEMPLATES).format(words)
 
 
-def _with_state(noun: str, states: tuple[str, ...], tails: tuple[str, ...], dice: Dice) -> str:
-    words = f"{dice.choice(states)} {noun}" if dice.chance(0.5) else f"{noun} {dice.choice(tails)}"
+def _with_state(noun: str, states: tuple[str, ...], tails: tuple[str, ...], draws: RandomDraws) -> str:
+    words = f"{draws.choice(states)} {noun}" if draws.chance(0.5) else f"{noun} {draws.choice(tails)}"
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"

@@ -57,9 +57,9 @@ def _filling(name: str, paint: Callable[[Canvas], np.ndarray]) -> Callable[[Canv
         kinds = ("label",) if name in LABELLED else ("label", "print", "relief")
         everywhere = np.ones(canvas.shape, np.float32)
         for _ in range(2):
-            if canvas.dice.chance(0.4):
+            if canvas.draws.chance(0.4):
                 image = np.clip(marked(canvas, image, everywhere, 0.8, (0.09, 0.22), kinds), 0, 1)
-        below = image.mean(axis=(0, 1)) * np.float32(canvas.dice.uniform(0.1, 0.45))
+        below = image.mean(axis=(0, 1)) * np.float32(canvas.draws.uniform(0.1, 0.45))
         background = np.broadcast_to(below, image.shape)
         return Scene(image, everywhere, background)
 
@@ -70,7 +70,7 @@ def _standing(name: str, paint: Callable[[Canvas], Scene]) -> Callable[[Canvas],
     def draw(canvas: Canvas) -> Scene:
         scene = paint(canvas)
         image = np.clip(scene.image, 0, 1)
-        if name in STAMPED and canvas.dice.chance(0.3):
+        if name in STAMPED and canvas.draws.chance(0.3):
             image = marked(canvas, image, scene.coverage, 0.4, (0.08, 0.16), ("print", "relief"))
         return Scene(np.clip(image, 0, 1), scene.coverage, np.clip(scene.background, 0, 1))
 

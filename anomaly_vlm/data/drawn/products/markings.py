@@ -28,10 +28,10 @@ _FIGURES = tuple(_STROKES)
 
 def to_canvas(c: Canvas, u: np.ndarray, v: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The map from axes (u, v), affine on the canvas, to canvas points: [N, 2] -> [N, 2]."""
-    own = np.array([[u[0, 0], v[0, 0]], [u[0, -1], v[0, -1]], [u[-1, 0], v[-1, 0]]], np.float64)
+    axes = np.array([[u[0, 0], v[0, 0]], [u[0, -1], v[0, -1]], [u[-1, 0], v[-1, 0]]], np.float64)
     spots = np.array([[c.x[0, 0], c.y[0, 0]], [c.x[0, -1], c.y[0, -1]], [c.x[-1, 0], c.y[-1, 0]]], np.float64)
-    basis = np.linalg.inv(own[1:] - own[0]) @ (spots[1:] - spots[0])
-    return lambda points: (points - own[0]) @ basis + spots[0]
+    basis = np.linalg.inv(axes[1:] - axes[0]) @ (spots[1:] - spots[0])
+    return lambda points: (points - axes[0]) @ basis + spots[0]
 
 
 def letters(
@@ -41,7 +41,7 @@ def letters(
     ink, place = c.ink(), to_canvas(c, u, v)
     for i in range(count):
         left = (i - (count - 1) / 2) * height * 1.05
-        for a, b in _STROKES[c.dice.choice(_FIGURES)]:
+        for a, b in _STROKES[c.draws.choice(_FIGURES)]:
             points = _NODES[[a, b]] * (0.34 * height, 0.5 * height) + (x + left, y)
             ink.line(place(points), height * 0.17)
     return ink.coverage()
@@ -65,52 +65,52 @@ def marked(
         height: Smallest and largest height of a letter, canvas units.
         kinds: One of these is drawn: `label`, `print`, `relief`.
     """
-    dice = c.dice
-    u, v = c.turned(dice.angle(), dice.uniform(-reach, reach), dice.uniform(-reach, reach))
-    size = dice.log_uniform(*height)
-    kind = dice.choice(kinds)
+    draws = c.draws
+    u, v = c.turned(draws.angle(), draws.uniform(-reach, reach), draws.uniform(-reach, reach))
+    size = draws.log_uniform(*height)
+    kind = draws.choice(kinds)
     if kind == "label":
         return _label(c, image, coverage, u, v, size)
     alpha = _sign(c, u, v, size) * coverage
     if kind == "relief":
-        slope = np.clip(c.slope(alpha * np.float32(0.03 * dice.sign())), -1.2, 1.2)
-        return tone(image, 1 + np.float32(dice.uniform(0.4, 0.8)) * slope)
+        slope = np.clip(c.slope(alpha * np.float32(0.03 * draws.sign())), -1.2, 1.2)
+        return tone(image, 1 + np.float32(draws.uniform(0.4, 0.8)) * slope)
     return mix(
         image,
-        any_colour(dice, (0.0, 0.9), dice.choice(((0.03, 0.3), (0.75, 1.0)))),
-        alpha * np.float32(dice.uniform(0.7, 1.0)),
+        any_colour(draws, (0.0, 0.9), draws.choice(((0.03, 0.3), (0.75, 1.0)))),
+        alpha * np.float32(draws.uniform(0.7, 1.0)),
     )
 
 
 def _label(c: Canvas, image: np.ndarray, coverage: np.ndarray, u: np.ndarray, v: np.ndarray, size: float) -> np.ndarray:
     """A sticker with text or a bar code."""
-    dice = c.dice
-    width, height = size * dice.uniform(2.2, 3.2), size * dice.uniform(1.0, 1.5)
+    draws = c.draws
+    width, height = size * draws.uniform(2.2, 3.2), size * draws.uniform(1.0, 1.5)
     away = np.maximum(np.abs(u) - np.float32(width), np.abs(v) - np.float32(height))
-    paper = any_colour(dice, dice.choice(((0.0, 0.1), (0.3, 0.9))), (0.75, 1.0))
+    paper = any_colour(draws, draws.choice(((0.0, 0.1), (0.3, 0.9))), (0.75, 1.0))
     image = tone(image, 1 - 0.3 * coverage * np.exp(-np.clip(away, 0, 1) / np.float32(0.02)))
     image = mix(image, paper, c.inside(away) * coverage)
     inside = c.inside(away + np.float32(0.1 * size)) * coverage
-    return mix(image, any_colour(dice, (0.0, 0.9), (0.03, 0.3)), _sign(c, u, v, 0.7 * size) * inside)
+    return mix(image, any_colour(draws, (0.0, 0.9), (0.03, 0.3)), _sign(c, u, v, 0.7 * size) * inside)
 
 
 def _sign(c: Canvas, u: np.ndarray, v: np.ndarray, height: float) -> np.ndarray:
     """Letters, bar code, frame or arrow around the origin of (u, v); coverage [H, W]."""
-    dice = c.dice
-    kind = dice.choice(("letters", "letters", "letters", "bars", "frame", "arrow"))
+    draws = c.draws
+    kind = draws.choice(("letters", "letters", "letters", "bars", "frame", "arrow"))
     if kind == "letters":
-        rows, count = dice.integer(1, 3), dice.integer(2, 6)
+        rows, count = draws.integer(1, 3), draws.integer(2, 6)
         lines = [letters(c, u, v, count, height, y=(row - (rows - 1) / 2) * height * 1.4) for row in range(rows)]
         text: np.ndarray = np.clip(sum(lines[1:], lines[0]), 0, 1)
         return text
     if kind == "bars":
-        table = dice.fractions(64)
+        table = draws.fractions(64)
         code = np.clip((u / np.float32(0.2 * height) + 32), 0, 63).astype(np.int32)
         bars: np.ndarray = (table.take(code) > 0.5) * c.inside(np.abs(u) - 2 * height) * c.inside(np.abs(v) - height)
         return bars
     if kind == "frame":
-        away = np.abs(np.maximum(np.abs(u) / np.float32(dice.uniform(1.0, 2.5)), np.abs(v)) - height)
-        return c.inside(away - height * dice.uniform(0.06, 0.15))
+        away = np.abs(np.maximum(np.abs(u) / np.float32(draws.uniform(1.0, 2.5)), np.abs(v)) - height)
+        return c.inside(away - height * draws.uniform(0.06, 0.15))
     shaft = np.maximum(np.abs(v) - 0.15 * height, np.abs(u + height) - height)
     head = np.maximum(np.abs(v) + u - 0.6 * height, -u)
     return c.inside(np.minimum(shaft, head))

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from .canvas import LUMA, Canvas, smoothstep
-from .dice import Dice
+from .draws import RandomDraws
 
 
 @dataclass(frozen=True)
@@ -43,26 +43,26 @@ class Nuisances:
     noise: float
     quality: int | None
     turn: int
-    dice: Dice = field(compare=False)
+    draws: RandomDraws = field(compare=False)
 
     @classmethod
-    def drawn_from(cls, dice: Dice) -> Nuisances:
+    def drawn_from(cls, draws: RandomDraws) -> Nuisances:
         """Draws the effects of one picture."""
-        warm, green = dice.uniform(-0.06, 0.06), dice.uniform(-0.02, 0.02)
+        warm, green = draws.uniform(-0.06, 0.06), draws.uniform(-0.02, 0.02)
         return cls(
-            exposure=dice.uniform(0.75, 1.1),
-            gamma=dice.log_uniform(0.8, 1.25),
+            exposure=draws.uniform(0.75, 1.1),
+            gamma=draws.log_uniform(0.8, 1.25),
             tint=(1 + warm, 1 + green, 1 - warm),
-            grey=1.0 if dice.chance(0.08) else dice.uniform(0.0, 0.3),
-            slope=(dice.uniform(-0.16, 0.16), dice.uniform(-0.16, 0.16)),
-            vignette=dice.uniform(0.0, 0.25),
-            shade=_shade(dice) if dice.chance(0.4) else None,
-            glare=_glare(dice) if dice.chance(0.4) else None,
-            blur=dice.uniform(0.0, 0.013),
-            noise=dice.log_uniform(0.004, 0.025),
-            quality=dice.integer(55, 96) if dice.chance(0.6) else None,
-            turn=dice.integer(0, 8),
-            dice=dice,
+            grey=1.0 if draws.chance(0.08) else draws.uniform(0.0, 0.3),
+            slope=(draws.uniform(-0.16, 0.16), draws.uniform(-0.16, 0.16)),
+            vignette=draws.uniform(0.0, 0.25),
+            shade=_shade(draws) if draws.chance(0.4) else None,
+            glare=_glare(draws) if draws.chance(0.4) else None,
+            blur=draws.uniform(0.0, 0.013),
+            noise=draws.log_uniform(0.004, 0.025),
+            quality=draws.integer(55, 96) if draws.chance(0.6) else None,
+            turn=draws.integer(0, 8),
+            draws=draws,
         )
 
     def seen(self, image: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ class Nuisances:
             x, y, radius, strength = self.glare
             away = (canvas.x - np.float32(x)) ** 2 + (canvas.y - np.float32(y)) ** 2
             image = image + (np.float32(strength) * np.exp(-away / np.float32(radius**2)))[..., None]
-        grain = self.dice.grain(*canvas.shape)
+        grain = self.draws.grain(*canvas.shape)
         image = image * np.float32(255)
         photo = Image.fromarray(np.clip(image + np.float32(0.5), 0, 255).astype(np.uint8))
         if self.blur > 0.25 * canvas.pixel:
@@ -98,12 +98,12 @@ class Nuisances:
         return pixels, mask
 
 
-def _shade(dice: Dice) -> tuple[float, float, float, float]:
-    return dice.angle(), dice.uniform(-0.6, 0.6), dice.log_uniform(0.04, 0.4), dice.uniform(0.1, 0.5)
+def _shade(draws: RandomDraws) -> tuple[float, float, float, float]:
+    return draws.angle(), draws.uniform(-0.6, 0.6), draws.log_uniform(0.04, 0.4), draws.uniform(0.1, 0.5)
 
 
-def _glare(dice: Dice) -> tuple[float, float, float, float]:
-    return dice.uniform(-0.9, 0.9), dice.uniform(-0.9, 0.9), dice.log_uniform(0.25, 0.8), dice.uniform(0.05, 0.35)
+def _glare(draws: RandomDraws) -> tuple[float, float, float, float]:
+    return draws.uniform(-0.9, 0.9), draws.uniform(-0.9, 0.9), draws.log_uniform(0.25, 0.8), draws.uniform(0.05, 0.35)
 
 
 def turned(array: np.ndarray, turn: int) -> np.ndarray:

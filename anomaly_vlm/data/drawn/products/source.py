@@ -14,7 +14,7 @@ from anomaly_vlm.errors import UserError, unknown_choice
 from .canvas import Canvas, Scene
 from .captions import caption
 from .defects.apply import CONTRAST, Damage, damage
-from .dice import Dice
+from .draws import RandomDraws
 from .families import FAMILIES, Family
 from .nuisances import Nuisances
 
@@ -52,7 +52,7 @@ class ProceduralDrawing:
 
     def caption(self) -> str:
         """The sentence alone, without drawing."""
-        return caption(FAMILIES[self.family], self.defect, self._dice(_WORDS))
+        return caption(FAMILIES[self.family], self.defect, self._draws(_WORDS))
 
     def twin(self) -> ProceduralDrawing:
         """The same scene seen by the same camera, without the defect."""
@@ -65,13 +65,13 @@ class ProceduralDrawing:
     def numbers(self) -> tuple[int, ...]:
         """All random integers behind the picture, in order (without the grain of the sensor and the words)."""
         canvas, camera, _, done = self._scene()
-        return (*canvas.dice.drawn, *camera.dice.drawn, *(done.numbers if done else ()))
+        return (*canvas.draws.drawn, *camera.draws.drawn, *(done.numbers if done else ()))
 
     def _scene(self) -> tuple[Canvas, Nuisances, Scene, Damage | None]:
-        canvas = Canvas.whole(self.size, self._dice(_SCENE))
+        canvas = Canvas.whole(self.size, self._draws(_SCENE))
         family = FAMILIES[self.family]
         scene = family.draw(canvas)
-        camera = Nuisances.drawn_from(self._dice(_CAMERA))
+        camera = Nuisances.drawn_from(self._draws(_CAMERA))
         if self.defect == "good":
             return canvas, camera, scene, None
         done = damage(canvas, scene, self.defect, self._key(_DEFECT), camera, CONTRAST[family.kind])
@@ -80,8 +80,8 @@ class ProceduralDrawing:
     def _key(self, stream: int) -> tuple[int, ...]:
         return (self.seed, SIDES[self.side], zlib.crc32(self.family.encode()), self.number, stream)
 
-    def _dice(self, stream: int) -> Dice:
-        return Dice(*self._key(stream))
+    def _draws(self, stream: int) -> RandomDraws:
+        return RandomDraws(*self._key(stream))
 
 
 class ProceduralSource:
@@ -101,7 +101,7 @@ class ProceduralSource:
             of other kinds and never evaluated here.
 
     Raises:
-        UserError: a count or size out of range, or a category that is not drawn.
+        UserError: A count or size out of range, or a category that is not drawn.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from .textures import made, mineral, organic, woven
 Colour = np.ndarray  # [3], or [H, W, 3] for a pattern
 
 
-class Stage:
+class ObjectCanvas:
     """The object's own axes on a canvas with a background; layers are painted from bottom to top.
 
     Attributes:
@@ -28,11 +28,11 @@ class Stage:
     def __init__(
         self, c: Canvas, *, size: tuple[float, float] = (0.95, 1.4), turn: float = math.pi, shift: float = 0.1
     ) -> None:
-        self.c, self.dice = c, c.dice
-        self.angle = c.dice.uniform(-turn, turn)
-        self.size = c.dice.uniform(*size)
-        self.u, self.v = c.turned(self.angle, c.dice.uniform(-shift, shift), c.dice.uniform(-shift, shift))
-        squash = c.dice.uniform(0.95, 1.0)  # the camera does not look down exactly
+        self.c, self.draws = c, c.draws
+        self.angle = c.draws.uniform(-turn, turn)
+        self.size = c.draws.uniform(*size)
+        self.u, self.v = c.turned(self.angle, c.draws.uniform(-shift, shift), c.draws.uniform(-shift, shift))
+        squash = c.draws.uniform(0.95, 1.0)  # the camera does not look down exactly
         self.u = self.u / np.float32(squash)
         self.background = ground(c)
         self.image = self.background
@@ -43,8 +43,8 @@ class Stage:
 
     def shadow(self, distance: np.ndarray, height: float = 0.08) -> None:
         """The shadow that a body of outline `distance` [H, W] casts away from the light onto the background."""
-        blur = height * self.dice.uniform(0.6, 1.4)
-        darkness = self.dice.uniform(0.25, 0.6)
+        blur = height * self.draws.uniform(0.6, 1.4)
+        darkness = self.draws.uniform(0.25, 0.6)
         lx, ly = self.c.light
         cast = moved(distance, -lx * height * 0.7 / self.c.pixel, -ly * height * 0.7 / self.c.pixel)
         shade = 1 - np.float32(darkness) * (1 - smoothstep(-blur * 0.6, blur, cast))
@@ -113,7 +113,7 @@ class Stage:
     def sheen(self, strength: float) -> None:
         """Streak of reflected light that depends on the direction from the middle, as on turned metal."""
         _, theta = self.polar()
-        turn = np.float32(self.dice.angle())
+        turn = np.float32(self.draws.angle())
         gain = 1 + np.float32(strength) * np.cos(2 * (theta - turn)) ** 3
         self.image = mix(self.image, tone(self.image, gain), self.coverage)
 
@@ -130,47 +130,47 @@ SURFACES = (
 
 def ground(c: Canvas) -> np.ndarray:
     """What an object lies on: paper, cloth, conveyor, board, metal, any material of the training side; [H, W, 3]."""
-    dice = c.dice
+    draws = c.draws
     image: np.ndarray
-    if dice.chance(0.5):
-        image = np.clip(dice.choice(SURFACES)(c), 0, 1)
+    if draws.chance(0.5):
+        image = np.clip(draws.choice(SURFACES)(c), 0, 1)
         mean = image.mean(axis=(0, 1))
-        image = mean + (image - mean) * np.float32(dice.uniform(0.4, 1.0))
+        image = mean + (image - mean) * np.float32(draws.uniform(0.4, 1.0))
     else:
         image = _plain_ground(c)
-    if dice.chance(0.35):
+    if draws.chance(0.35):
         image = marked(c, np.clip(image, 0, 1), np.ones(c.shape, np.float32), 0.9, (0.1, 0.3))
-    if dice.chance(0.45):  # the rim of a tray or the end of the table
-        _, across = c.turned(dice.angle())
-        far = across - np.float32(dice.uniform(0.55, 0.95))
-        beyond = any_colour(dice, (0.0, 0.4), (0.05, 0.9))
+    if draws.chance(0.45):  # the rim of a tray or the end of the table
+        _, across = c.turned(draws.angle())
+        far = across - np.float32(draws.uniform(0.55, 0.95))
+        beyond = any_colour(draws, (0.0, 0.4), (0.05, 0.9))
         shade = 1 - 0.35 * np.exp(-np.clip(far, 0, 3) / np.float32(0.05))
-        image = mix(image, tone(beyond, shade), c.inside(-far, dice.uniform(1, 4)))
+        image = mix(image, tone(beyond, shade), c.inside(-far, draws.uniform(1, 4)))
     return image
 
 
 def _plain_ground(c: Canvas) -> np.ndarray:
-    dice = c.dice
-    kind = dice.choice(("plain", "plain", "dark", "cloth", "board", "metal", "speckle"))
-    base = any_colour(dice, (0.0, 0.45), (0.35, 0.97))
-    angle = dice.angle()
+    draws = c.draws
+    kind = draws.choice(("plain", "plain", "dark", "cloth", "board", "metal", "speckle"))
+    base = any_colour(draws, (0.0, 0.45), (0.35, 0.97))
+    angle = draws.angle()
     if kind == "plain":
-        shade = 1 + dice.uniform(0.0, 0.08) * c.noise(1.5, 2) + dice.uniform(0.0, 0.02) * c.noise(60, 1)
+        shade = 1 + draws.uniform(0.0, 0.08) * c.noise(1.5, 2) + draws.uniform(0.0, 0.02) * c.noise(60, 1)
     elif kind == "dark":
-        base = any_colour(dice, (0.0, 0.4), (0.03, 0.22))
-        shade = 1 + dice.uniform(0.0, 0.25) * c.noise(3, 3)
+        base = any_colour(draws, (0.0, 0.4), (0.03, 0.22))
+        shade = 1 + draws.uniform(0.0, 0.25) * c.noise(3, 3)
     elif kind == "cloth":
         u, v = c.turned(angle)
-        pitch = np.float32(dice.uniform(40, 70))
-        shade = 1 + dice.uniform(0.03, 0.09) * (np.sin(u * pitch) * np.sin(v * pitch) + 0.5 * c.noise(30, 2))
+        pitch = np.float32(draws.uniform(40, 70))
+        shade = 1 + draws.uniform(0.03, 0.09) * (np.sin(u * pitch) * np.sin(v * pitch) + 0.5 * c.noise(30, 2))
     elif kind == "board":
-        base = colour(dice, (24, 40), (0.2, 0.5), (0.4, 0.85))
-        shade = 1 + dice.uniform(0.03, 0.1) * c.noise(7, 3, stretch=12, angle=angle)
+        base = colour(draws, (24, 40), (0.2, 0.5), (0.4, 0.85))
+        shade = 1 + draws.uniform(0.03, 0.1) * c.noise(7, 3, stretch=12, angle=angle)
     elif kind == "metal":
-        base = colour(dice, (200, 230), (0.0, 0.12), (0.4, 0.8))
-        shade = 1 + dice.uniform(0.02, 0.06) * c.noise(60, 1, stretch=30, angle=angle) + 0.03 * c.noise(2, 2)
+        base = colour(draws, (200, 230), (0.0, 0.12), (0.4, 0.8))
+        shade = 1 + draws.uniform(0.02, 0.06) * c.noise(60, 1, stretch=30, angle=angle) + 0.03 * c.noise(2, 2)
     else:
-        shade = 1 + dice.uniform(0.02, 0.08) * c.noise(30, 2) - 0.12 * smoothstep(1.8, 2.4, c.noise(36, 1))
+        shade = 1 + draws.uniform(0.02, 0.08) * c.noise(30, 2) - 0.12 * smoothstep(1.8, 2.4, c.noise(36, 1))
     return tone(base, shade)
 
 
@@ -205,9 +205,9 @@ def polygon(u: np.ndarray, v: np.ndarray, sides: int, inner: float, corner: floa
     return flat
 
 
-def metal(stage: Stage, kind: str | None = None) -> np.ndarray:
+def metal(stage: ObjectCanvas, kind: str | None = None) -> np.ndarray:
     """A metal's colour, float32 [3]."""
-    dice = stage.dice
+    draws = stage.draws
     kinds = {"steel": ((200, 230), (0.0, 0.1), (0.5, 0.75)), "brass": ((40, 50), (0.3, 0.55), (0.6, 0.85))}
     kinds |= {"copper": ((16, 26), (0.4, 0.6), (0.55, 0.8)), "dark": ((200, 240), (0.0, 0.15), (0.22, 0.4))}
-    return colour(dice, *kinds[kind or dice.choice(("steel", "steel", "brass", "copper", "dark"))])
+    return colour(draws, *kinds[kind or draws.choice(("steel", "steel", "brass", "copper", "dark"))])

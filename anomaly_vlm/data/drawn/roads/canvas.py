@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from anomaly_vlm.data.drawn.products.dice import Dice
+from anomaly_vlm.data.drawn.products.draws import RandomDraws
 
 FINE = 3  # sub-pixels along each axis, for soft edges
 Colour = Sequence[float] | np.ndarray
@@ -23,14 +23,14 @@ class RoadCanvas:
     Attributes:
         image: float32 [H, W, 3] in [0, 1].
         label: uint8 [H, W].
-        dice: Dice of the scene.
+        draws: Random draws of the scene.
         x: float32 [1, W], x of the pixel centres.
         y: float32 [H, 1], y of the pixel centres.
         aspect: Width divided by height.
     """
 
-    def __init__(self, height: int, width: int, dice: Dice) -> None:
-        self.height, self.width, self.dice = height, width, dice
+    def __init__(self, height: int, width: int, draws: RandomDraws) -> None:
+        self.height, self.width, self.draws = height, width, draws
         self.aspect = width / height
         self.image = np.zeros((height, width, 3), np.float32)
         self.label = np.full((height, width), 255, np.uint8)
@@ -39,7 +39,7 @@ class RoadCanvas:
 
     def noise(self, rows: int, columns: int) -> np.ndarray:
         """Smooth noise float32 [H, W], about standard normal, with so many cells."""
-        small = Image.fromarray(self.dice.table(rows, columns))
+        small = Image.fromarray(self.draws.table(rows, columns))
         return np.asarray(small.resize((self.width, self.height), Image.Resampling.BICUBIC))
 
     # ---- whole pictures ----------------------------------------------------------------------------------------------
@@ -55,13 +55,13 @@ class RoadCanvas:
 
     def polygon(self, points: Sequence[Point], colour: Colour, label: int | None, *, alpha: float = 1.0) -> None:
         """A filled polygon."""
-        self._draw(points, lambda draw, at: draw.polygon(at, fill=255), colour, label, alpha)
+        self._draw(points, lambda draw, corners: draw.polygon(corners, fill=255), colour, label, alpha)
 
     def ellipse(self, centre: Point, radii: Point, colour: Colour, label: int | None, *, alpha: float = 1.0) -> None:
         """A filled ellipse with these half axes."""
         (x, y), (a, b) = centre, radii
         corners = [(x - a, y - b), (x + a, y + b)]
-        self._draw(corners, lambda draw, at: draw.ellipse([*at[0], *at[1]], fill=255), colour, label, alpha)
+        self._draw(corners, lambda draw, ends: draw.ellipse([*ends[0], *ends[1]], fill=255), colour, label, alpha)
 
     def box(
         self, left: float, top: float, right: float, bottom: float, colour: Colour, label: int | None, *,
@@ -71,7 +71,7 @@ class RoadCanvas:
         radius = corner * self.height * FINE
         self._draw(
             [(left, top), (right, bottom)],
-            lambda draw, at: draw.rounded_rectangle([*at[0], *at[1]], radius=radius, fill=255),
+            lambda draw, ends: draw.rounded_rectangle([*ends[0], *ends[1]], radius=radius, fill=255),
             colour,
             label,
             alpha,
@@ -88,14 +88,14 @@ class RoadCanvas:
 
     def coverage(self, points: Sequence[Point], how: Stroke) -> tuple[tuple[slice, slice], np.ndarray | None]:
         """The window of the picture around `points`, and how much `how(draw, points)` covers of its pixels; None outside."""
-        at = np.asarray(points, np.float64) * self.height
-        left, top = np.maximum(np.floor(at.min(axis=0)).astype(int) - 1, 0)
-        right, bottom = np.minimum(np.ceil(at.max(axis=0)).astype(int) + 2, (self.width, self.height))
+        pixels = np.asarray(points, np.float64) * self.height
+        left, top = np.maximum(np.floor(pixels.min(axis=0)).astype(int) - 1, 0)
+        right, bottom = np.minimum(np.ceil(pixels.max(axis=0)).astype(int) + 2, (self.width, self.height))
         window = (slice(top, bottom), slice(left, right))
         if right <= left or bottom <= top:
             return window, None
         fine = Image.new("L", ((right - left) * FINE, (bottom - top) * FINE))
-        moved = [(float(x - left) * FINE, float(y - top) * FINE) for x, y in at]
+        moved = [(float(x - left) * FINE, float(y - top) * FINE) for x, y in pixels]
         how(ImageDraw.Draw(fine), moved)
         small = np.asarray(fine, np.float32).reshape(bottom - top, FINE, right - left, FINE).mean(axis=(1, 3))
         return window, small / 255

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anomaly_vlm.data.drawn.products.dice import Dice
+from anomaly_vlm.data.drawn.products.draws import RandomDraws
 
 from .canvas import RoadCanvas
 
@@ -33,14 +33,14 @@ class View:
     kerb: float
 
     @staticmethod
-    def drawn_from(dice: Dice, aspect: float) -> View:
+    def drawn_from(draws: RandomDraws, aspect: float) -> View:
         """Draws the view of a scene whose width is `aspect` times its height."""
         return View(
-            horizon=dice.uniform(0.36, 0.50),
-            vanish=aspect * dice.uniform(0.35, 0.65),
-            centre=aspect * dice.uniform(0.44, 0.56),
-            half=aspect * dice.uniform(0.35, 0.55),
-            kerb=dice.uniform(1.25, 1.45),
+            horizon=draws.uniform(0.36, 0.50),
+            vanish=aspect * draws.uniform(0.35, 0.65),
+            centre=aspect * draws.uniform(0.44, 0.56),
+            half=aspect * draws.uniform(0.35, 0.55),
+            kerb=draws.uniform(1.25, 1.45),
         )
 
     def ground(self, depth: float) -> float:
@@ -76,19 +76,19 @@ def _inside(across: np.ndarray, edge: float | np.ndarray, soft: np.ndarray) -> n
 
 
 def _sky(canvas: RoadCanvas, view: View) -> None:
-    dice = canvas.dice
-    top = np.array([dice.uniform(0.25, 0.55), dice.uniform(0.45, 0.68), dice.uniform(0.70, 0.95)], np.float32)
-    low = np.array([dice.uniform(0.72, 0.92), dice.uniform(0.78, 0.92), dice.uniform(0.82, 0.95)], np.float32)
+    draws = canvas.draws
+    top = np.array([draws.uniform(0.25, 0.55), draws.uniform(0.45, 0.68), draws.uniform(0.70, 0.95)], np.float32)
+    low = np.array([draws.uniform(0.72, 0.92), draws.uniform(0.78, 0.92), draws.uniform(0.82, 0.95)], np.float32)
     height = np.clip(canvas.y / view.horizon, 0, 1)[..., None]
     colours = top + height * (low - top) + np.zeros_like(canvas.x)[..., None]
-    clouds = np.clip(canvas.noise(5, 9) * 0.5 + canvas.noise(11, 14) * 0.25 + dice.uniform(-0.6, 0.3), 0, 1)
+    clouds = np.clip(canvas.noise(5, 9) * 0.5 + canvas.noise(11, 14) * 0.25 + draws.uniform(-0.6, 0.3), 0, 1)
     colours = colours + (clouds * (1 - height[..., 0] * 0.6))[..., None] * (0.93 - colours)
     canvas.fill(np.ones(canvas.label.shape, np.float32), colours, SKY)
 
 
 def _terrain(canvas: RoadCanvas, depth: np.ndarray, below: np.ndarray) -> None:
-    dice = canvas.dice
-    green = np.array([dice.uniform(0.24, 0.42), dice.uniform(0.36, 0.52), dice.uniform(0.14, 0.24)], np.float32)
+    draws = canvas.draws
+    green = np.array([draws.uniform(0.24, 0.42), draws.uniform(0.36, 0.52), draws.uniform(0.14, 0.24)], np.float32)
     near = np.clip(depth, 0.1, 1)
     tone = 0.05 * canvas.noise(14, 24) * near + 0.05 * canvas.noise(30, 50) * near
     haze = (0.25 * np.exp(-6 * depth))[..., None]
@@ -99,11 +99,11 @@ def _terrain(canvas: RoadCanvas, depth: np.ndarray, below: np.ndarray) -> None:
 def _pavement(
     canvas: RoadCanvas, view: View, across: np.ndarray, depth: np.ndarray, soft: np.ndarray, below: np.ndarray
 ) -> None:
-    dice = canvas.dice
-    tone = dice.uniform(0.50, 0.68)
-    warm = dice.uniform(-0.03, 0.05)
+    draws = canvas.draws
+    tone = draws.uniform(0.50, 0.68)
+    warm = draws.uniform(-0.03, 0.05)
     colour = np.array([tone + warm, tone, tone - warm], np.float32)
-    stones = ((1 / depth) * dice.uniform(1.5, 3.0)) % 1  # joints across the way
+    stones = ((1 / depth) * draws.uniform(1.5, 3.0)) % 1  # joints across the way
     joint = np.clip(1 - stones / 0.12, 0, 1) * np.clip(depth * 2, 0, 1)
     tones = 0.02 * canvas.noise(40, 60) - 0.06 * joint
     canvas.fill(_inside(across, view.kerb, soft) * below, colour + tones[..., None], SIDEWALK)
@@ -112,38 +112,38 @@ def _pavement(
 
 
 def _road(canvas: RoadCanvas, across: np.ndarray, depth: np.ndarray, soft: np.ndarray, below: np.ndarray) -> None:
-    dice = canvas.dice
-    tone, cold = dice.uniform(0.25, 0.40), dice.uniform(-0.01, 0.02)
+    draws = canvas.draws
+    tone, cold = draws.uniform(0.25, 0.40), draws.uniform(-0.01, 0.02)
     colour = np.array([tone - cold, tone, tone + cold], np.float32)
     worn = 0.03 * np.cos(across * 2 * math.pi * 2) * np.clip(1.1 - np.abs(across), 0, 1)  # tracks of the wheels
     tones = 0.02 * canvas.noise(60, 110) + 0.025 * canvas.noise(7, 9) + worn
     road = _inside(across, 1.0, soft) * below
     canvas.fill(road, colour + tones[..., None], ROAD)
-    white = np.array([0.86, 0.86, 0.82], np.float32) if dice.chance(0.75) else np.array([0.85, 0.70, 0.25], np.float32)
+    white = np.array([0.86, 0.86, 0.82], np.float32) if draws.chance(0.75) else np.array([0.85, 0.70, 0.25], np.float32)
     side = np.clip((0.014 - np.abs(np.abs(across) - 0.93)) / soft + 0.5, 0, 1)
-    dashes = ((1 / depth) * dice.uniform(0.9, 1.8) + dice.uniform(0, 1)) % 1 < 0.55
+    dashes = ((1 / depth) * draws.uniform(0.9, 1.8) + draws.uniform(0, 1)) % 1 < 0.55
     middle = np.clip((0.013 - np.abs(across)) / soft + 0.5, 0, 1) * dashes
     canvas.fill(np.maximum(side, middle) * road * 0.9, white, None)  # marks are road
 
 
 def paint_backdrop(canvas: RoadCanvas, view: View) -> None:
     """A far skyline, then buildings and trees on both sides, far ones first."""
-    dice = canvas.dice
-    reach = dice.uniform(0.015, 0.05) * (1 + 0.35 * canvas.noise(1, 24)[:1])
+    draws = canvas.draws
+    reach = draws.uniform(0.015, 0.05) * (1 + 0.35 * canvas.noise(1, 24)[:1])
     coverage = np.clip((canvas.y - (view.horizon - reach)) * canvas.height + 0.5, 0, 1) * (
         canvas.y <= view.horizon + 0.004
     )
-    far = np.array([dice.uniform(0.40, 0.52), dice.uniform(0.50, 0.60), dice.uniform(0.48, 0.60)], np.float32)
+    far = np.array([draws.uniform(0.40, 0.52), draws.uniform(0.50, 0.60), draws.uniform(0.48, 0.60)], np.float32)
     canvas.fill(coverage, far, VEGETATION)
     items = []
     for side in (-1, 1):
         edge = view.vanish if side < 0 else canvas.aspect - view.vanish  # from the vanishing point to this edge
         near = 1.0
         while near > 0.16:
-            building = dice.chance(0.55)
-            wide = (dice.uniform(0.30, 0.50) if building else dice.uniform(0.20, 0.34)) * near
+            building = draws.chance(0.55)
+            wide = (draws.uniform(0.30, 0.50) if building else draws.uniform(0.20, 0.34)) * near
             items.append((near, side, edge, building, wide))
-            near *= dice.uniform(0.70, 0.86)
+            near *= draws.uniform(0.70, 0.86)
     for near, side, edge, building, wide in sorted(items):
         outer = view.vanish + side * edge * (0.10 + 0.98 * near)
         base = view.horizon + 0.10 * near * (1 - view.horizon)
@@ -151,11 +151,11 @@ def paint_backdrop(canvas: RoadCanvas, view: View) -> None:
 
 
 def _building(canvas: RoadCanvas, x: float, base: float, wide: float, near: float, side: int) -> None:
-    dice = canvas.dice
-    high = dice.uniform(0.22, 0.50) * (0.25 + 0.75 * near)
-    tone = dice.uniform(0.38, 0.78)
+    draws = canvas.draws
+    high = draws.uniform(0.22, 0.50) * (0.25 + 0.75 * near)
+    tone = draws.uniform(0.38, 0.78)
     colour = np.array(
-        [tone + dice.uniform(-0.03, 0.14), tone + dice.uniform(-0.03, 0.05), tone - dice.uniform(0, 0.14)]
+        [tone + draws.uniform(-0.03, 0.14), tone + draws.uniform(-0.03, 0.05), tone - draws.uniform(0, 0.14)]
     )
     colour = colour + (1 - near) * 0.35 * (0.78 - colour)  # far ones fade
     left, right = x - wide / 2, x + wide / 2
@@ -165,13 +165,13 @@ def _building(canvas: RoadCanvas, x: float, base: float, wide: float, near: floa
     slope = high * 0.05
     wall = [(inner, base - high), (depth, base - high + slope), (depth, base - slope * 0.4), (inner, base)]
     canvas.polygon(wall, colour * 0.72, BUILDING)
-    if dice.chance(0.5):  # a roof
+    if draws.chance(0.5):  # a roof
         top, eaves = base - high * 1.14, base - high
         roof = [(left, eaves), (left + wide * 0.12, top), (right - wide * 0.12, top), (right, eaves)]
-        red = dice.uniform(0.3, 0.55)
+        red = draws.uniform(0.3, 0.55)
         canvas.polygon(roof, (red, red * 0.6, red * 0.5), BUILDING)
-    rows, columns = dice.integer(2, 6), dice.integer(2, 5)
-    glass = np.array([0.25, 0.32, 0.42]) * dice.uniform(0.7, 1.4)
+    rows, columns = draws.integer(2, 6), draws.integer(2, 5)
+    glass = np.array([0.25, 0.32, 0.42]) * draws.uniform(0.7, 1.4)
     for row in range(rows):
         for column in range(columns):
             cx, cy = left + wide * (column + 0.5) / columns, base - high * (row + 0.55) / rows
@@ -180,17 +180,17 @@ def _building(canvas: RoadCanvas, x: float, base: float, wide: float, near: floa
 
 
 def _tree(canvas: RoadCanvas, x: float, base: float, wide: float, near: float, side: int) -> None:
-    dice = canvas.dice
-    high = dice.uniform(0.20, 0.40) * (0.25 + 0.75 * near)
+    draws = canvas.draws
+    high = draws.uniform(0.20, 0.40) * (0.25 + 0.75 * near)
     trunk = wide * 0.05
     canvas.box(x - trunk, base - high * 0.5, x + trunk, base, (0.27, 0.20, 0.14), VEGETATION)
-    green = np.array([dice.uniform(0.10, 0.28), dice.uniform(0.26, 0.44), dice.uniform(0.08, 0.18)])
+    green = np.array([draws.uniform(0.10, 0.28), draws.uniform(0.26, 0.44), draws.uniform(0.08, 0.18)])
     green = green + (1 - near) * 0.3 * (np.array([0.62, 0.70, 0.66]) - green)
     centre = (x, base - high * 0.62)
     canvas.ellipse(centre, (wide * 0.38, high * 0.36), green * 0.85, VEGETATION)
     for _ in range(9):  # leaves in the light and in the shade
-        angle, far = dice.angle(), dice.uniform(0.3, 1.0)
+        angle, far = draws.angle(), draws.uniform(0.3, 1.0)
         place = (centre[0] + math.cos(angle) * far * wide * 0.30, centre[1] + math.sin(angle) * far * high * 0.28)
-        size = dice.uniform(0.10, 0.18)
-        light = 0.85 - 0.45 * math.sin(angle) * far + dice.uniform(-0.1, 0.1)
+        size = draws.uniform(0.10, 0.18)
+        light = 0.85 - 0.45 * math.sin(angle) * far + draws.uniform(-0.1, 0.1)
         canvas.ellipse(place, (wide * size, high * size), green * light, VEGETATION)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anomaly_vlm.data.drawn.products.dice import Dice
+from anomaly_vlm.data.drawn.products.draws import RandomDraws
 
 from .canvas import RoadCanvas
 from .ground import CAR, PERSON, POLE, SIGN, TRUCK, View
@@ -35,19 +35,19 @@ def shadow(canvas: RoadCanvas, x: float, y: float, half: float) -> None:
     canvas.ellipse((x, y), (half * 1.12, half * 0.16), (0.05, 0.05, 0.06), None, alpha=0.55)
 
 
-def car_colour(dice: Dice) -> np.ndarray:
+def car_colour(draws: RandomDraws) -> np.ndarray:
     """White, grey and black more often than bright colours."""
-    if dice.chance(0.5):
-        return np.full(3, dice.choice((0.08, 0.18, 0.35, 0.6, 0.8, 0.9)))
-    hue = dice.choice((0.0, 0.02, 0.08, 0.14, 0.35, 0.55, 0.6, 0.63))
-    return np.array(colorsys.hsv_to_rgb(hue, dice.uniform(0.5, 0.85), dice.uniform(0.35, 0.8)))
+    if draws.chance(0.5):
+        return np.full(3, draws.choice((0.08, 0.18, 0.35, 0.6, 0.8, 0.9)))
+    hue = draws.choice((0.0, 0.02, 0.08, 0.14, 0.35, 0.55, 0.6, 0.63))
+    return np.array(colorsys.hsv_to_rgb(hue, draws.uniform(0.5, 0.85), draws.uniform(0.35, 0.8)))
 
 
 def car(canvas: RoadCanvas, x: float, y: float, unit: float) -> None:
     """A car from behind or from the front."""
-    dice = canvas.dice
-    half, high = unit * dice.uniform(0.55, 0.70) / 2, unit * dice.uniform(0.34, 0.44)
-    colour, rear = car_colour(dice), dice.chance(0.6)
+    draws = canvas.draws
+    half, high = unit * draws.uniform(0.55, 0.70) / 2, unit * draws.uniform(0.34, 0.44)
+    colour, rear = car_colour(draws), draws.chance(0.6)
     shadow(canvas, x, y, half)
     wheel = half * 0.26
     for side in (-1, 1):
@@ -71,9 +71,9 @@ def car(canvas: RoadCanvas, x: float, y: float, unit: float) -> None:
 
 def truck(canvas: RoadCanvas, x: float, y: float, unit: float) -> None:
     """A lorry from behind: a tall closed body on wheels."""
-    dice = canvas.dice
-    half, high = unit * dice.uniform(0.58, 0.72) / 2, unit * dice.uniform(0.65, 0.85)
-    colour = car_colour(dice)
+    draws = canvas.draws
+    half, high = unit * draws.uniform(0.58, 0.72) / 2, unit * draws.uniform(0.65, 0.85)
+    colour = car_colour(draws)
     shadow(canvas, x, y, half)
     for side in (-1, 1):
         canvas.box(
@@ -92,13 +92,13 @@ def truck(canvas: RoadCanvas, x: float, y: float, unit: float) -> None:
 
 def person(canvas: RoadCanvas, x: float, y: float, unit: float) -> None:
     """Somebody on foot: head, trunk, two legs."""
-    dice = canvas.dice
-    high = unit * dice.uniform(0.38, 0.50)
+    draws = canvas.draws
+    high = unit * draws.uniform(0.38, 0.50)
     half = high * 0.13
-    cloth = np.array(colorsys.hsv_to_rgb(dice.uniform(0, 1), dice.uniform(0.1, 0.6), dice.uniform(0.2, 0.75)))
-    legs = np.full(3, dice.uniform(0.08, 0.3)) + np.array([0, 0, dice.uniform(0, 0.15)])
-    skin = np.array([0.82, 0.62, 0.50]) * dice.uniform(0.45, 1.1)
-    step = half * dice.uniform(0.25, 0.75)
+    cloth = np.array(colorsys.hsv_to_rgb(draws.uniform(0, 1), draws.uniform(0.1, 0.6), draws.uniform(0.2, 0.75)))
+    legs = np.full(3, draws.uniform(0.08, 0.3)) + np.array([0, 0, draws.uniform(0, 0.15)])
+    skin = np.array([0.82, 0.62, 0.50]) * draws.uniform(0.45, 1.1)
+    step = half * draws.uniform(0.25, 0.75)
     shadow(canvas, x, y, half * 1.3)
     for side in (-1, 1):
         foot = x + side * step
@@ -111,38 +111,38 @@ def person(canvas: RoadCanvas, x: float, y: float, unit: float) -> None:
 
 def sign(canvas: RoadCanvas, x: float, y: float, unit: float) -> None:
     """A round traffic sign on its pole."""
-    dice = canvas.dice
-    high = unit * dice.uniform(0.70, 0.90)
+    draws = canvas.draws
+    high = unit * draws.uniform(0.70, 0.90)
     radius, thin = unit * 0.10, max(unit * 0.016, 0.6 / canvas.height)
     canvas.box(x - thin, y - high, x + thin, y, (0.52, 0.53, 0.55), POLE)
     ring, face = (
-        ((0.78, 0.08, 0.08), (0.93, 0.93, 0.92)) if dice.chance(0.65) else ((0.90, 0.92, 0.95), (0.10, 0.25, 0.65))
+        ((0.78, 0.08, 0.08), (0.93, 0.93, 0.92)) if draws.chance(0.65) else ((0.90, 0.92, 0.95), (0.10, 0.25, 0.65))
     )
     canvas.ellipse((x, y - high), (radius, radius), ring, SIGN)
     canvas.ellipse((x, y - high), (radius * 0.70, radius * 0.70), face, SIGN)
-    if dice.chance(0.6):
+    if draws.chance(0.6):
         canvas.box(x - radius * 0.38, y - high - radius * 0.12, x + radius * 0.38, y - high + radius * 0.12, DARK, SIGN)
 
 
 SHAPES = {"car": car, "truck": truck, "person": person, "sign": sign}
 
 
-def known_things(dice: Dice, view: View) -> list[Thing]:
+def known_objects(draws: RandomDraws, view: View) -> list[Thing]:
     """1 to 3 vehicles on the road, 0 to 3 people and 0 to 2 signs beside it."""
     things = []
     lanes = [(-0.45, d) for d in (0, 1, 2)] + [(0.45, d) for d in (0, 1, 2)]
-    for _ in range(dice.integer(1, 4)):
-        lane, third = lanes.pop(dice.integer(0, len(lanes)))
-        depth = 0.18 + (third + dice.uniform(0.1, 0.9)) * 0.77 / 3
-        paint = truck if dice.chance(0.25) else car
+    for _ in range(draws.integer(1, 4)):
+        lane, third = lanes.pop(draws.integer(0, len(lanes)))
+        depth = 0.18 + (third + draws.uniform(0.1, 0.9)) * 0.77 / 3
+        paint = truck if draws.chance(0.25) else car
         things.append(Thing(depth, view.middle(depth) + lane * view.half * depth, paint, view.scale(depth)))
     for paint, most in ((person, 4), (sign, 3)):
-        for _ in range(dice.integer(0, most)):
-            depth = dice.uniform(0.20, 0.85)
+        for _ in range(draws.integer(0, most)):
+            depth = draws.uniform(0.20, 0.85)
             place = (
-                dice.sign() * dice.uniform(1.08, view.kerb - 0.04)
+                draws.sign() * draws.uniform(1.08, view.kerb - 0.04)
                 if paint is person
-                else dice.sign() * dice.uniform(1.10, 1.25)
+                else draws.sign() * draws.uniform(1.10, 1.25)
             )
             things.append(Thing(depth, view.middle(depth) + place * view.half * depth, paint, view.scale(depth)))
     return things

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anomaly_vlm.data.drawn.products.dice import Dice
+from anomaly_vlm.data.drawn.products.draws import RandomDraws
 from anomaly_vlm.data.types import UNKNOWN, Drawn, Sample
 from anomaly_vlm.errors import UserError, unknown_choice
 
 from .canvas import RoadCanvas
 from .ground import View, paint_backdrop, paint_ground
-from .known import known_things
-from .unknown import unknown_things
+from .known import known_objects
+from .unknown import unknown_objects
 
 SIDES = {"train": 0, "val": 1, "test": 2}
 _SCENE, _UNKNOWN, _CAMERA = range(3)  # streams of random numbers of one scene
@@ -40,12 +40,12 @@ class RoadDrawing:
 
     def draw(self) -> Drawn:
         """Picture uint8 [H, W, 3]; labels uint8 [H, W]: Cityscapes train ids, 254 unknown objects; a sentence."""
-        canvas = RoadCanvas(self.height, self.width, self._dice(_SCENE))
-        view = View.drawn_from(canvas.dice, canvas.aspect)
+        canvas = RoadCanvas(self.height, self.width, self._draws(_SCENE))
+        view = View.drawn_from(canvas.draws, canvas.aspect)
         paint_ground(canvas, view)
         paint_backdrop(canvas, view)
-        things = known_things(canvas.dice, view)
-        unknown = unknown_things(self._dice(_UNKNOWN), view, canvas.aspect) if self.side != "train" else []
+        things = known_objects(canvas.draws, view)
+        unknown = unknown_objects(self._draws(_UNKNOWN), view, canvas.aspect) if self.side != "train" else []
         for thing in sorted([*things, *unknown], key=lambda thing: thing.depth):  # far ones first
             thing.draw(canvas, view)
         if unknown and (canvas.label == UNKNOWN).mean() < LEAST:  # all of them hidden
@@ -55,16 +55,16 @@ class RoadDrawing:
 
     def _seen(self, canvas: RoadCanvas) -> np.ndarray:
         """Light, tint, a darker border and the sensor's grain."""
-        dice = self._dice(_CAMERA)
-        light = dice.uniform(0.75, 1.15) * np.array([dice.uniform(0.96, 1.04) for _ in range(3)], np.float32)
+        draws = self._draws(_CAMERA)
+        light = draws.uniform(0.75, 1.15) * np.array([draws.uniform(0.96, 1.04) for _ in range(3)], np.float32)
         far = (canvas.x / canvas.aspect - 0.5) ** 2 + (canvas.y - 0.5) ** 2
-        shade = 1 - dice.uniform(0, 0.25) * far
+        shade = 1 - draws.uniform(0, 0.25) * far
         image = canvas.image * light * shade[..., None]
-        image = image + 0.015 * dice.grain(*image.shape)
+        image = image + 0.015 * draws.grain(*image.shape)
         return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
-    def _dice(self, stream: int) -> Dice:
-        return Dice(self.seed, SIDES[self.side], self.number, stream)
+    def _draws(self, stream: int) -> RandomDraws:
+        return RandomDraws(self.seed, SIDES[self.side], self.number, stream)
 
 
 class ProceduralRoadSource:
@@ -80,7 +80,7 @@ class ProceduralRoadSource:
         test_count: Number of test scenes.
 
     Raises:
-        UserError: a count or a size out of range.
+        UserError: A count or a size out of range.
     """
 
     def __init__(

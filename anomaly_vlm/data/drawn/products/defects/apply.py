@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from ..canvas import Canvas, Scene
-from ..dice import Dice
+from ..draws import RandomDraws
 from ..nuisances import Nuisances
 from .catalogue import KINDS, Kind
 from .spot import Spot, find, local_contrast
@@ -59,9 +59,9 @@ def damage(
     best: tuple[float, Spot, np.ndarray, np.ndarray] | None = None
     numbers: list[int] = []
     for attempt in range(ATTEMPTS):
-        dice = Dice(*key, attempt)
-        spot, after, mask, visibility = _draw(canvas, scene, KINDS[kind], dice, camera, contrast)
-        numbers += dice.drawn
+        draws = RandomDraws(*key, attempt)
+        spot, after, mask, visibility = _draw(canvas, scene, KINDS[kind], draws, camera, contrast)
+        numbers += draws.drawn
         if best is None or visibility > best[0]:
             best = visibility, spot, after, mask
         if visibility >= 1:
@@ -76,17 +76,17 @@ def damage(
 
 
 def _draw(
-    canvas: Canvas, scene: Scene, kind: Kind, dice: Dice, camera: Nuisances, contrast: tuple[float, float]
+    canvas: Canvas, scene: Scene, kind: Kind, draws: RandomDraws, camera: Nuisances, contrast: tuple[float, float]
 ) -> tuple[Spot, np.ndarray, np.ndarray, float]:
     """One draw: (spot, window's new image, window's mask, visibility; 1 is enough)."""
-    x, y, radius, heading = find(canvas, scene, dice, kind.place, kind.extent, 0.75)
-    local, window = canvas.around(x, y, 1.7 * radius + 0.05, dice)
+    x, y, radius, heading = find(canvas, scene, draws, kind.place, kind.extent, 0.75)
+    local, window = canvas.around(x, y, 1.7 * radius + 0.05, draws)
     crop = scene.crop(window)
     near = (local.x**2 + local.y**2 < radius**2) * (crop.coverage + np.float32(1e-3))
     mean = (crop.image * near[..., None]).sum(axis=(0, 1)) / near.sum()
     spot = Spot(local, crop, window, radius, heading, mean)
     lively = local_contrast(camera.seen(crop.image), crop.coverage, 0.04 / canvas.pixel)
-    aim = dice.log_uniform(*contrast) + LIVELY * lively + camera.noise
+    aim = draws.log_uniform(*contrast) + LIVELY * lively + camera.noise
     change = np.clip(kind.draw(spot), 0, 1) - crop.image
     _, level = _mask(crop.image, change, kind.grain / canvas.pixel, camera)
     gain = float(np.clip(aim / max(level, 1e-6), *kind.gain))

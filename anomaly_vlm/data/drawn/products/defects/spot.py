@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from ..canvas import Canvas, Scene, Window, mix, smoothstep
-from ..dice import Dice
+from ..draws import RandomDraws
 
 GRID = 64  # cells a side of the grid on which places for defects are judged
 
@@ -20,7 +20,7 @@ class Spot:
     """The window of a picture in which one defect is drawn; the defect's middle is the canvas' (0, 0).
 
     Attributes:
-        c: Canvas of the window with the defect's own dice.
+        c: Canvas of the window with the defect's own draws.
         scene: The picture inside the window, before the defect.
         window: Place of the window in the whole picture.
         radius: Half the extent of the defect, canvas units.
@@ -36,9 +36,9 @@ class Spot:
     colour: np.ndarray
 
     @property
-    def dice(self) -> Dice:
+    def draws(self) -> RandomDraws:
         """The random draws of this defect."""
-        return self.c.dice
+        return self.c.draws
 
     def blob(self, rough: float = 0.25, stretch: float = 1.0, fine: float = 0.08) -> np.ndarray:
         """Signed distance (canvas units, negative inside) of an irregular outline of about `radius`; [H, W].
@@ -53,8 +53,8 @@ class Spot:
         theta = np.arctan2(v, u)
         edge: np.ndarray = np.ones(self.c.shape, np.float32)
         for waves in (2, 3, 5):
-            edge = edge + np.float32(self.dice.uniform(0.3, 1) * rough * 1.5 / waves) * np.cos(
-                theta * waves + np.float32(self.dice.angle())
+            edge = edge + np.float32(self.draws.uniform(0.3, 1) * rough * 1.5 / waves) * np.cos(
+                theta * waves + np.float32(self.draws.angle())
             )
         edge = edge + np.float32(fine) * self.c.noise(5 / self.radius, 2)
         distance: np.ndarray = np.sqrt(u * u + v * v) - np.float32(self.radius) * 0.85 * edge
@@ -84,27 +84,27 @@ def read(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray
 
 
 def find(
-    canvas: Canvas, scene: Scene, dice: Dice, place: str, extent: tuple[float, float], room: float
+    canvas: Canvas, scene: Scene, draws: RandomDraws, place: str, extent: tuple[float, float], room: float
 ) -> tuple[float, float, float, float]:
     """Looks for a spot: (x, y, radius, heading).
 
     Args:
         canvas: Canvas of the picture.
         scene: What the spot is looked for on.
-        dice: Random draws of the spot.
+        draws: Random draws of the spot.
         place: `inside` (within the material as far as it goes), `edge` (on the outline of the object) or `across` (the
             middle on the material).
         extent: Smallest and largest radius, canvas units.
         room: Share of the radius that has to lie within the material for `inside`.
     """
-    radius, heading = dice.log_uniform(*extent), dice.angle()
+    radius, heading = draws.log_uniform(*extent), draws.angle()
     # Places are judged on a grid of fixed size, so that they are the same whatever the size of the picture.
     grid = np.asarray(Image.fromarray(scene.coverage).resize((GRID, GRID), Image.Resampling.BOX))
     if place == "edge":
-        return _on_edge(canvas, scene, dice, grid, radius)
+        return _on_edge(canvas, scene, draws, grid, radius)
     best, spot = -1.0, (0.0, 0.0)
     ring = [(math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)) for k in range(8)] if place == "inside" else []
-    for x, y in (1.8 * dice.fractions(40, 2) - 0.9).tolist():
+    for x, y in (1.8 * draws.fractions(40, 2) - 0.9).tolist():
         points = [(x, y), *((x + room * radius * cos, y + room * radius * sin) for cos, sin in ring)]
         fit = min(_covered(grid, x, y), sum(_covered(grid, *point) for point in points) / len(points))
         if fit > best:
@@ -121,19 +121,19 @@ def _covered(grid: np.ndarray, x: float, y: float) -> float:
 
 
 def _on_edge(
-    canvas: Canvas, scene: Scene, dice: Dice, grid: np.ndarray, radius: float
+    canvas: Canvas, scene: Scene, draws: RandomDraws, grid: np.ndarray, radius: float
 ) -> tuple[float, float, float, float]:
     """A point on the outer outline and the direction out of the object there."""
     total = float(scene.coverage.sum())
     middle_x, middle_y = (float((scene.coverage * axis).sum() / total) for axis in (canvas.x, canvas.y))
-    direction = dice.angle()
+    direction = draws.angle()
     cos, sin = math.cos(direction), math.sin(direction)
     away = 1.4
     while away > 0.02 and _covered(grid, middle_x + away * cos, middle_y + away * sin) < 0.5:
         away -= 0.01
     x, y = middle_x + away * cos, middle_y + away * sin
     # The normal: from the middle of the material around the point towards the middle of what is not material.
-    part, window = canvas.around(x, y, 0.15, dice)
+    part, window = canvas.around(x, y, 0.15, draws)
     weight = scene.coverage[window]
     weight = weight - weight.mean()
     return x, y, radius, math.atan2(-float((weight * part.y).sum()), -float((weight * part.x).sum()))

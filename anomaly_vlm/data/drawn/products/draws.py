@@ -12,7 +12,7 @@ T = TypeVar("T")
 STEPS = 65536
 
 
-class Dice:
+class RandomDraws:
     """One stream of random parameters, seeded by a key of non-negative integers.
 
     Every parameter is drawn as an integer from the raw bits of PCG64, a stream that NumPy keeps from version to version,
