@@ -22,8 +22,9 @@ SCENES = [
     for key, value in (("height", 48), ("width", 80), ("train_count", 8), ("test_count", 3))
 ]
 QUICK = [
-    "method=vl4ad", *SCENES, "epochs=1", "batch_size=4", "method.decoder.queries=6", "method.decoder.hidden=32", "method.decoder.pixel_layers=1",
-    "method.decoder.decoder_layers=2", "method.decoder.points=64", "callbacks.progress=none", "trainer=cpu", "pictures.per_category=1",
+    "method=vl4ad", *SCENES, "epochs=1", "batch_size=4", "method.decoder.queries=6", "method.decoder.hidden=32",
+    "method.decoder.pixel_layers=1", "method.decoder.decoder_layers=2", "method.decoder.points=64",
+    "callbacks.progress=none", "trainer=cpu", "pictures.per_category=1",
 ]  # fmt: skip
 
 
