@@ -54,7 +54,7 @@ train: $(VENV)/.run ## train and evaluate: METHOD=adaclip [DATASET= BACKBONE= ..
 evaluate: $(VENV)/.run ## evaluate a checkpoint: CKPT=outputs/.../last.ckpt [DATASET= DATA= ...]
 	@$(RUN) evaluate $(if $(CKPT),'ckpt=$(CKPT)') $(OVERRIDES)
 
-predict: $(VENV)/.run ## scores and heat maps of a folder: CKPT=FILE IMAGES=FOLDER
+predict: $(VENV)/.run ## scores and heat maps of a folder: IMAGES=FOLDER [CKPT=FILE]; without CKPT what the suite ships
 	@$(RUN) predict $(if $(CKPT),'ckpt=$(CKPT)') $(if $(IMAGES),'images=$(IMAGES)') $(OVERRIDES)
 
 sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2"

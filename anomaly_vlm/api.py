@@ -39,8 +39,8 @@ def load_method(
 
     Args:
         name: Such as `winclip` or `adaclip`.
-        backbone: A name in `conf/backbone/`, or a loaded backbone, which several methods may share; None for the method's
-            embedded default (`nano`, `nano_convnext` for road scenes).
+        backbone: A name in `conf/backbone/`, or a loaded backbone, which several methods may share; None for the
+            method's embedded default (`nano`, `nano_convnext` for road scenes).
         overrides: Further overrides of the configuration, as on the command line.
         options: Options of the method's constructor.
 
@@ -72,8 +72,8 @@ def load_checkpoint(path: str | Path, *, method: str | None = None, backbone: st
     """A method with learned weights.
 
     Args:
-        path: A `.ckpt` that `train` wrote; it knows its method, backbone and options. `published:FILE` for the published
-            code's layout.
+        path: A `.ckpt` that `train` wrote; it knows its method, backbone and options. `published:FILE` for the
+            published code's layout.
         method: Of a published file.
         backbone: Of a published file.
 

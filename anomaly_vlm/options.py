@@ -149,7 +149,8 @@ def checked_constructor(
     """A constructor whose keyword arguments are checked against its annotations before it runs.
 
     Args:
-        init: The constructor. Keywords that neither it nor the class's other constructors have are told with the choices.
+        init: The constructor. Keywords that neither it nor the class's other constructors have are told with the
+            choices.
         owner: See `check_arguments`.
         hidden: Keywords that are no options of a user, and not listed among the choices.
         first: Called with all arguments before anything else is looked at.

@@ -21,11 +21,11 @@ class Prompts:
     """Tokens that enter a tower at the inputs of consecutive blocks.
 
     Args:
-        tokens: one tensor a block, [n, D] (the same for every sequence) or [B, n, D].
+        tokens: One tensor a block, [n, D] (the same for every sequence) or [B, n, D].
         first_block: 0-based block at whose input `tokens[0]` enters; `tokens[j]` enters at block `first_block + j`.
         place: `end` of the sequence, or `start`, directly behind the first token (CLS or SOS).
-        insert: True: the first tokens lengthen the sequence and the later ones replace them. False: all of them overwrite
-            the tokens that stand there (cut where the sequence is shorter).
+        insert: True: the first tokens lengthen the sequence and the later ones replace them. False: all of them
+            overwrite the tokens that stand there (cut where the sequence is shorter).
     """
 
     tokens: Sequence[Tensor]
@@ -67,7 +67,7 @@ class BlockOutputs:
     Attributes:
         last: [B, T, D] output of the last block (the ordinary path), inserted prompts still in it.
         taps: 1-based layer -> [B, T, D]; on the V-V path from its first block on, else the ordinary path.
-        ordinary: the same layers, always the ordinary path.
+        ordinary: The same layers, always the ordinary path.
     """
 
     last: Tensor
@@ -76,14 +76,16 @@ class BlockOutputs:
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, heads, T, D / heads]
+    heads: Tensor = x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, heads, T, D / heads]
+    return heads
 
 
 def _attention(
     attn: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None
 ) -> Tensor:
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    return attn.out_proj(mixed.transpose(1, 2).flatten(2))
+    projected: Tensor = attn.out_proj(mixed.transpose(1, 2).flatten(2))
+    return projected
 
 
 def run_blocks(
@@ -101,16 +103,17 @@ def run_blocks(
     """Runs blocks `first_block .. until - 1` on `x`.
 
     Args:
-        blocks: all of the tower's residual blocks.
+        blocks: All of the tower's residual blocks.
         x: [B, T, D] input of block `first_block`.
-        prompts: tokens that enter on the way.
-        causal: each token sees itself and those before it (text towers).
+        prompts: Tokens that enter on the way.
+        causal: Each token sees itself and those before it (text towers).
         mask: [B, 1, T, T] bool in place of `causal`: row i sees the tokens that are True (see `SentenceTree`).
         taps: 1-based layers whose output is kept.
-        vv_from: 0-based block from which a second path `v` runs beside the ordinary one: at each block the V-V attention
-            `softmax(v v^T / sqrt(d)) v` of the *ordinary* path's input, through the block's own output projection, is
-            added to `v`; no MLP, nothing flows back (AnomalyCLIP, section 3.3 "DPAM").
-        first_block, until: 0-based range of blocks; `until` None means to the end.
+        vv_from: 0-based block from which a second path `v` runs beside the ordinary one: at each block the V-V
+            attention `softmax(v v^T / sqrt(d)) v` of the *ordinary* path's input, through the block's own output
+            projection, is added to `v`; no MLP, nothing flows back (AnomalyCLIP, section 3.3 "DPAM").
+        first_block: 0-based number of the first block that runs.
+        until: 0-based number of the block before which to stop. None runs to the end.
 
     Raises:
         ValueError: prompts together with a V-V path (no method defines it).
@@ -148,4 +151,5 @@ def plus_next_attention(blocks: Sequence[nn.Module], x: Tensor, layer: int) -> T
     block: Any = blocks[layer]
     qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
     q, k, v = (_heads(part, block.attn.num_heads) for part in qkv.chunk(3, dim=-1))
-    return x + block.ls_1(_attention(block.attn, q, k, v, causal=False))
+    after: Tensor = x + block.ls_1(_attention(block.attn, q, k, v, causal=False))
+    return after

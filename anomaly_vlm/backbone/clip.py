@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,10 @@ class ImageTokens:
     Attributes:
         cls: [B, C] global feature in the joint space: `ln_post` and `proj` of the class token, not normalised.
         cls_token: [B, Dv] class token after the last block, before `ln_post`.
-        tokens: per requested layer, in the order asked, [B, 1 + N, Dv] raw block outputs, class token first; on the V-V
+        tokens: Per requested layer, in the order asked, [B, 1 + N, Dv] raw block outputs, class token first; on the V-V
             path from its first block on; inserted prompts stripped.
-        ordinary: the same layers, always the ordinary path.
-        grid: rows and columns of patches.
+        ordinary: The same layers, always the ordinary path.
+        grid: Rows and columns of patches.
     """
 
     cls: Tensor
@@ -47,16 +47,17 @@ class ClipBackbone(FrozenClip, BlockTaps):
     """A frozen open_clip CLIP with a ViT image tower.
 
     Args:
-        model: an `open_clip.CLIP` (or a model with the same towers) with its weights loaded.
-        name: of the architecture, for tables and error messages.
-        weights: where the weights come from, in words: `openai`, `random weights (seed 0)`.
+        model: An `open_clip.CLIP` (or a model with the same towers) with its weights loaded.
+        name: Name of the architecture, for tables and error messages.
+        weights: Where the weights come from, in words: `openai`, `random weights (seed 0)`.
         activation: `gelu` (exact) or `quick_gelu`, set in both towers.
-        pos_resize: how position embeddings are interpolated to other input sizes.
-        mean, std: of the RGB channels that the weights were trained with.
-        image_size: side of the input in pixels that methods use by default with these weights.
+        pos_resize: How position embeddings are interpolated to other input sizes.
+        mean: Mean of the RGB channels that the weights were trained with.
+        std: Standard deviation of the RGB channels that the weights were trained with.
+        image_size: Side of the input in pixels that methods use by default with these weights.
         layers: 1-based vision blocks that methods tap by default; default: quarters of the depth.
-        tokenizer: texts -> [N, context] token ids.
-        is_random: the weights were never trained.
+        tokenizer: Texts -> [N, context] token ids.
+        is_random: The weights were never trained.
 
     Raises:
         UserError: the model has no ViT image tower that can be driven block by block.
@@ -68,7 +69,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
         *,
         name: str,
         weights: str,
-        tokenizer,
+        tokenizer: Callable[[list[str]], Tensor],
         activation: Activation = "gelu",
         pos_resize: PosResize = "bicubic",
         mean: Sequence[float] = (0.48145466, 0.4578275, 0.40821073),
@@ -102,7 +103,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
         native = round((self.visual.positional_embedding.shape[0] - 1) ** 0.5) * self.patch_size
         self.image_size = self.checked_size(native if image_size is None else image_size)
         self.layers = self.checked_layers(layers or self.quarters)
-        self._positions: dict[tuple, Tensor] = {}
+        self._positions: dict[tuple[Any, ...], Tensor] = {}
 
     @property
     def has_stem(self) -> bool:
@@ -110,6 +111,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
         return isinstance(self.visual.conv1, HybridStem)
 
     def cache_key(self) -> dict[str, str]:
+        """What cached tokens depend on besides the weights, the input size and the layers."""
         return {"activation": self.activation, "positions": self.pos_resize}
 
     # ---- image tower -------------------------------------------------------------------------------------------------
@@ -152,11 +154,11 @@ class ClipBackbone(FrozenClip, BlockTaps):
         Args:
             images: [B, 3, H, W] normalised; H and W multiples of the patch size.
             layers: 1-based blocks whose tokens are returned.
-            prompts: tokens that enter on the way, appended behind the patches or overwriting (see `Prompts`).
+            prompts: Tokens that enter on the way, appended behind the patches or overwriting (see `Prompts`).
             vv_from: 0-based first block of the V-V path (see `run_blocks`).
-            keep: [W, k] indices into the 1 + N tokens (0 is the class token). Each row makes a short sequence of its own of
-                every image, cut before `ln_pre` with its original positions (WinCLIP's windows). All outputs then have the
-                batch size B * W, windows of one image next to each other.
+            keep: [W, k] indices into the 1 + N tokens (0 is the class token). Each row makes a short sequence of its
+                own of every image, cut before `ln_pre` with its original positions (WinCLIP's windows). All outputs
+                then have the batch size B * W, windows of one image next to each other.
 
         Returns:
             ImageTokens
@@ -192,7 +194,8 @@ class ClipBackbone(FrozenClip, BlockTaps):
 
     def project(self, tokens: Tensor, *, ln_post: bool = True) -> Tensor:
         """Vision tokens [..., Dv] into the joint space [..., C] by CLIP's own projection, after `ln_post` or without it."""
-        return (self.visual.ln_post(tokens) if ln_post else tokens) @ self.visual.proj
+        projected: Tensor = (self.visual.ln_post(tokens) if ln_post else tokens) @ self.visual.proj
+        return projected
 
 
 def _image_tower(model: Any, name: str) -> VisionTransformer:

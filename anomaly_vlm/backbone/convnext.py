@@ -38,9 +38,15 @@ class ConvNextBackbone(FrozenClip, Strided):
     """A frozen open_clip CLIP with a timm ConvNeXt image tower; the text half is `ClipBackbone`'s.
 
     Args:
-        model, name, weights, tokenizer, mean, std, is_random: see `ClipBackbone`.
-        activation: of the text tower; the trunk keeps its own.
-        image_size: side in pixels of square inputs; methods for road scenes keep each image's own size instead.
+        model: See `ClipBackbone`.
+        name: See `ClipBackbone`.
+        weights: See `ClipBackbone`.
+        tokenizer: See `ClipBackbone`.
+        mean: See `ClipBackbone`.
+        std: See `ClipBackbone`.
+        is_random: See `ClipBackbone`.
+        activation: Activation of the text tower; the trunk keeps its own.
+        image_size: Side in pixels of square inputs; methods for road scenes keep each image's own size instead.
 
     Raises:
         UserError: the image tower is no ConvNeXt of four stages without pooling.
@@ -101,11 +107,13 @@ class ConvNextBackbone(FrozenClip, Strided):
 
     def project(self, pooled: Tensor) -> Tensor:
         """Pooled dense features [n, C] into the joint space [n, D] by CLIP's own head (LayerNorm, then the MLP)."""
-        return self.visual.head(self.visual.trunk.head(pooled[:, :, None, None]))
+        projected: Tensor = self.visual.head(self.visual.trunk.head(pooled[:, :, None, None]))
+        return projected
 
     def trunk(self) -> nn.Module:
         """The convolutional trunk, whose parameters a method without pretrained weights may train."""
-        return self.visual.trunk
+        trunk: nn.Module = self.visual.trunk
+        return trunk
 
 
 def is_convnext(model: Any) -> bool:

@@ -22,10 +22,11 @@ class FrozenTower(nn.Module):
     """Frozen weights with a name: what every backbone is, with or without a text half.
 
     Args:
-        name: of the architecture, for tables and error messages.
-        weights: where the weights come from, in words.
-        mean, std: of the RGB channels (in [0, 1]) that the weights were trained with.
-        is_random: the weights were never trained.
+        name: Name of the architecture, for tables and error messages.
+        weights: Where the weights come from, in words.
+        mean: Mean of the RGB channels (in [0, 1]) that the weights were trained with.
+        std: Standard deviation of the RGB channels (in [0, 1]) that the weights were trained with.
+        is_random: The weights were never trained.
     """
 
     def __init__(
@@ -66,8 +67,14 @@ class FrozenClip(FrozenTower):
     """The text tower of an open_clip model. A subclass holds the image tower as `visual`.
 
     Args:
-        model: an `open_clip.CLIP` (or a model with the same towers) with its weights loaded.
-        name, weights, tokenizer, activation, mean, std, is_random: see `ClipBackbone`; `activation` is the text tower's.
+        model: An `open_clip.CLIP` (or a model with the same towers) with its weights loaded.
+        name: See `ClipBackbone`.
+        weights: See `ClipBackbone`.
+        tokenizer: See `ClipBackbone`.
+        activation: Activation of the text tower; see `ClipBackbone`.
+        mean: See `ClipBackbone`.
+        std: See `ClipBackbone`.
+        is_random: See `ClipBackbone`.
 
     Raises:
         UserError: unknown activation, or a text tower that cannot be driven block by block.
@@ -105,8 +112,10 @@ class FrozenClip(FrozenTower):
     # ---- text tower --------------------------------------------------------------------------------------------------
 
     def tokenize(self, texts: Sequence[str], *, trim: bool = True) -> Tensor:
-        """Token ids [N, T] on the backbone's device; with `trim` cut behind the longest text's end token, which is exact
-        under the causal mask."""
+        """Token ids [N, T] on the backbone's device.
+
+        With `trim` they are cut behind the longest text's end token, which is exact under the causal mask.
+        """
         ids = self._tokenizer(list(texts))
         if trim:
             ids = ids[:, : int(ids.argmax(dim=-1).max()) + 1]
@@ -114,7 +123,8 @@ class FrozenClip(FrozenTower):
 
     def embed_text(self, tokens: Tensor) -> Tensor:
         """Token plus position embeddings [N, T, Dt] of token ids [N, T]: the input of the text tower's block 0."""
-        return self.text.token_embedding(tokens) + self.text.positional_embedding[: tokens.shape[-1]]
+        embedded: Tensor = self.text.token_embedding(tokens) + self.text.positional_embedding[: tokens.shape[-1]]
+        return embedded
 
     def text_states(self, tokens: Tensor, *, until: int) -> Tensor:
         """Hidden states [N, T, Dt] at the input of text block `until` (0-based), without prompts. Frozen: no gradient."""
@@ -133,10 +143,10 @@ class FrozenClip(FrozenTower):
 
         Args:
             tokens: [N, T] ids; they give the end token's position (the largest id), also where prompts overwrite it.
-            states: [N, T, Dt] input of block `first_block` in place of the tokens' own embeddings (learned contexts, or a
-                cached `text_states`).
+            states: [N, T, Dt] input of block `first_block` in place of the tokens' own embeddings (learned contexts, or
+                a cached `text_states`).
             first_block: 0-based block to start at.
-            prompts: tokens that enter on the way.
+            prompts: Tokens that enter on the way.
         """
         x = self.embed_text(tokens) if states is None else states
         blocks = self.text.transformer.resblocks
@@ -162,7 +172,8 @@ class FrozenClip(FrozenTower):
         """Text features [B, R, C], not normalised, of the tree's R sentences.
 
         Args:
-            tree: of the sentences' token ids. embedded: [B, S, N, Dt] token embeddings of its nodes, without positions.
+            tree: Tree of the sentences' token ids.
+            embedded: [B, S, N, Dt] token embeddings of its nodes, without positions.
         """
         x = (embedded + self.text.positional_embedding[tree.depth]).flatten(0, 1)  # [B S, N, Dt]
         x = run_blocks(self.text.transformer.resblocks, x, mask=tree.sees.repeat(len(embedded), 1, 1, 1)).last
@@ -171,7 +182,8 @@ class FrozenClip(FrozenTower):
     def _project_text(self, x: Tensor) -> Tensor:
         x = self.text.ln_final(x)
         projection = self.text.text_projection
-        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        features: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        return features
 
 
 def set_activation(blocks: Any, activation: Activation) -> None:

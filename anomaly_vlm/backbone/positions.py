@@ -19,7 +19,7 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], mode: PosResize =
 
     Args:
         positions: [1 + G * G, D], class position first.
-        grid: rows and columns of patches wanted.
+        grid: Rows and columns of patches wanted.
         mode: `bicubic` and `bilinear` without antialias (AdaCLIP; AnomalyCLIP), `bicubic_antialias` (open_clip's own
             loader). All with `align_corners=False`.
 

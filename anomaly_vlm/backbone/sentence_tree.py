@@ -15,14 +15,16 @@ class SentenceTree:
 
     Args:
         ids: [R, T] token ids; the end token is the largest of a row.
-        together: sentences of a group, in order; None: all R. Small groups of sentences with long common beginnings cost
-            less attention, large ones fewer tokens.
+        together: Sentences of a group, in order; None: all R. Small groups of sentences with long common beginnings
+            cost less attention, large ones fewer tokens.
 
     Attributes:
-        ids: [S, N] token of each node, parents first; 0 behind the last one. depth: [S, N] its position in the sentence.
+        ids: [S, N] token of each node, parents first; 0 behind the last one.
+        depth: [S, N] its position in the sentence.
         sees: [S, 1, N, N] bool: row i is True at node i and at what stands before it.
         ends: [R] place of each sentence's end token in the nodes of all groups, S N long.
-        paths: [R, T'] places of each sentence's tokens, its end repeated behind it; T' is the longest sentence's length.
+        paths: [R, T'] places of each sentence's tokens, its end repeated behind it; T' is the longest sentence's
+            length.
     """
 
     def __init__(self, ids: Tensor, *, together: int | None = None) -> None:

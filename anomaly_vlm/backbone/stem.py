@@ -24,8 +24,8 @@ class HybridStem(nn.Module):
 
     Args:
         name: timm architecture (`tf_efficientnet_lite0`).
-        stages: how many of its stages are used.
-        width: channels of the tokens.
+        stages: How many of its stages are used.
+        width: Channels of the tokens.
 
     Raises:
         UserError: no EfficientNet of timm, or fewer stages than asked for.
@@ -57,10 +57,13 @@ class HybridStem(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """The feature map [B, channels, rows, columns] before the projection."""
         x = self.normalise(images).contiguous(memory_format=torch.channels_last)  # a quarter faster on CPUs
-        return self.blocks(self.bn1(self.conv_stem(x)))
+        features: Tensor = self.blocks(self.bn1(self.conv_stem(x)))
+        return features
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.project(self.features(images))
+        """Patch features [B, width, rows, columns] of images [B, 3, H, W] in [0, 1] after normalisation."""
+        projected: Tensor = self.project(self.features(images))
+        return projected
 
 
 def put_stem(model: Any, stem: Mapping[str, Any]) -> None:

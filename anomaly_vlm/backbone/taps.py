@@ -11,7 +11,9 @@ class BlockTaps:
     """What a ViT says of its blocks and its patches. The class that mixes it in sets the facts.
 
     Attributes:
-        name: for error messages. num_layers: vision blocks. patch_size: side in pixels.
+        name: For error messages.
+        num_layers: Vision blocks.
+        patch_size: Side in pixels.
     """
 
     name: str
@@ -42,7 +44,8 @@ class Strided:
     """Input sizes of a convolutional tower. The class that mixes it in sets the facts.
 
     Attributes:
-        name: for error messages. stride: of the last stage, in pixels.
+        name: For error messages.
+        stride: Stride of the last stage, in pixels.
     """
 
     name: str

@@ -39,12 +39,13 @@ def load_timm(
     """Builds a timm model and fills it with weights.
 
     Args:
-        name: a timm architecture (`vit_small_patch14_dinov2`).
-        pretrained: timm's tag of its weights (`lvd142m`), from timm's cache or the hub; it also gives mean and deviation.
-        weights: local file with them instead: timm's key layout, or a published one that timm knows how to read.
-        random_seed: untrained weights, which tables then say; only together with neither of both.
-        origin: where the weights of a file come from, in words; None: the file's name.
-        options: arguments of timm's model (sizes).
+        name: A timm architecture (`vit_small_patch14_dinov2`).
+        pretrained: timm's tag of its weights (`lvd142m`), from timm's cache or the hub; it also gives mean and
+            deviation.
+        weights: Local file with them instead: timm's key layout, or a published one that timm knows how to read.
+        random_seed: Untrained weights, which tables then say; only together with neither of both.
+        origin: Where the weights of a file come from, in words; None: the file's name.
+        options: Arguments of timm's model (sizes).
 
     Raises:
         UserError: unknown architecture, tag or size, absent weights, a file of another layout.

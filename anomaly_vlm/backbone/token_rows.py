@@ -33,8 +33,10 @@ class FewTokens:
     """A tokenizer that says once which words the weights have no rows for.
 
     Args:
-        tokenizer: texts -> ids [N, T]. ids: tokens with a row of their own. fallback: the token that all others read as.
-        decode: ids -> text.
+        tokenizer: Texts -> ids [N, T].
+        ids: Tokens with a row of their own.
+        fallback: The token that all others read as.
+        decode: Ids -> text.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class FewTokens:
         self.fallback, self.told = decode([fallback]).strip(), False
 
     def __call__(self, texts: list[str]) -> Tensor:
+        """Token ids [N, T]; the first words without a row of their own are logged once."""
         ids = self.tokenizer(texts)
         if not self.told:
             used = ids.unique()

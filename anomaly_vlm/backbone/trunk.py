@@ -20,9 +20,13 @@ class TrunkBackbone(FrozenTower, Strided):
     """A frozen timm model of which only the stages at strides 4, 8 and 16 are run.
 
     Args:
-        model: a timm model with `feature_info` and `forward_intermediates` (ResNet, ConvNeXt, ...).
-        image_size: side in pixels of square inputs by default.
-        name, weights, mean, std, is_random: see `FrozenTower`.
+        model: A timm model with `feature_info` and `forward_intermediates` (ResNet, ConvNeXt, ...).
+        image_size: Side in pixels of square inputs by default.
+        name: See `FrozenTower`.
+        weights: See `FrozenTower`.
+        mean: See `FrozenTower`.
+        std: See `FrozenTower`.
+        is_random: See `FrozenTower`.
 
     Raises:
         UserError: the model has no stages at these strides.
@@ -73,13 +77,14 @@ def load_trunk(
     """Builds a timm model, fills it with weights and freezes it.
 
     Args:
-        name: a timm architecture (`wide_resnet50_2`).
-        pretrained: timm's tag of its weights (`racm_in1k`), from timm's cache or the hub; it also gives mean and deviation.
-        weights: local file with them instead, timm's key layout (torchvision's ResNets have the same one).
-        random_seed: untrained weights, which tables then say; only together with neither of both.
-        image_size: see `TrunkBackbone`.
-        layers: a trunk has none to tap, so None.
-        origin: where the weights of a file come from, in words; None: the file's name.
+        name: A timm architecture (`wide_resnet50_2`).
+        pretrained: timm's tag of its weights (`racm_in1k`), from timm's cache or the hub; it also gives mean and
+            deviation.
+        weights: Local file with them instead, timm's key layout (torchvision's ResNets have the same one).
+        random_seed: Untrained weights, which tables then say; only together with neither of both.
+        image_size: See `TrunkBackbone`.
+        layers: A trunk has none to tap, so None.
+        origin: Where the weights of a file come from, in words; None: the file's name.
 
     Raises:
         UserError: unknown architecture or tag, absent weights, a file of another layout.

@@ -19,8 +19,9 @@ class ImagePatches:
     """What the tower makes of a batch; N = rows x columns of `grid`.
 
     Attributes:
-        patches: per requested layer, in the order asked, [B, N, Dv] raw block outputs; class and register tokens dropped.
-        grid: rows and columns of patches.
+        patches: Per requested layer, in the order asked, [B, N, Dv] raw block outputs; class and register tokens
+            dropped.
+        grid: Rows and columns of patches.
     """
 
     patches: list[Tensor]
@@ -32,9 +33,13 @@ class ViTBackbone(FrozenTower, BlockTaps):
 
     Args:
         model: timm's `VisionTransformer` or `VisionTransformerSAM`, which take images of any size.
-        image_size: side in pixels of square inputs by default.
+        image_size: Side in pixels of square inputs by default.
         layers: 1-based blocks that methods tap by default; None: quarters of the depth.
-        name, weights, mean, std, is_random: see `FrozenTower`.
+        name: See `FrozenTower`.
+        weights: See `FrozenTower`.
+        mean: See `FrozenTower`.
+        std: See `FrozenTower`.
+        is_random: See `FrozenTower`.
 
     Raises:
         UserError: the model is no such ViT, or has no such block.
@@ -97,10 +102,13 @@ def load_vit(
 
     Args:
         name: `vit_small_patch14_dinov2`, `samvit_large_patch16`, or another plain ViT of timm.
-        pretrained, weights, random_seed, origin: see `load_timm`; a file may be the published `dinov2_*_pretrain.pth` or
-            `sam_vit_*.pth`.
-        image_size, layers: see `ViTBackbone`.
-        sizes: of an architecture of one's own (`depth`, `embed_dim`, ...); None: the named one's.
+        pretrained: See `load_timm`.
+        weights: See `load_timm`; a file may be the published `dinov2_*_pretrain.pth` or `sam_vit_*.pth`.
+        random_seed: See `load_timm`.
+        image_size: See `ViTBackbone`.
+        layers: See `ViTBackbone`.
+        origin: See `load_timm`.
+        sizes: Sizes of an architecture of one's own (`depth`, `embed_dim`, ...); None: the named one's.
 
     Raises:
         UserError: see `load_timm` and `ViTBackbone`.

@@ -49,19 +49,21 @@ def load_backbone(
         A `ClipBackbone`, or a `ConvNextBackbone` where the image tower is a timm ConvNeXt.
 
     Args:
-        name: an open_clip architecture (`ViT-L-14-336`), `hf-hub:ORG/NAME`, or any name where `architecture` is given.
-        pretrained: open_clip tag of the weights (`openai`, `laion400m_e31`). With `weights` it says which weights the file
-            holds and nothing is downloaded.
-        weights: local file, `.safetensors` or `.pt`/`.pth`/`.bin` (read with `weights_only`), open_clip's key layout;
+        name: An open_clip architecture (`ViT-L-14-336`), `hf-hub:ORG/NAME`, or any name where `architecture` is given.
+        pretrained: open_clip tag of the weights (`openai`, `laion400m_e31`). With `weights` it says which weights the
+            file holds and nothing is downloaded.
+        weights: Local file, `.safetensors` or `.pt`/`.pth`/`.bin` (read with `weights_only`), open_clip's key layout;
             `package:FILE` is one that this package ships.
-        random_seed: untrained weights drawn from this seed; only together with neither `pretrained` nor `weights`.
-        architecture: open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`) for a model of one's own.
+        random_seed: Untrained weights drawn from this seed; only together with neither `pretrained` nor `weights`.
+        architecture: open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`) for a model of one's
+            own.
         activation: `auto` is what the weights were trained with: the tag's own flag, else the model config's.
-        pos_resize, layers: see `ClipBackbone`; a ConvNeXt has neither positions nor layers to tap.
-        image_size: see there.
-        origin: where the weights of a file come from, in words for tables; None: the file's name.
-        stem: `name` and `stages` of a `HybridStem` in place of the patch embedding; None: open_clip's own. Not for weights
-            that are downloaded.
+        pos_resize: See `ClipBackbone`; a ConvNeXt has no positions.
+        image_size: See `ClipBackbone`.
+        layers: See `ClipBackbone`; a ConvNeXt has no layers to tap.
+        origin: Where the weights of a file come from, in words for tables; None: the file's name.
+        stem: `name` and `stages` of a `HybridStem` in place of the patch embedding; None: open_clip's own. Not for
+            weights that are downloaded.
 
     Raises:
         UserError: unknown architecture or tag, absent weights, a file of another layout.
@@ -117,7 +119,7 @@ def _model_config(name: str, architecture: Mapping[str, Any] | None) -> dict[str
         return copy.deepcopy(dict(architecture))
     if name.startswith(HUB_PREFIX):
         return None
-    config = open_clip.get_model_config(name)
+    config: dict[str, Any] | None = open_clip.get_model_config(name)
     if config is None:
         raise unknown_choice("open_clip architecture", name, open_clip.list_models())
     return config
@@ -128,7 +130,8 @@ def _tag_config(name: str, tag: str | None, *, custom: bool) -> dict[str, Any]:
         return {}
     if not open_clip.pretrained.is_pretrained_cfg(name, tag):
         raise unknown_choice(f"pretrained tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name))
-    return open_clip.get_pretrained_cfg(name, tag)
+    published: dict[str, Any] = open_clip.get_pretrained_cfg(name, tag)
+    return published
 
 
 def resolve_activation(asked: str, tag_config: Mapping[str, Any], model_config: Mapping[str, Any]) -> Any:
@@ -155,7 +158,8 @@ def _build(
         model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
         if stem is not None:
             put_stem(model, stem)
-    return model
+    built: nn.Module = model
+    return built
 
 
 # ---- local files -----------------------------------------------------------------------------------------------------
@@ -281,7 +285,8 @@ def _download(name: str, tag: str | None, tag_config: Mapping[str, Any]) -> nn.M
             warnings.simplefilter(
                 "ignore"
             )  # open_clip warns that activation and tag may differ; `activation` decides that
-            return open_clip.create_model(name, pretrained=tag, precision="fp32")
+            created: nn.Module = open_clip.create_model(name, pretrained=tag, precision="fp32")
+            return created
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:150]
         raise UserError(f"{wanted} could not be loaded ({reason}): {mend}") from error

@@ -146,7 +146,7 @@ def give_trapz() -> None:
 
 
 def torchmetrics_exact(folder: str) -> Work:
-    """torchmetrics without thresholds: AUROC, AP, F1-max of the exact PR curve. It has no AUPRO."""
+    """The exact mode of torchmetrics, without thresholds: AUROC, AP, F1-max of the exact PR curve. It has no AUPRO."""
     import torch
     from torchmetrics.functional.classification import (
         binary_auroc,
@@ -170,7 +170,7 @@ def torchmetrics_exact(folder: str) -> Work:
 
 
 def anomalib(folder: str) -> Work:
-    """anomalib's AUROC, AUPR, F1-max and AUPRO."""
+    """AUROC, AUPR, F1-max and AUPRO of anomalib."""
     import torch
     from anomalib.metrics.aupr import _AUPR
     from anomalib.metrics.aupro import _AUPRO

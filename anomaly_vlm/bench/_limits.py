@@ -50,10 +50,12 @@ def judge(
     """The limits that speak of one set.
 
     Args:
-        title: of the set. pixels: in all its maps.
-        results: by contender; those that were not installed are left out of the comparison.
-        references: values for float32 maps (False) and for maps rounded to float16 (True).
-        main: the set that all limits speak of. small: images of 256 px, where float16 has less to win.
+        title: Title of the set.
+        pixels: Number of pixels in all maps of the set.
+        results: Measurements by contender; those that were not installed are left out of the comparison.
+        references: Values for float32 maps (False) and for maps rounded to float16 (True).
+        main: The set that all limits speak of.
+        small: The set has images of 256 px, where float16 has less to win.
     """
     exact, half, binned = (results[name] for name in ("ours exact", "ours float16", "ours binned"))
     out = []

@@ -31,9 +31,11 @@ class Measured:
     """Result of one piece of work.
 
     Attributes:
-        cpu, wall: seconds of the best run (by CPU time). runs: how often it ran.
-        memory: growth of the peak of resident memory over the loaded data, in MB (10^6 B), in the first run.
-        facts: what the work returned.
+        cpu: CPU seconds of the best run (by CPU time).
+        wall: Wall-clock seconds of that run.
+        runs: How often it ran.
+        memory: Growth of the peak of resident memory over the loaded data, in MB (10^6 B), in the first run.
+        facts: What the work returned.
     """
 
     cpu: float

@@ -19,8 +19,10 @@ from anomaly_vlm.methods.faprompt import FAPrompt
 
 
 class PublishedWay:
-    """The loss of `method`'s parameters in the published way. Takes the method's backbone over: its text weights collect
-    gradients from now on."""
+    """The loss of `method`'s parameters in the published way.
+
+    It takes the method's backbone over, whose text weights collect gradients from now on.
+    """
 
     def __init__(self, method: DualPathMethod) -> None:
         self.method: Any = method
@@ -61,7 +63,8 @@ class PublishedWay:
                 deep = self.method.deep[i - 1].expand(count, -1, -1)
                 x = torch.cat([x[:, :1], deep, x[:, 1 + deep.shape[1] :]], dim=1)
             x = block(x, attn_mask=mask)
-        return text.ln_final(x)[:, int(ids.argmax())] @ text.text_projection
+        features: Tensor = text.ln_final(x)[:, int(ids.argmax())] @ text.text_projection
+        return features
 
     def ids(self, tokens: int, words: str) -> Tensor:
         """All 77 ids of a sentence whose first `tokens` words are placeholders."""
@@ -71,7 +74,8 @@ class PublishedWay:
 
     def probabilities(self, features: Tensor, pair: Tensor) -> Tensor:
         """Similarities of [..., C] with (normal, abnormal) [2, C], after the softmax: [..., 2]."""
-        return (features @ pair.T / self.method.temperature).softmax(dim=-1)
+        probabilities: Tensor = (features @ pair.T / self.method.temperature).softmax(dim=-1)
+        return probabilities
 
     def maps(self, prob: Tensor, size: tuple[int, int]) -> Tensor:
         """Both channels upsampled: [B, N, 2] -> [B, 2, H, W]."""
@@ -80,7 +84,8 @@ class PublishedWay:
         return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
 
     def weight(self, term: str) -> float:
-        return self.method.terms[term].weight
+        weight: float = self.method.terms[term].weight
+        return weight
 
     def loss(self, batch: Batch) -> Tensor:
         assert batch.mask is not None
@@ -124,7 +129,7 @@ class PublishedWay:
         peaks = [prob[..., 1].amax(dim=1) for prob in (first, adapted)]
         score = 0.5 * (image.softmax(dim=-1)[:, 1] + (2 * peaks[0] + peaks[1]) / 3)
         entropy = F.binary_cross_entropy_with_logits(score, label.float(), reduction="none")
-        total = self.weight("image") * F.cross_entropy(image, label)
+        total: Tensor = self.weight("image") * F.cross_entropy(image, label)
         total = total + self.weight("image_focal") * ((1 - torch.exp(-entropy)) ** 2 * entropy).mean()
         cosines = F.cosine_similarity(raw[:, None], raw[None], dim=-1).abs()
         total = total + self.weight("orthogonality") * cosines.triu(diagonal=1).sum()
@@ -140,7 +145,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
     """Written out, as published: [B, T, D] -> [B, T, D]."""
     q, k, v = (part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in (q, k, v))
     weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
-    return (weights @ v).transpose(1, 2).flatten(2)
+    mixed: Tensor = (weights @ v).transpose(1, 2).flatten(2)
+    return mixed
 
 
 def focal(maps: Tensor, mask: Tensor, *, smooth: float = 1e-5) -> Tensor:

@@ -18,8 +18,10 @@ from anomaly_vlm.methods.filo.mmci import MMCI
 
 
 class PublishedFiLo:
-    """The loss of `method`'s parameters in the published way. Takes the method's backbone over: its text weights collect
-    gradients from now on."""
+    """The loss of `method`'s parameters in the published way.
+
+    It takes the method's backbone over, whose text weights collect gradients from now on.
+    """
 
     def __init__(self, method: FiLo) -> None:
         self.method = method
@@ -66,7 +68,8 @@ class PublishedFiLo:
             ids = self.clip.tokenize([f"{front} {line}" for line in sentences], trim=False)
             means.append(F.normalize(self.text_tower(ids, context), dim=-1).mean(dim=0))
         pair = F.normalize(torch.stack(means), dim=-1)
-        return pair / pair.norm()
+        normalised: Tensor = pair / pair.norm()
+        return normalised
 
     def text_tower(self, ids: Tensor, context: Tensor) -> Tensor:
         text = self.clip.text
@@ -76,7 +79,8 @@ class PublishedFiLo:
         mask = torch.full((x.shape[1], x.shape[1]), float("-inf"), device=x.device).triu_(1)
         for block in text.transformer.resblocks:
             x = block(x, attn_mask=mask)
-        return text.ln_final(x)[torch.arange(len(ids)), ids.argmax(dim=-1)] @ text.text_projection
+        features: Tensor = text.ln_final(x)[torch.arange(len(ids)), ids.argmax(dim=-1)] @ text.text_projection
+        return features
 
 
 def dice_rows(prob: Tensor, target: Tensor) -> Tensor:

@@ -102,6 +102,7 @@ def make_method() -> AdaCLIP:
 
 
 def total_loss(method: AdaCLIP, batch: Batch) -> Tensor:
+    """The weighted sum of the method's loss terms, a scalar."""
     return torch.stack([method.terms[name].weight * value for name, value in method.losses(batch).items()]).sum()
 
 
@@ -112,12 +113,14 @@ def fresh_predict(method: AdaCLIP, batch: Batch) -> Any:
 
 
 def train_step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """One optimiser step on a fresh loss."""
     model.zero_grad(set_to_none=True)
     loss().backward()
     optimizer.step()
 
 
 def count_flops(call: Callable[[], Any]) -> float:
+    """Floating-point operations of one call, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())
@@ -188,6 +191,7 @@ class PublishedWay:
         return patches, F.normalize(method.cls_projection(cls), dim=-1), text, 100 * patches @ text
 
     def image_logits(self, patches: Tensor, cls: Tensor, text: Tensor, logits: Tensor, seed: int) -> Tensor:
+        """Image logits [B, 2] of the fused image feature against the two texts."""
         prob = logits.detach().mean(dim=0).softmax(dim=-1)[..., 1]
         feature = self.method.hsf.feature(patches, prob, [seed])
         return 100 * self.method.hsf.fuse(feature, cls) @ text
@@ -199,6 +203,7 @@ class PublishedWay:
         return F.interpolate(grid, size=size, mode="bilinear", align_corners=True).softmax(dim=1)
 
     def loss(self, batch: Batch) -> Tensor:
+        """The published training loss of a batch, a scalar."""
         terms = self.method.terms
         patches, cls, text, logits = self.forward(batch.image)
         seed = self.method.kmeans_seeds(batch, self.method.current_epoch)[0]
@@ -214,6 +219,7 @@ class PublishedWay:
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Image scores [B] and smoothed maps [B, H, W] of a batch."""
         patches, cls, text, logits = self.forward(batch.image)
         seed = self.method.kmeans_seeds(batch, None)[0]
         score = self.image_logits(patches, cls, text, logits, seed).softmax(dim=-1)[:, 1]

@@ -67,7 +67,7 @@ def make_method(setting: Setting) -> FiLo:
     """The shipped configuration with random weights, without a detector of its own."""
     cfg = compose(["method=filo", "backbone=vit_b16"])
     backbone = load_backbone(
-        setting.model, random_seed=0, activation="gelu", pos_resize=cfg.towers.pos_resize, image_size=setting.size
+        setting.model, random_seed=0, activation="gelu", pos_resize=cfg.as_published.pos_resize, image_size=setting.size
     )
     options = {key: value for key, value in cfg.method.items() if key != "_target_"}
     losses = build_terms({key: dict(value) for key, value in cfg.loss.items()})
@@ -76,12 +76,14 @@ def make_method(setting: Setting) -> FiLo:
 
 
 def one_image(method: FiLo, setting: Setting) -> Batch:
+    """A batch of one random image with a rectangular mask, on the setting's device."""
     side = method.backbone.image_size
     mask = torch.zeros(1, side, side, dtype=torch.uint8)
     mask[:, side // 4 : side // 2, side // 4 : side // 3] = 1
     image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     batch = Batch(image, torch.ones(1).long(), mask, [CATEGORY], ["image 0"], torch.arange(1), ["image 0"])
-    return move_data_to_device(batch, setting.device)
+    moved: Batch = move_data_to_device(batch, setting.device)
+    return moved
 
 
 # ---- an image at test time -------------------------------------------------------------------------------------------
@@ -126,6 +128,7 @@ def split(setting: Setting, method: FiLo, turns: int) -> list[tuple[Any, ...]]:
 
 
 def timed(call: Callable[[], Any], setting: Setting, turns: int) -> float:
+    """Median seconds of `turns` calls, after one that warms up."""
     call()
     return median([seconds_of(call, setting) for _ in range(turns)])
 
@@ -175,12 +178,14 @@ class Step:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-12, betas=(0.5, 0.999), fused=True)
 
     def gradients(self) -> Tensor:
+        """Computes the gradients of one step and returns the loss, detached."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss()
         loss.backward()
         return loss.detach()
 
     def __call__(self) -> None:
+        """Runs one training step."""
         self.gradients()
         self.optimizer.step()
         if self.setting.device == "cuda":

@@ -113,6 +113,7 @@ def compare(setting: Setting, name: str, *, turns: int) -> list[tuple[Any, ...]]
 
 
 def print_table(title: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Prints rows of measurements; their first two cells, which only sort them, are left out."""
     table = Table(title=title, title_justify="left", pad_edge=False)
     for column in ("", "published", "ours", "ratio", "FLOP limit", "aim", ""):
         table.add_column(column, justify="right" if column else "left")
@@ -131,7 +132,7 @@ def make_method(setting: Setting, name: str) -> DualPathMethod:
         setting.model,
         random_seed=0,
         activation="quick_gelu",
-        pos_resize=cfg.towers.pos_resize,
+        pos_resize=cfg.as_published.pos_resize,
         image_size=setting.size,
     )
     options = {key: value for key, value in cfg.method.items() if key != "_target_"}
@@ -151,16 +152,21 @@ class Way:
         self.steps = 0
 
     def batch(self, number: int) -> Batch:
+        """Batch `number` of the data set, starting again at its end, on the setting's device."""
         start = number * BATCH % IMAGES
-        return move_data_to_device(collate([self.dataset[i] for i in range(start, start + BATCH)]), self.setting.device)
+        batch = collate([self.dataset[i] for i in range(start, start + BATCH)])
+        moved: Batch = move_data_to_device(batch, self.setting.device)
+        return moved
 
     def gradients(self, batch: Batch) -> Tensor:
+        """Computes the gradients of a batch and returns the loss, detached."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(batch)
         loss.backward()
         return loss.detach()
 
     def step(self) -> None:
+        """Runs one training step on the next batch."""
         self.gradients(self.batch(self.steps))
         self.optimizer.step()
         self.steps += 1
@@ -186,11 +192,13 @@ def check_equal(ours: Way, published: Way) -> None:
 
 
 def synchronise(setting: Setting) -> None:
+    """Waits until the GPU has finished, where there is one."""
     if setting.device == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds_of(call: Callable[[], Any], setting: Setting) -> float:
+    """Wall-clock seconds of one call, the GPU's work included."""
     synchronise(setting)
     start = time.perf_counter()
     call()
@@ -199,6 +207,7 @@ def seconds_of(call: Callable[[], Any], setting: Setting) -> float:
 
 
 def median(values: Sequence[float]) -> float:
+    """The median of some values."""
     return float(np.median(values))
 
 

@@ -27,14 +27,16 @@ def pixel_deviation(image: np.ndarray) -> np.ndarray:
     """Distance of each pixel's colour from the image's median colour. uint8 [H, W, 3] -> float32 [H, W]."""
     values = image.astype(np.float32) / 255
     away = np.sqrt(((values - np.median(values, axis=(0, 1))) ** 2).sum(axis=2))
-    return gaussian_filter(away, len(image) / 100)
+    smoothed: np.ndarray = gaussian_filter(away, len(image) / 100)
+    return smoothed
 
 
 def local_deviation(image: np.ndarray) -> np.ndarray:
     """Distance of each pixel's colour from that of its surroundings (1/16 of the side). uint8 [H, W, 3] -> [H, W]."""
     values, side = image.astype(np.float32) / 255, len(image)
     fine, coarse = (gaussian_filter(values, (sigma, sigma, 0)) for sigma in (side / 100, side / 16))
-    return np.sqrt(((fine - coarse) ** 2).sum(axis=2))
+    contrast: np.ndarray = np.sqrt(((fine - coarse) ** 2).sum(axis=2))
+    return contrast
 
 
 def mahalanobis(image: np.ndarray) -> np.ndarray:
@@ -86,7 +88,8 @@ def _spread(values: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Values at patch centres [rows, columns] -> every pixel [H, W], bilinear."""
     size = _size(image)
     rows, columns = ((np.arange(count) + 0.5 - size / 2) / (size / 2) for count in image.shape[:2])
-    return map_coordinates(values, np.meshgrid(rows, columns, indexing="ij"), order=1, mode="nearest")
+    turned: np.ndarray = map_coordinates(values, np.meshgrid(rows, columns, indexing="ij"), order=1, mode="nearest")
+    return turned
 
 
 def image_scores(heat: np.ndarray) -> dict[str, float]:
@@ -99,7 +102,7 @@ def evaluate(drawings: Mapping[str, Sequence[tuple[Drawing, int]]]) -> list[dict
     """AUROC in percent of each baseline, pooled over all images and as the mean over categories.
 
     Args:
-        drawings: for each category its (drawing, label) pairs; both labels must occur in each.
+        drawings: For each category its (drawing, label) pairs; both labels must occur in each.
 
     Returns:
         one row a baseline: `map`, `image_max`, `image_top` (pooled), `image_max_mean`, `image_top_mean` (mean over the

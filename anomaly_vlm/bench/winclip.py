@@ -66,6 +66,7 @@ def make_method(*, small: bool = False) -> tuple[WinCLIP, open_clip.CLIP]:
 
 
 def make_image(method: WinCLIP) -> Tensor:
+    """A random image [1, 3, S, S] of the backbone's size, the same on every call."""
     side = method.backbone.image_size
     return torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
 
@@ -198,7 +199,7 @@ def windows_at_work(small: bool) -> Callable[[], dict[str, Any]]:
 
 
 def anomalib_limits(method: WinCLIP, model: open_clip.CLIP) -> list[Limit]:
-    """anomalib's WinCLIP on the same weights; nothing where it is not installed."""
+    """Limits on our time against WinCLIP of anomalib on the same weights; none where it is not installed."""
     try:
         from anomalib.models.image.winclip.torch_model import WinClipModel
     except ImportError:

@@ -30,11 +30,11 @@ class TokenCache:
     """Entries of one kind of tokens, in memory and, where a folder is given, on disk.
 
     Args:
-        about: everything that the tokens depend on but the image (weights, preprocessing, layers, attention path, dtype);
-            plain values. Entries of another `about` are never seen.
-        folder: of all caches, shared by runs and processes; None: memory alone.
-        disk_bytes: budget of `folder`, all caches together; least recently used other caches give way first.
-        memory_bytes: budget of this process.
+        about: Everything that the tokens depend on but the image (weights, preprocessing, layers, attention path,
+            dtype); plain values. Entries of another `about` are never seen.
+        folder: Folder of all caches, shared by runs and processes; None: memory alone.
+        disk_bytes: Budget of `folder`, all caches together; least recently used other caches give way first.
+        memory_bytes: Budget of this process.
     """
 
     def __init__(

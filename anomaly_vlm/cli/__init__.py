@@ -25,6 +25,7 @@ COMMANDS = {
 
 
 def usage() -> str:
+    """The text of `anomaly-vlm --help`."""
     lines = [f"anomaly-vlm {__version__}: visual anomaly detection with vision-language models", ""]
     lines += ["usage: anomaly-vlm COMMAND [key=value ...]", ""]
     lines += [f"  {name:<16} {text}" for name, (_, text) in COMMANDS.items()]

@@ -25,6 +25,7 @@ HELP = "usage: anomaly-vlm bench NAME [--quick]\n\n" + "\n".join(
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm bench` with its arguments; returns the exit status."""
     if not arguments or any(word in ("-h", "--help") for word in arguments):
         sys.stdout.write(HELP + "\n")
         return 0

@@ -17,6 +17,7 @@ folder: default $ANOMALY_VLM_CACHE, else ~/.cache/anomaly_vlm/tokens
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm cache` with its arguments; returns the exit status."""
     if any(word in ("-h", "--help") for word in arguments):
         sys.stdout.write(HELP)
         return 0

@@ -15,6 +15,7 @@ Loading a TorchScript archive can run code: only for files of known origin.
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm convert-weights` with its arguments; returns the exit status."""
     if any(word in ("-h", "--help") for word in arguments):
         sys.stdout.write(HELP)
         return 0

@@ -17,6 +17,7 @@ repositories.
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm data` with its arguments; returns the exit status."""
     if asks_for_help(arguments, HELP):
         return 0
     sheet, rest = pop_key(arguments, "sheet")

@@ -22,6 +22,7 @@ output: default outputs/descriptions/NAME_prompt.txt, outputs/descriptions/NAME.
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm descriptions` with its arguments; returns the exit status."""
     if any(word in ("-h", "--help") for word in arguments):
         from anomaly_vlm.texts.questionnaire import QUESTIONNAIRES
 

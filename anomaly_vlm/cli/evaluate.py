@@ -23,6 +23,7 @@ The checkpoint knows its method, backbone and options; data, trainer and batch s
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm evaluate` with its arguments; returns the exit status."""
     if help_with_choices(arguments, HELP):
         return 0
     spec, overrides = pop_key(arguments, "ckpt")

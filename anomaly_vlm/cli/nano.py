@@ -16,6 +16,7 @@ An interrupted run goes on: call it again with the same output_dir.
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm nano` with its arguments; returns the exit status."""
     if any(word in ("-h", "--help") for word in arguments):
         sys.stdout.write(HELP)
         return 0

@@ -25,6 +25,7 @@ SETS = ("magnetic_tile", "brain_mri")
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm nano-report` with its arguments; returns the exit status."""
     if any(word in ("-h", "--help") for word in arguments):
         sys.stdout.write(HELP)
         return 0
@@ -96,6 +97,7 @@ def adaclip(cfg: Any, ckpt: str, source: Any) -> tuple[Any, Any]:
 
 
 def show_table(name: str, count: int, rows: list[Row]) -> None:
+    """Prints the table of one data set, in percent."""
     from rich.table import Table
 
     from anomaly_vlm.reporting.console import show

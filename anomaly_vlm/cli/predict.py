@@ -10,14 +10,17 @@ from anomaly_vlm.cli.evaluate import configured
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checks import writable_folder
 
-HELP = """usage: anomaly-vlm predict ckpt=FILE images=FOLDER [category=WORD] [key=value ...]
+DEFAULT = "package:adaclip"
+HELP = """usage: anomaly-vlm predict images=FOLDER [ckpt=FILE] [category=WORD] [key=value ...]
 
 Writes scores.csv (path, score) and a heat map beside each image into the output folder.
+ckpt: what 'train' wrote (default: package:adaclip, which the suite ships: nano CLIP, trained on drawn pictures)
 category: what the images show, for the text prompts (default: object)
 """
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm predict` with its arguments; returns the exit status."""
     if asks_for_help(arguments, HELP):
         return 0
     spec, rest = pop_key(arguments, "ckpt")
@@ -28,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     if not Path(images).is_dir():
         raise UserError(f"images={images}: no such folder: give a folder with the images to score")
     if spec is None and not any(word.startswith("method=") for word in overrides):
-        raise UserError("no checkpoint given: add ckpt=FILE, a .ckpt that 'train' wrote")
+        spec = DEFAULT
     cfg, checkpoint = configured(spec, overrides, "predict")
     if cfg.shots and (checkpoint is None or checkpoint.excluded_paths(cfg) is None):
         raise UserError(

@@ -14,6 +14,7 @@ HELP = """usage: anomaly-vlm report [runs=FOLDER]    default: outputs
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm report` with its arguments; returns the exit status."""
     if any(word in ("-h", "--help") for word in arguments):
         sys.stdout.write(HELP)
         return 0

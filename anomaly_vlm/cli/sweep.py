@@ -31,6 +31,7 @@ Hydra multirun: lists of values, range(1,4), hydra/launcher=joblib (extra `sweep
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm sweep` with its arguments; returns the exit status."""
     if any(word in ("-h", "--help") for word in arguments):
         sys.stdout.write(f"{HELP}\n{describe_choices()}\n")
         return 0
@@ -51,8 +52,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def in_one_folder(arguments: Sequence[str], methods: Sequence[str]) -> list[str]:
-    """The arguments, with one folder for a sweep over several methods: by itself, each would have a sweep folder of its own
-    name, and the table those of the first alone."""
+    """The arguments, with one folder for a sweep over several methods.
+
+    Otherwise each method would write to a sweep folder of its own name, and the table would list the first method's alone.
+    """
     names = list(dict.fromkeys(methods))
     if len(names) < 2 or any(word.startswith("hydra.sweep.dir=") for word in arguments):
         return list(arguments)
@@ -123,6 +126,7 @@ class SweepTable(Callback):
     root: ClassVar[Path | None] = None  # of the last sweep in this process
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Collects the runs of the sweep into one table, prints it and writes it to `sweep.csv`."""
         from anomaly_vlm.reporting.collect import collect_runs, sweep_table
         from anomaly_vlm.reporting.console import say, show
 

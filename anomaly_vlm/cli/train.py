@@ -22,6 +22,7 @@ data: dataset=NAME names a test set (trained on procedural images) or a pair (vi
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm train` with its arguments; returns the exit status."""
     if help_with_choices(arguments, HELP):
         return 0
     resume, overrides = pop_key(arguments, "resume")

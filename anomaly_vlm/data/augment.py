@@ -16,7 +16,7 @@ class Augment:
     """A chain of `kornia.augmentation` modules.
 
     Args:
-        operations: in their order; each draws from its own parameters. Geometric ones turn the mask along, nearest.
+        operations: In their order; each draws from its own parameters. Geometric ones turn the mask along, nearest.
     """
 
     def __init__(self, operations: Sequence[Any]) -> None:
@@ -25,7 +25,12 @@ class Augment:
         self.chain = AugmentationSequential(*operations, data_keys=None)
 
     def __call__(self, image: Tensor, mask: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
-        """image float32 [3, S, S] in [0, 1] and mask uint8 [S, S] of 0 / 1 / 255, changed as `seed` says.
+        """Augments an image and its mask together, as `seed` says.
+
+        Args:
+            image: float32 [3, S, S] in [0, 1].
+            mask: uint8 [S, S] of 0 / 1 / 255, or None.
+            seed: Seed of everything random in the operations.
 
         Raises:
             UserError: an operation changes the size.

@@ -18,8 +18,8 @@ class RandomCrop:
     """Resizes an image to a random short side and cuts a random rectangle (Mask2Former's recipe for Cityscapes).
 
     Args:
-        size: height and width of the crop in pixels. A smaller image is padded, labels with 255.
-        short_sides: to choose from; None: the image's own.
+        size: Height and width of the crop in pixels. A smaller image is padded, labels with 255.
+        short_sides: To choose from; None: the image's own.
 
     Raises:
         UserError: a size that is no pair of whole numbers above 0, or no short side.
@@ -36,10 +36,13 @@ class RandomCrop:
     def __call__(
         self, image: Tensor, labels: Tensor | None, random: np.random.Generator, fill: Sequence[float]
     ) -> tuple[Tensor, Tensor | None]:
-        """image float32 [3, H, W] in [0, 1] and labels uint8 [H, W] -> [3, *size] and [*size].
+        """Crops an image and its labels at the same place.
 
         Args:
-            fill: colour around an image that is smaller than the crop.
+            image: float32 [3, H, W] in [0, 1].
+            labels: uint8 [H, W], or None.
+            random: Generator that the scale and the place are drawn from.
+            fill: Colour around an image that is smaller than the crop.
         """
         if self.short_sides is not None:
             image, labels = self._resized(image, labels, int(random.choice(self.short_sides)))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.checks import check_files
-from anomaly_vlm.data.dataset import AnomalyDataset, PixelCache, StoredTokens, collate
+from anomaly_vlm.data.dataset import AnomalyDataset, Item, PixelCache, StoredTokens, collate
 from anomaly_vlm.data.limits import balanced
 from anomaly_vlm.data.references import ReferencePicks, positions_by_category
 from anomaly_vlm.data.sampler import BatchesSampler, EpochSampler, ShardSampler
@@ -23,7 +23,7 @@ from anomaly_vlm.data.types import Batch, Preprocess, References, Sample
 from anomaly_vlm.errors import UserError
 
 
-class TrainLoader(DataLoader):
+class TrainLoader(DataLoader[Item]):
     """A loader that a checkpoint can resume: its order is a function of (seed, epoch), and its state says which order."""
 
     def __init__(self, *args: Any, order: dict[str, int], **kwargs: Any) -> None:
@@ -31,6 +31,7 @@ class TrainLoader(DataLoader):
         self.order = order
 
     def state_dict(self) -> dict[str, int]:
+        """The order of this loader, for the checkpoint."""
         return dict(self.order)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -208,9 +209,11 @@ class AnomalyDataModule(L.LightningDataModule):
         rows = positions_by_category(self.samples("train"))[0] if self.train_on == "references" else [0]
         return collate([dataset[i] for i in rows])
 
-    def train_dataloader(self) -> DataLoader:
-        """Shuffled; references: one batch a category, on every process the same. After a resume, the first epoch goes on
-        where the checkpoint stopped."""
+    def train_dataloader(self) -> DataLoader[Item]:
+        """The training side, shuffled; of references one batch a category, the same on every process.
+
+        After a resume, the first epoch goes on where the checkpoint stopped.
+        """
         dataset = self.dataset("train")
         if self.train_on == "references":
             batches = positions_by_category(self.samples("train"))
@@ -234,18 +237,19 @@ class AnomalyDataModule(L.LightningDataModule):
         """The side that checkpoints are chosen on; no loader where none is."""
         return [] if self.selection_side is None else self._eval_loader(self.selection_side)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Item]:
+        """The test side in order, with labels."""
         _need_labels(self.samples("test"), "the test set")
         return self._eval_loader("test")
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[Item]:
         """The test side in order, labels or not."""
         return self._eval_loader("test")
 
-    def _eval_loader(self, side: str) -> DataLoader:
+    def _eval_loader(self, side: str) -> DataLoader[Item]:
         dataset = self.dataset(side)
         rank, world_size = self._rank()
-        sampler: Sampler = ShardSampler(len(dataset), rank=rank, world_size=world_size)
+        sampler: Sampler[int] = ShardSampler(len(dataset), rank=rank, world_size=world_size)
         return DataLoader(dataset, sampler=sampler, batch_size=self.eval_batch_size, **self._options())
 
     def _options(self) -> dict[str, Any]:

@@ -50,8 +50,13 @@ class Item:
 
 
 class Pixels(NamedTuple):
-    """A preprocessed sample: `image` uint8 [3, S, S], `mask` uint8 [S, S] (the semantic labels of a sample that has some) or
-    None, `key` of the exact pixels."""
+    """A preprocessed sample.
+
+    Attributes:
+        image: uint8 [3, S, S].
+        mask: uint8 [S, S] (the semantic labels of a sample that has some), or None.
+        key: Key of the exact pixels, or None.
+    """
 
     image: Tensor
     mask: Tensor | None
@@ -66,31 +71,33 @@ class PixelCache:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
-        self._entries: dict[tuple, Pixels] = {}
+        self._entries: dict[tuple[object, ...], Pixels] = {}
 
-    def get(self, key: tuple) -> Pixels | None:
+    def get(self, key: tuple[object, ...]) -> Pixels | None:
+        """The pixels stored under a key, or None."""
         return self._entries.get(key)
 
-    def put(self, key: tuple, pixels: Pixels) -> None:
+    def put(self, key: tuple[object, ...], pixels: Pixels) -> None:
+        """Stores pixels under a key, unless they would exceed the limit."""
         size = pixels.image.nbytes + (0 if pixels.mask is None else pixels.mask.nbytes)
         if self.used + size <= self.limit:
             self._entries[key] = pixels
             self.used += size
 
 
-class AnomalyDataset(Dataset):
+class AnomalyDataset(Dataset[Item]):
     """Items of samples. `[i]` is sample i of epoch 0, `[epoch, i]` that of another epoch.
 
     Everything random comes from (seed, epoch, i): order, batches and worker processes change nothing.
 
     Args:
-        samples: of one side.
-        preprocess: the method's.
-        seed: of mosaics and augmentations.
-        augment: what training images go through; None for none.
-        cache: of preprocessed pixels, or None.
-        name: of this data set within the cache.
-        stored_tokens: key of an image's pixels -> its frozen tokens, where they are kept; None: none are.
+        samples: Samples of one side.
+        preprocess: The method's.
+        seed: Seed of mosaics and augmentations.
+        augment: What training images go through; None for none.
+        cache: Cache of preprocessed pixels, or None.
+        name: Name of this data set within the cache.
+        stored_tokens: Key of an image's pixels -> its frozen tokens, where they are kept; None: none are.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from anomaly_vlm.errors import UserError
 
@@ -34,8 +34,10 @@ def open_image(path: str) -> Image.Image:
 
 
 def open_mask(path: str, threshold: int) -> np.ndarray:
-    """bool [H, W]: 8-bit grey value above `threshold`. 16-bit values are compared at their own scale, so that small class
-    numbers stay above 0."""
+    """A mask file as bool [H, W]: True where the 8-bit grey value is above `threshold`.
+
+    16-bit values are compared at their own scale, so that small class numbers stay above 0.
+    """
     image = _decoded(path)
     if image.mode.startswith("I"):
         return np.asarray(image) > threshold * 257
@@ -108,7 +110,7 @@ def _eight_bit(image: Image.Image, path: str) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, Image.UnidentifiedImageError) or not text:
+    if isinstance(error, UnidentifiedImageError) or not text:
         return "no image format that is known"
     return text
 

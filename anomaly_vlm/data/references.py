@@ -40,9 +40,11 @@ def listed(candidates: Sequence[Sample], table: Mapping[str, Any], shots: int, s
     """The picks that a list names.
 
     Args:
-        table: category -> list of file names (the end of the path is enough) or of positions in the category's sorted
-            candidates; or category -> number of shots -> such a list. The first `shots` are taken.
-        source: of the list, for messages.
+        candidates: The images that a list may name, all categories together.
+        table: Category -> list of file names (the end of the path is enough) or of positions in the category's sorted
+            candidates; or category -> number of shots -> such a list.
+        shots: How many images of each category are taken, from the front of its list.
+        source: Source of the list, for messages.
 
     Raises:
         UserError: a category is not in the list, or names too few or unknown images, or one twice.

@@ -17,11 +17,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
     All ranks get equally many, as the first ones of the permutation are dealt twice where it does not divide.
 
     Args:
-        size: of the data set.
-        seed: of the order.
-        epoch: to begin with. A loader's processes fetch ahead before `set_epoch` is called, hence at construction.
-        skip: positions of this rank's share of that first epoch that were used before a resume.
-        rank, world_size: of this process.
+        size: Size of the data set.
+        seed: Seed of the order.
+        epoch: Epoch to begin with. A loader's processes fetch ahead before `set_epoch` is called, hence at construction.
+        skip: Positions of this rank's share of that first epoch that were used before a resume.
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch, self.first_epoch, self.skip = epoch, epoch, skip
 
     def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch whose order the next iteration follows."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -30,9 +30,11 @@ class Source(Protocol):
 
     name: str
 
-    def samples(self, side: str) -> list[Sample]: ...
+    def samples(self, side: str) -> list[Sample]:
+        """The samples of one side: `train`, `val` or `test`."""
 
-    def references(self) -> list[Sample]: ...
+    def references(self) -> list[Sample]:
+        """The normal images that few-shot references may be picked from."""
 
 
 class FileSource:
@@ -41,17 +43,18 @@ class FileSource:
     The zero-shot protocol takes a set's own test split on both sides, so the split is an option and the side is not asked.
 
     Args:
-        name: of the data set, for tables.
-        root: its folder, relative to the working directory; `package:NAME/FOLDER` inside an installed package; None where
-            the user must say it.
+        name: Name of the data set, for tables.
+        root: Folder of the set, relative to the working directory; `package:NAME/FOLDER` inside an installed package; None
+            where the user must say it.
         reader: `root -> samples` of all splits, from `anomaly_vlm.data.readers`.
-        layout: what the reader expects below `root`, in words. origin: where users get the set, if anywhere; for messages.
+        layout: What the reader expects below `root`, in words.
+        origin: Where users get the set, if anywhere; for messages.
         split: `train`, `val`, `test` or `all`.
-        categories: only these, by their names on disk; None for all.
-        official_categories: all that the complete set has; a warning tells what is missing.
-        class_words: name on disk -> word for prompts and tables, in place of the official one.
-        mask_threshold: a mask value above it is anomalous, 0 to 254 (of 255).
-        protocol: which reading of the set this is, where there are several, for the line that says what was used.
+        categories: Only these, by their names on disk; None for all.
+        official_categories: All that the complete set has; a warning tells what is missing.
+        class_words: Name on disk -> word for prompts and tables, in place of the official one.
+        mask_threshold: A mask value above it is anomalous, 0 to 254 (of 255).
+        protocol: Which reading of the set this is, where there are several, for the line that says what was used.
 
     Raises:
         UserError: a wrong option; from `samples`, a missing or empty root, unknown categories, or what the reader finds.
@@ -93,6 +96,7 @@ class FileSource:
         return ", ".join(part for part in (self.protocol, split, *(self.categories or ())) if part)
 
     def samples(self, side: str) -> list[Sample]:
+        """The samples of one side: `train`, `val` or `test`."""
         found = self._read(side)
         if self.split != "all":
             splits = sorted({sample.split for sample in found})
@@ -102,8 +106,10 @@ class FileSource:
         return self._finished(found)
 
     def references(self) -> list[Sample]:
-        """Normal images of the training split; of the used split where a category has none there (the picks then leave the
-        test set)."""
+        """Normal images of the training split, or of the used split where a category has none there.
+
+        In the second case the images that are picked are removed from the test set.
+        """
         found = [sample for sample in self._read("test") if sample.label == 0]
         trained = {sample.category for sample in found if sample.split == "train"}
         split = None if self.split == "all" else self.split
@@ -189,8 +195,8 @@ class JointSource:
     """Several data sets as one, for joint protocols (AdaCLIP: MVTec AD + ColonDB -> all others).
 
     Args:
-        name: of the union, for tables.
-        sources: by the name of their node.
+        name: Name of the union, for tables.
+        sources: The sources by the name of their node.
     """
 
     def __init__(self, *, name: str, sources: Mapping[str, Source]) -> None:
@@ -203,12 +209,14 @@ class JointSource:
                 source.place = f"sources.{key}."
 
     def samples(self, side: str) -> list[Sample]:
+        """The samples of one side: `train`, `val` or `test`."""
         found = {key: source.samples(side) for key, source in self.sources.items()}
         if side != "train":
             self._check_rows({key: {sample.category for sample in samples} for key, samples in found.items()})
         return [sample for samples in found.values() for sample in samples]
 
     def references(self) -> list[Sample]:
+        """The normal images that few-shot references may be picked from."""
         return [sample for source in self.sources.values() for sample in source.references()]
 
     def _check_rows(self, categories: dict[str, set[str]]) -> None:

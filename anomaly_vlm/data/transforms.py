@@ -32,6 +32,7 @@ def read_region(sample: Sample, size: tuple[int, int] | None = None) -> Image.Im
     """The union of a file sample's masks (mode L, 0 / 255), or its labels.
 
     Args:
+        sample: A sample that lies in files.
         size: (width, height) of the image; None: that of the first mask.
 
     Raises:

@@ -14,8 +14,13 @@ VOID, UNKNOWN = 255, 254  # labels: pixels that do not count; unknown objects in
 
 
 class Drawn(NamedTuple):
-    """A drawn image: `image` uint8 [H, W, 3], `mask` bool [H, W] (True where anomalous) or, of a sample with `labels`, uint8
-    [H, W] of its labels, `caption` one sentence."""
+    """A drawn image.
+
+    Attributes:
+        image: uint8 [H, W, 3].
+        mask: bool [H, W], True where anomalous; of a sample with `labels`, uint8 [H, W] of its labels.
+        caption: One sentence about the picture.
+    """
 
     image: np.ndarray
     mask: np.ndarray
@@ -25,7 +30,8 @@ class Drawn(NamedTuple):
 class Drawing(Protocol):
     """An image that is drawn on demand instead of read from a file. Picklable; the same call gives the same pixels."""
 
-    def draw(self) -> Drawn: ...
+    def draw(self) -> Drawn:
+        """Draws the image and its mask; the same on every call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +39,20 @@ class Sample:
     """One row of a data set's index.
 
     Attributes:
-        path: image file, or a readable virtual name (`procedural/test/gear/00012`) where `drawing` is set.
-        category: word for the text prompts and row of the results table.
+        path: Image file, or a readable virtual name (`procedural/test/gear/00012`) where `drawing` is set.
+        category: Word for the text prompts and row of the results table.
         label: 0 normal, 1 anomalous, None unknown (prediction).
-        masks: mask files, united by `> mask_threshold` (several in MVTec LOCO); empty for normal samples, for samples
+        masks: Mask files, united by `> mask_threshold` (several in MVTec LOCO); empty for normal samples, for samples
             without region and for sets without masks.
-        defect: defect type, `good` for normal samples.
+        defect: Defect type, `good` for normal samples.
         split: `train`, `val` or `test` as the data set's authors define it.
-        dataset: name of the data set.
-        kind: what the labels are: `mask` (pixel masks), `image` (image labels only), `semantic` (train ids, 254 unknown
+        dataset: Name of the data set.
+        kind: What the labels are: `mask` (pixel masks), `image` (image labels only), `semantic` (train ids, 254 unknown
             objects, 255 void), `none`.
-        mask_threshold: a mask value above it (0-255) is anomalous.
-        drawing: draws the image and its mask, for the procedural sets.
-        lookup: 256 entries, value in the one mask file -> label (0 / 1 / 255, or train ids where `kind` is `semantic`), in
-            place of the threshold.
+        mask_threshold: A mask value above it (0-255) is anomalous.
+        drawing: Draws the image and its mask, for the procedural sets.
+        lookup: 256 entries, value in the one mask file -> label (0 / 1 / 255, or train ids where `kind` is `semantic`),
+            in place of the threshold.
     """
 
     path: str
@@ -72,16 +78,19 @@ class Preprocess:
     """How a method wants its pixels; the backbone fills size, mean and std, the method's protocol the rest.
 
     Attributes:
-        size: side of the square input in pixels; images are squash-resized to it (antialiased, PIL).
-        mean, std: per RGB channel, of values in [0, 1].
-        rgb: convert to RGB `before` the resize (AdaCLIP) or `after` it (AnomalyCLIP); differs for palette images.
+        size: Side of the square input in pixels; images are squash-resized to it (antialiased, PIL).
+        mean: Per RGB channel, of values in [0, 1].
+        std: Per RGB channel, of values in [0, 1].
+        rgb: Convert to RGB `before` the resize (AdaCLIP) or `after` it (AnomalyCLIP); differs for palette images.
         mask_resize: `bilinear` on the 0/255 mask then `> 0.5` (the zero-shot protocol), or `nearest`.
-        mask_size: side of the masks that maps are compared with in an evaluation, where it is not that of the image (several
-            few-shot codes, and SAA: 400).
-        fit: `square`: to `size`; `short_side`: the shorter side to `size`, the other in proportion (the same for masks);
-            `native`: every image and mask keeps its own size (road scenes).
-        frame: with `native`, (height, width) to which all images are resized first, nearest for masks; None: as they are.
-        interpolation: of images: `bicubic` (CLIP's own) or `bilinear` (AnoVL); a `frame` is always bilinear.
+        mask_size: Side of the masks that maps are compared with in an evaluation, where it is not that of the image
+            (several few-shot codes, and SAA: 400).
+        fit: `square`: to `size`; `short_side`: the shorter side to `size`, the other in proportion (the same for
+            masks); `native`: every image and mask keeps its own size (road scenes).
+        frame: With `native`, (height, width) to which all images are resized first, nearest for masks; None: as they
+            are.
+        interpolation: Interpolation of images: `bicubic` (CLIP's own) or `bilinear` (AnoVL); a `frame` is always
+            bilinear.
     """
 
     size: int
@@ -96,6 +105,7 @@ class Preprocess:
 
     @property
     def mask_side(self) -> int:
+        """Side in pixels of the masks that maps are compared with."""
         return self.size if self.mask_size is None else self.mask_size
 
 
@@ -104,14 +114,15 @@ class Batch:
     """What a method sees.
 
     Attributes:
-        unencoded: Normalised images [M, 3, H, W], float32, of the samples without `tokens`, in their order; all B where no
-            cache serves any.
+        unencoded: Normalised images [M, 3, H, W], float32, of the samples without `tokens`, in their order; all B where
+            no cache serves any.
         label: [B] int64, 0 normal / 1 anomalous; -1 where unknown (prediction).
         mask: [B, H, W] uint8 of 0 / 1 / 255 (void), or None where the set has no pixel labels.
-        category: B strings. path: B strings.
+        category: B strings.
+        path: B strings.
         index: [B] int64, position in the data set's index, so that repeats of a distributed sampler count once.
-        key: B strings that name the exact pixels of each image, for caches of what a frozen tower makes of them; None where
-            the pixels were augmented at random.
+        key: B strings that name the exact pixels of each image, for caches of what a frozen tower makes of them; None
+            where the pixels were augmented at random.
         tokens: B entries of the token cache, None where an image is given instead; None: no cache.
         semantic: [B, H, W] uint8 train ids of the known classes, 255 elsewhere; None where the set has no such labels.
     """
@@ -151,8 +162,8 @@ class References:
     """The normal images of one category that a few-shot method compares with: its shots.
 
     Attributes:
-        batch: the k images, all of the same category, in the order picked; `key` and `tokens` as in any batch.
-        at: side in pixels -> the same images squash-resized to that side, normalised, [k, 3, side, side].
+        batch: The k images, all of the same category, in the order picked; `key` and `tokens` as in any batch.
+        at: Side in pixels -> the same images squash-resized to that side, normalised, [k, 3, side, side].
     """
 
     batch: Batch
@@ -160,6 +171,7 @@ class References:
 
     @property
     def category(self) -> str:
+        """The one category of all images."""
         return self.batch.category[0]
 
     def __len__(self) -> int:

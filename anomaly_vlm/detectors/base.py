@@ -31,7 +31,7 @@ class Detector(ABC):
     Building one checks that its weights, files and packages are there; the weights are read when the first image comes.
 
     Args:
-        store: keeps raw answers on disk; None: every call runs the model.
+        store: Keeps raw answers on disk; None: every call runs the model.
     """
 
     name: ClassVar[str]  # of the backend; results of one that replaces the paper's detector are labelled with it
@@ -86,9 +86,13 @@ class Detector(ABC):
         """Boxes of each image.
 
         Args:
-            images: paths or PIL images. captions: one each.
+            images: Paths or PIL images.
+            captions: One caption for each image.
             size: (height, width) of the frame that the boxes are given in.
-            box_threshold, text_threshold, max_area, keep_best: see `boxes.select` and `boxes.phrase_of`.
+            box_threshold: See `boxes.select`.
+            text_threshold: See `boxes.phrase_of`.
+            max_area: See `boxes.select`.
+            keep_best: See `boxes.select`.
         """
         pictures = [as_picture(image, i) for i, image in enumerate(images)]
         return [

@@ -21,11 +21,12 @@ class Queries:
     """A detector's answer for one image and caption, before any threshold.
 
     Attributes:
-        boxes: [k, 4] relative centre form, in query order. scores: [k] in (0, 1).
+        boxes: [k, 4] relative centre form, in query order.
+        scores: [k] in (0, 1).
         probs: [k, T] probability of each of the caption's T word pieces; None where `phrases` are given.
-        pieces: the T word pieces, `[CLS]` first.
+        pieces: The T word pieces, `[CLS]` first.
         phrases: k ready phrases, of a detector without word pieces.
-        floor: queries with a score of at most this may be missing.
+        floor: Queries with a score of at most this may be missing.
     """
 
     boxes: Tensor
@@ -50,7 +51,9 @@ class Detections:
     """Boxes of one image.
 
     Attributes:
-        boxes: [n, 4] float32 (x0, y0, x1, y1) in pixels of the size asked for, not clipped. scores: [n]. phrases: n.
+        boxes: [n, 4] float32 (x0, y0, x1, y1) in pixels of the size asked for, not clipped.
+        scores: [n].
+        phrases: n phrases.
         valid: [n] bool, True unless a method's own rule says otherwise.
     """
 
@@ -73,8 +76,10 @@ def queries_of(logits: Tensor, boxes: Tensor, pieces: Sequence[str], image: str)
     """A model's raw output as `Queries`.
 
     Args:
-        logits: [Q, 256 or T] of one image; columns past the caption are -inf. boxes: [Q, 4] relative centre form.
-        pieces: word pieces of the caption. image: its name, for the error.
+        logits: [Q, 256 or T] of one image; columns past the caption are -inf.
+        boxes: [Q, 4] relative centre form.
+        pieces: Word pieces of the caption.
+        image: Name of the image, for the error.
 
     Raises:
         UserError: a box is not finite.
@@ -91,9 +96,11 @@ def select(
     """Indices [n] of the queries kept, in query order.
 
     Args:
-        boxes: [k, 4] relative centre form. scores: [k].
-        box_threshold, max_area: kept are scores above and relative areas `w h` below; an area limit of 1 lets every box in.
-        keep_best: where none is left, the one with the highest score, whatever its area.
+        boxes: [k, 4] relative centre form.
+        scores: [k].
+        box_threshold: Queries with a score above it are kept.
+        max_area: Queries with a relative area `w h` below it are kept; 1 lets every box in.
+        keep_best: Where none is left, the one with the highest score, whatever its area.
     """
     area = boxes[:, 2] * boxes[:, 3]
     kept = (scores > box_threshold) & ((area < max_area) if max_area < 1 else True)

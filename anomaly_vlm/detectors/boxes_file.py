@@ -25,7 +25,8 @@ class FileDetector(Detector):
     """Boxes from a JSON file.
 
     Args:
-        path: the file. missing: an image without an entry is an `error`, or has no boxes (`none`).
+        path: The file.
+        missing: An image without an entry is an `error`, or has no boxes (`none`).
 
     Raises:
         UserError: no such file, or one of another form.
@@ -45,9 +46,11 @@ class FileDetector(Detector):
         self.relative, self.images = read_boxes(self.path)
 
     def look(self, pictures: Sequence[Picture], captions: Sequence[str]) -> list[Queries]:
+        """The stored boxes of each picture; captions are not read."""
         return [self._one(picture) for picture in pictures]
 
     def identity(self) -> dict[str, Any]:
+        """What the answers depend on: the file."""
         return {"detector": self.name, "path": str(self.path)}
 
     def _one(self, picture: Picture) -> Queries:

@@ -18,9 +18,11 @@ class ComponentsDetector(MapDetector):
     """Boxes round the regions where a map, scaled to [0, 1], reaches `level`; 8-connected.
 
     Args:
-        level: of the scaled map. flat: maps whose range is smaller have no boxes.
-        min_area: smallest share of the image that a component covers. max_area: boxes of this share or more are dropped.
-        most: boxes kept, by score (the map's maximum in the component).
+        level: Level of the scaled map, in [0, 1], from which a pixel belongs to a component.
+        flat: Maps whose range is smaller have no boxes.
+        min_area: Smallest share of the image that a component covers.
+        max_area: Boxes of this share or more are dropped.
+        most: Boxes kept, by score (the map's maximum in the component).
     """
 
     name: ClassVar[str] = "components"
@@ -36,6 +38,7 @@ class ComponentsDetector(MapDetector):
         self.level, self.flat, self.min_area, self.max_area, self.most = level, flat, min_area, max_area, most
 
     def boxes(self, heat: Tensor) -> Detections:
+        """Boxes around the components of a map [H, W], best first."""
         values = heat.detach().float().cpu().numpy()
         low, high = values.min(), values.max()
         found: list[tuple[float, tuple[int, int, int, int]]] = []

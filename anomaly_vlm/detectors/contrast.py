@@ -20,7 +20,7 @@ class ContrastSegmenter(Segmenter):
     A box without surroundings, or of one colour, is its own mask.
 
     Args:
-        ring: width of the ring, as a share of the box's sides.
+        ring: Width of the ring, as a share of the box's sides.
 
     Raises:
         UserError: `ring` is not above 0.
@@ -36,9 +36,11 @@ class ContrastSegmenter(Segmenter):
         self.ring = ring
 
     def identity(self) -> dict[str, Any]:
+        """What the masks depend on: the ring."""
         return {"segmenter": self.name, "ring": self.ring}
 
     def look(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """Masks bool [n, H, W] of boxes [n, 4] in an image uint8 [3, H, W]."""
         pixels = image.permute(1, 2, 0).numpy().astype(np.float32)
         return torch.from_numpy(np.stack([self._mask(pixels, box) for box in boxes.numpy()]))
 

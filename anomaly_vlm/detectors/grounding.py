@@ -32,10 +32,14 @@ class GroundingDetector(Detector):
     """Grounding DINO (Liu et al., ECCV 2024, arXiv 2303.05499).
 
     Args:
-        weights: what the backend reads. tokenizer: hub id or folder of BERT's tokenizer, where the weights bring none.
-        short_side: of the input in pixels (FiLo 518, package 800); the longer side is at most 1333.
-        device: `auto`: a GPU where there is one. batch_size: images that run together.
-        folder: keeps answers on disk; None: not. keep_score, keep_most: see `DetectionStore`.
+        weights: What the backend reads.
+        tokenizer: Hub id or folder of BERT's tokenizer, where the weights bring none.
+        short_side: Short side of the input in pixels (FiLo 518, package 800); the longer side is at most 1333.
+        device: `auto`: a GPU where there is one.
+        batch_size: Images that run together.
+        folder: Keeps answers on disk; None: not.
+        keep_score: See `DetectionStore`.
+        keep_most: See `DetectionStore`.
 
     Raises:
         UserError: weights or tokenizer are neither here nor at the hub.
@@ -100,12 +104,19 @@ class GroundingDetector(Detector):
         """Token logits [B, Q, 256 or T] and boxes [B, Q, 4] of normalised images [B, 3, h, w] with a caption each."""
 
     def identity(self) -> dict[str, Any]:
+        """What the answers depend on: the backend, its weights and the size of the input."""
         return {"detector": self.name, "weights": fingerprint(self.weights), "short_side": self.short_side}
 
     def cost(self) -> str:
+        """What a run costs, in words, or the empty string where it is cheap."""
         return "on the CPU: 247 GFLOP an image at 518 px, many seconds each" if self.device.type == "cpu" else ""
 
     def check_captions(self, captions: Sequence[str]) -> None:
+        """Checks that each caption fits into the text encoder.
+
+        Raises:
+            UserError: A caption has too many tokens.
+        """
         for caption in dict.fromkeys(captions):
             if (count := len(self.tokenizer(caption)["input_ids"])) > MAX_TOKENS:
                 raise UserError(
@@ -114,6 +125,7 @@ class GroundingDetector(Detector):
                 )
 
     def look(self, pictures: Sequence[Picture], captions: Sequence[str]) -> list[Queries]:
+        """Runs the model on the pictures, in batches whose images may run together."""
         self.check_captions(captions)
         found: dict[int, Queries] = {}
         images = [as_tensor(picture.pixels(), self.short_side) for picture in pictures]
@@ -144,7 +156,10 @@ def locate(
     """A local file or folder: as named, or a hub repository's snapshot, from the cache or fetched once.
 
     Args:
-        kind, ways_out: for the error. patterns: of the repository's files to fetch.
+        weights: Local file or folder, or hub id.
+        kind: What is looked for, in words for the error.
+        ways_out: What the error advises.
+        patterns: Glob patterns of the repository's files to fetch.
 
     Raises:
         UserError: it is nowhere.

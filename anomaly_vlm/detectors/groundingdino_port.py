@@ -39,15 +39,18 @@ class GroundingDinoDetector(GroundingDetector):
             raise UserError(f"detector.weights={weights} is a folder: give a .pth file, or use detector=transformers")
 
     def load(self) -> nn.Module:
+        """Builds the package's model with the weights, on the CPU."""
         return build(read_original(self.weights), str(self.tokenizer_place))
 
     def run(self, images: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Logits [B, Q, 256] and boxes [B, Q, 4] of images [B, 3, H, W] with a caption each."""
         from groundingdino.util.misc import nested_tensor_from_tensor_list
 
         out = self.model(nested_tensor_from_tensor_list(list(images)), captions=captions)
         return out["pred_logits"], out["pred_boxes"]
 
     def together(self, caption: str) -> str:
+        """Images run together where this is equal: those of one caption."""
         return caption
 
 
@@ -62,6 +65,7 @@ class PlainBert(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, position_ids: Tensor
     ) -> dict[str, Tensor]:
+        """Hidden states of BERT's encoder under the attention mask of a caption."""
         states = self.embeddings(input_ids=input_ids, position_ids=position_ids, token_type_ids=token_type_ids)
         seen = (
             attention_mask
@@ -89,7 +93,7 @@ def build(state: dict[str, Tensor], tokenizer: str) -> nn.Module:
         from groundingdino.models import build_model
         from groundingdino.util.slconfig import SLConfig
 
-        model = build_model(SLConfig(package_config(facts, tokenizer)))
+        model: nn.Module = build_model(SLConfig(package_config(facts, tokenizer)))
     missing, surplus = model.load_state_dict(state, strict=False)
     wrong = [f"missing {key}" for key in missing if "relative_position_index" not in key and "pooler" not in key]
     wrong += [f"surplus {key}" for key in surplus if not key.startswith("label_enc") and "position_ids" not in key]
@@ -148,8 +152,11 @@ def package_config(facts: dict[str, Any], tokenizer: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def replaced_parts(text: dict[str, Any]) -> Iterator[None]:
-    """Meanwhile the package wraps BERT as `PlainBert`, builds it without fetching weights (the checkpoint holds them), and
-    neither prints nor warns of its own deprecations."""
+    """Replaces pieces of the groundingdino package while the context is open.
+
+    The package then wraps BERT as `PlainBert`, builds it without fetching weights (the checkpoint holds them), and neither
+    prints nor warns of its own deprecations.
+    """
     from transformers import BertConfig, BertModel
 
     with warnings.catch_warnings():

@@ -181,7 +181,9 @@ def converted(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: st
     """An original state dict under the transformers port's keys.
 
     Args:
-        state: of an original file. own: the built model's state dict, whose keys decide. source: for the message.
+        state: State dict of an original file.
+        own: State dict of the built model, whose keys decide.
+        source: Name of the file, for the message.
 
     Raises:
         UserError: keys that the model has not, or lacks, or of another shape.

@@ -25,10 +25,10 @@ class SamSegmenter(Segmenter):
     """SAM (Kirillov et al., ICCV 2023, arXiv 2304.02643) with box prompts, a single mask a box.
 
     Args:
-        weights: hub id, or a folder in transformers' layout.
+        weights: Hub id, or a folder in transformers' layout.
         device: `auto`: a GPU where there is one.
-        boxes_at_a_time: of an image; bounds the memory. The image is encoded once.
-        folder: keeps masks on disk; None: not.
+        boxes_at_a_time: Boxes at a time of an image; bounds the memory. The image is encoded once.
+        folder: Keeps masks on disk; None: not.
 
     Raises:
         UserError: the weights are neither here nor at the hub.
@@ -82,9 +82,11 @@ class SamSegmenter(Segmenter):
         return model
 
     def identity(self) -> dict[str, Any]:
+        """What the masks depend on: the weights."""
         return {"segmenter": self.name, "weights": fingerprint(self.weights)}
 
     def look(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """Masks bool [n, H, W] of boxes [n, 4] in an image uint8 [3, H, W]."""
         size, side = (image.shape[1], image.shape[2]), self.model.config.vision_config.image_size
         pixels, small = as_input(image, side)
         scale = boxes.new_tensor([small[1] / size[1], small[0] / size[0]] * 2)

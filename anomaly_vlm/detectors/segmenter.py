@@ -18,7 +18,7 @@ class Segmenter(ABC):
     Building one checks that its weights are there; they are read when the first image comes.
 
     Args:
-        store: keeps masks on disk; None: every call computes them.
+        store: Keeps masks on disk; None: every call computes them.
     """
 
     name: ClassVar[str]  # results of one that replaces the paper's are labelled with it
@@ -39,7 +39,8 @@ class Segmenter(ABC):
         """One mask a box: from the store where it has them, else computed and kept.
 
         Args:
-            image: uint8 [3, H, W]. boxes: [n, 4] corners (x0, y0, x1, y1) in its pixels, which may lie outside.
+            image: uint8 [3, H, W].
+            boxes: [n, 4] corners (x0, y0, x1, y1) in its pixels, which may lie outside.
 
         Returns:
             Bool [n, H, W] on the CPU.

@@ -25,9 +25,10 @@ class DetectionStore(AnswerStore):
     """Detectors' answers: the best queries before any threshold, so that thresholds can change without the model.
 
     Args:
-        folder: shared by runs and processes.
-        keep_score, keep_most: kept of an answer are the queries with a score above the first, at most so many (the best), in
-            query order; the single best where none is above.
+        folder: Folder of the store, shared by runs and processes.
+        keep_score: Queries of an answer with a score above it are stored, in query order; where there are none, the single
+            best is.
+        keep_most: Largest number of queries stored of an answer: the best ones.
 
     Raises:
         UserError: `keep_score` outside [0, 1) or `keep_most` below 1.
@@ -100,7 +101,7 @@ class MaskStore(AnswerStore):
     """A folder of masks: computed once for an image and its boxes, one packed file each, written whole.
 
     Args:
-        folder: shared by runs and processes.
+        folder: Folder of the store, shared by runs and processes.
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -18,6 +18,11 @@ class TransformersDetector(GroundingDetector):
     name: ClassVar[str] = "transformers"
 
     def load(self) -> Any:
+        """Builds the model with its weights, on the CPU.
+
+        Raises:
+            UserError: The weights do not load.
+        """
         from transformers import GroundingDinoForObjectDetection
         from transformers.utils import logging
 
@@ -37,6 +42,7 @@ class TransformersDetector(GroundingDetector):
                 logging.enable_progress_bar()
 
     def run(self, images: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Logits [B, Q, T] and boxes [B, Q, 4] of images [B, 3, H, W] with a caption each."""
         words = self.tokenizer(captions, padding="longest", return_tensors="pt").to(self.device)
         out = self.model(pixel_values=images, **words)
         return out.logits, out.pred_boxes

@@ -13,7 +13,7 @@ def cross_entropy(prob: Tensor, target: Tensor, *, tiny: float = 1e-12) -> Tenso
     Args:
         prob: [B, ...] probability of the anomalous class, in [0, 1].
         target: [B, ...] 0 or 1.
-        tiny: floor under the logarithm.
+        tiny: Floor under the logarithm.
 
     Returns:
         [B]
@@ -30,7 +30,9 @@ def focal_of_logits(score: Tensor, target: Tensor, *, gamma: float = 2.0) -> Ten
     anomalous ones; `kind: focal, smooth: 0` is the sound form on the same score.
 
     Args:
-        score: [B] any real number. target: [B] 0 or 1. gamma: focusing exponent, >= 0.
+        score: [B] any real number.
+        target: [B] 0 or 1.
+        gamma: Focusing exponent, >= 0.
 
     Returns:
         [B]

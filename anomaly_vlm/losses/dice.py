@@ -13,9 +13,10 @@ def dice_loss(prob: Tensor, target: Tensor, *, over: Literal["row", "image"] = "
     Args:
         prob: [B, H, W] in [0, 1].
         target: [B, H, W] 0 or 1.
-        over: what the sums run over. `image` is the textbook form. `row` is each row of pixels for itself, then the mean
-            over rows: what AdaCLIP's code computes at batch size 1, and what its released weights were trained with.
-        smooth: s above.
+        over: What the sums run over. `image` is the textbook form. `row` is each row of pixels for itself, then the
+            mean over rows: what AdaCLIP's code computes at batch size 1, and what its released weights were trained
+            with.
+        smooth: S above.
 
     Returns:
         [B]

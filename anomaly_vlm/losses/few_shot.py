@@ -29,10 +29,12 @@ def margin_loss(
     r"""Explicit anomaly margin: mean of :math:`\max(0, \|x - w_n\|^2 - \|x - w_a\|^2 + m)`.
 
     Args:
-        features: [k, C] of images, or [k, N, C] of patches. normal, abnormal: [C] prototypes.
-        margin: m (0 in PromptAD, 1 in FineGrainedAD).
-        dim: what the squares are summed over. `code`: axis 1, as the published codes: that is the patches where there are
-            any, and leaves [k, C] differences. `channel`: the channels always, the distance of each feature.
+        features: [k, C] of images, or [k, N, C] of patches.
+        normal: [C] normal prototype.
+        abnormal: [C] abnormal prototype.
+        margin: M (0 in PromptAD, 1 in FineGrainedAD).
+        dim: What the squares are summed over. `code`: axis 1, as the published codes: that is the patches where there
+            are any, and leaves [k, C] differences. `channel`: the channels always, the distance of each feature.
 
     Returns:
         Scalar >= 0.
@@ -48,7 +50,8 @@ def alignment_loss(manual: Tensor, learned: Tensor) -> Tensor:
     r"""Squared distance between the means of two sets of unit features.
 
     Args:
-        manual: [R, C], learned: [S, C] features of any norm.
+        manual: [R, C] features of any norm.
+        learned: [S, C] features of any norm.
 
     Returns:
         Scalar in [0, 4].
@@ -59,11 +62,13 @@ def alignment_loss(manual: Tensor, learned: Tensor) -> Tensor:
 
 
 def level_loss(image: Tensor, entities: Tensor, background: Tensor) -> Tensor:
-    r"""Distance of the learned image prompts from the entities' and the background's together, of mean unit features:
-    :math:`\|\bar a_{image} - \bar a_{entities} - \bar a_{background}\|`.
+    r"""Distance of the learned image prompts from the entities' and the background's together, of mean unit features.
+
+    The value is :math:`\|\bar a_{image} - \bar a_{entities} - \bar a_{background}\|`.
 
     Args:
-        image: [R, C] learned image rows. entities: [E, R, C] learned rows of the entities, which are added up first.
+        image: [R, C] learned image rows.
+        entities: [E, R, C] learned rows of the entities, which are added up first.
         background: [S, C] normal rows of the background.
 
     Returns:
@@ -72,4 +77,5 @@ def level_loss(image: Tensor, entities: Tensor, background: Tensor) -> Tensor:
     Reference: FineGrainedAD (arXiv 2510.26464), published code, regularisation.
     """
     means = [F.normalize(rows, dim=-1).mean(dim=0) for rows in (image, entities.sum(dim=0), background)]
-    return torch.linalg.vector_norm(means[0] - means[1] - means[2])
+    distance: Tensor = torch.linalg.vector_norm(means[0] - means[1] - means[2])
+    return distance

@@ -15,8 +15,8 @@ def focal_loss(prob: Tensor, target: Tensor, *, gamma: float = 2.0, smooth: floa
     Args:
         prob: [B, ...] probability of the anomalous class, in [0, 1].
         target: [B, ...] 0 or 1.
-        gamma: focusing exponent, >= 0.
-        smooth: e above.
+        gamma: Focusing exponent, >= 0.
+        smooth: E above.
 
     Returns:
         [B] mean over the other axes.

@@ -10,7 +10,8 @@ def bce_of_logits(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross entropy of mask logits, mean over each mask's points.
 
     Args:
-        logits: [M, P] any real numbers. target: [M, P] in [0, 1].
+        logits: [M, P] any real numbers.
+        target: [M, P] in [0, 1].
 
     Returns:
         [M]
@@ -24,8 +25,9 @@ def cross_entropy_with_void(logits: Tensor, target: Tensor, *, no_object: float 
     r"""Cross entropy of every mask's class, :math:`\sum_i w_i l_i / \sum_i w_i`.
 
     Args:
-        logits: [B, N, K + 1], "no object" last. target: [B, N] int64 in 0 .. K.
-        no_object: w of masks whose target is "no object"; 1 for all others.
+        logits: [B, N, K + 1], "no object" last.
+        target: [B, N] int64 in 0 .. K.
+        no_object: W of masks whose target is "no object"; 1 for all others.
 
     Returns:
         Scalar.

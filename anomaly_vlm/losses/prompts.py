@@ -14,7 +14,7 @@ def orthogonality_loss(features: Tensor, *, pairs: Literal["unordered", "ordered
 
     Args:
         features: [K, C] text features, any norm.
-        pairs: each pair once (FAPrompt's code, with weight 0.1), or in both orders (its paper, with weight 1).
+        pairs: Each pair once (FAPrompt's code, with weight 0.1), or in both orders (its paper, with weight 1).
 
     Returns:
         Scalar in [0, K (K - 1) / 2], twice that for `ordered`.

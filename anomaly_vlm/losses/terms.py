@@ -45,6 +45,7 @@ class LossTerm:
     function: Callable[..., Tensor]
 
     def __call__(self, *inputs: Tensor) -> Tensor:
+        """The unweighted loss of the inputs."""
         return self.function(*inputs)
 
 

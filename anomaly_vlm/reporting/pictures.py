@@ -24,13 +24,20 @@ class Row(Protocol):
     """What `choose` needs of an evaluated image."""
 
     @property
-    def category(self) -> str: ...
+    def category(self) -> str:
+        """Category of the image."""
+
     @property
-    def label(self) -> int: ...
+    def label(self) -> int:
+        """1 for an anomalous image, 0 for a normal one."""
+
     @property
-    def score(self) -> float: ...
+    def score(self) -> float:
+        """Image score."""
+
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """Position of the image in its data set."""
 
 
 R = TypeVar("R", bound=Row)
@@ -66,7 +73,8 @@ def outline(mask: np.ndarray) -> np.ndarray:
     """The border pixels of a boolean mask [H, W], inside it."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inner
+    contour: np.ndarray = mask & ~inner
+    return contour
 
 
 def save_panel(
@@ -84,12 +92,16 @@ def save_panel(
     """Writes one PNG: input, truth (where known), overlay with the truth outlined, map; boxes on the input and the map.
 
     Args:
-        path: file to write; its folder is made.
-        image: uint8 [H, W, 3]. heat: float [H, W], higher = more anomalous. mask: [H, W] of 0 / 1 / 255, or None.
-        score: of the image. title: what it is and what made it.
-        scale: map values drawn darkest blue and darkest red.
+        path: File to write; its folder is made.
+        image: uint8 [H, W, 3].
+        heat: Float [H, W], higher = more anomalous.
+        mask: [H, W] of 0 / 1 / 255, or None.
+        score: Score of the image.
+        title: What it is and what made it.
+        scale: Map values drawn darkest blue and darkest red.
         boxes: [n, 4] corners (x0, y0, x1, y1) in pixels of the map, which may lie outside; None: of no interest.
-        blend: `even`: half image, half map; `heat`: the map over a grey image, the hotter the more, so that it stands out.
+        blend: `blend`: half image, half map; `heat`: the map over a grey image, the hotter the more, so that it stands
+            out.
     """
     size = tile_size(image.shape[1], image.shape[0])
     low, high = scale
@@ -155,7 +167,8 @@ def laid_over(image: np.ndarray, colours: np.ndarray, heat: np.ndarray | None) -
         heat = np.asarray(whole.resize((image.shape[1], image.shape[0]), Image.Resampling.BILINEAR))
     grey = 0.3 * image + 0.7 * image.mean(axis=-1, keepdims=True)
     opacity = 0.85 * np.clip(heat, 0, 1)[..., None]
-    return ((1 - opacity) * grey + opacity * colours).astype(np.uint8)
+    blended: np.ndarray = ((1 - opacity) * grey + opacity * colours).astype(np.uint8)
+    return blended
 
 
 def _tile(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:

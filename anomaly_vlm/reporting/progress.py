@@ -56,6 +56,7 @@ class LogProgress(ProgressBar):
         say(text)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the line of a training epoch, which a resumed run enters in the middle."""
         done = (
             trainer.fit_loop.epoch_loop.batch_progress.current.ready
         )  # of a resumed epoch, or still of the one before
@@ -64,6 +65,7 @@ class LogProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Shows the step and its losses."""
         metrics = self.get_metrics(trainer, pl_module)
         values = {
             name.removeprefix("train/").removesuffix("_step"): value
@@ -74,28 +76,35 @@ class LogProgress(ProgressBar):
         self._step(stage, batch_idx + 1, self.total_train_batches, values)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the line of an evaluation."""
         self._start()
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Shows the batch of an evaluation."""
         self._step("evaluating", _index(args, kwargs) + 1, _total(trainer.num_test_batches))
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the line of a validation."""
         self._start()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
+        """Shows the batch of a validation."""
         self._step("validating", _index(args, kwargs) + 1, _total(trainer.num_val_batches))
 
     def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the line of a prediction."""
         self._start()
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Shows the batch of a prediction."""
         self._step("predicting", _index(args, kwargs) + 1, _total(trainer.num_predict_batches))
 
 
-def _index(args: tuple, kwargs: dict) -> int:
-    return kwargs["batch_idx"] if "batch_idx" in kwargs else args[2]  # outputs, batch, batch_idx, dataloader_idx
+def _index(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    index: int = kwargs["batch_idx"] if "batch_idx" in kwargs else args[2]  # outputs, batch, batch_idx, dataloader_idx
+    return index
 
 
 def _total(counts: Any) -> Any:

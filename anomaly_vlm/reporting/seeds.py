@@ -16,11 +16,14 @@ from anomaly_vlm.reporting.tables import COLUMNS, SELECTION_NOTE, categories
 
 
 def seeds_table(rows: Sequence[dict[str, Any]], *, csv_path: Path, json_path: Path) -> Table:
-    """A row a category and the mean, cells `mean ± deviation` in percent; the same as numbers in `seeds.csv` (one row a seed
-    and category) and `seeds.json` (`mean`, `deviation` of every `CATEGORY/NAME`; undefined values left out).
+    """A table over seeds: a row a category and one of the mean, with cells `mean ± deviation` in percent.
+
+    The same numbers are written to files; undefined values are left out of the JSON.
 
     Args:
-        rows: of `collect_runs`, one a seed.
+        rows: Rows of `collect_runs`, one a seed.
+        csv_path: File to write with one row a seed and category.
+        json_path: File to write with `mean` and `deviation` of every `CATEGORY/NAME`.
     """
     keys = list(dict.fromkeys(key for row in rows for key in row["results"]))
     values = {key: [row["results"].get(key) for row in rows] for key in keys}

@@ -27,9 +27,10 @@ def contact_sheet(samples: Sequence[Sample], path: Path | str, *, columns: int =
     """Writes one PNG with up to `limit` samples, spread over categories and defects.
 
     Args:
-        samples: rows of an index, files or drawings.
-        path: file to write; its folder is made.
-        columns: square samples a row, fewer where they are wider.
+        samples: Rows of an index, files or drawings.
+        path: File to write; its folder is made.
+        columns: Square samples a row, fewer where they are wider.
+        limit: Largest number of samples shown.
 
     Raises:
         UserError: nothing to show.
@@ -68,8 +69,11 @@ def spread(samples: Sequence[Sample], limit: int) -> list[Sample]:
 
 
 def read(sample: Sample) -> tuple[Image.Image, Image.Image]:
-    """A sample's picture, SIDE high, and the same with what is known of it: its mask outlined, void pixels grey, semantic
-    labels in the colours of their classes, unknown objects in the outline's. Square, but for labelled sets."""
+    """A sample's picture, SIDE high, and the same picture with its labels drawn in.
+
+    The mask is outlined, void pixels are grey, semantic labels have the colours of their classes, and unknown objects that
+    of the outline. Both are square, but for labelled sets.
+    """
     image, mask = read_sample(sample)
     wide = sample.labels  # other methods see squares
     size = (round(SIDE * min(2.5, max(1.0, image.width / image.height))) if wide else SIDE, SIDE)

@@ -65,7 +65,7 @@ def results_table(results: Mapping[str, float], *, head: Sequence[str]) -> Table
 
     Args:
         results: `CATEGORY/NAME` and `mean/NAME` -> value in [0, 1] or NaN.
-        head: lines above the table: method and backbone, data, how the weights were chosen.
+        head: Lines above the table: method and backbone, data, how the weights were chosen.
     """
     table = Table(title="\n".join(head), title_justify="left", title_style="bold", pad_edge=False)
     road = is_road(results)

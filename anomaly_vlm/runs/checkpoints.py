@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from anomaly_vlm.errors import UserError
+import anomaly_vlm
+from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.published import load_published
@@ -18,6 +19,24 @@ from anomaly_vlm.runs.migrate import migrated
 from anomaly_vlm.runs.trust import foreign_config
 
 PUBLISHED = "published:"
+SHIPPED = "package:"  # what the suite trained itself and ships beside its backbone
+FOLDER = Path(anomaly_vlm.__file__).parent / "nano" / "checkpoints"
+
+
+def shipped() -> list[str]:
+    """Names of the checkpoints that the suite ships."""
+    return sorted(path.stem for path in FOLDER.glob("*.ckpt"))
+
+
+def shipped_file(name: str) -> Path:
+    """The file of a shipped checkpoint.
+
+    Raises:
+        UserError: There is none of this name; the message lists those that there are.
+    """
+    if name not in shipped():
+        raise unknown_choice("shipped checkpoint", name, shipped())
+    return FOLDER / f"{name}.ckpt"
 
 
 @dataclass(frozen=True)
@@ -26,8 +45,8 @@ class Checkpoint:
 
     Attributes:
         spec: As the user gave it: `FILE`, or `published:FILE` in the published code's layout.
-        record: What a run wrote about itself (`config`, `fingerprint`, `trained_on`, `references`, `version`); empty for
-            published files.
+        record: What a run wrote about itself (`config`, `fingerprint`, `trained_on`, `references`, `version`); empty
+            for published files.
         state: Learned tensors by name; empty for published files.
     """
 
@@ -40,7 +59,7 @@ class Checkpoint:
         """Reads one of the suite's files, or names a published one.
 
         Args:
-            spec: `FILE` or `published:FILE`.
+            spec: `FILE`, `published:FILE`, or `package:NAME` for one that the suite ships.
             trusted: Packages of the user's own that the configuration in the file may name.
 
         Raises:
@@ -48,7 +67,7 @@ class Checkpoint:
         """
         if spec.startswith(PUBLISHED):
             return cls(spec, {}, {})
-        path = Path(spec)
+        path = shipped_file(spec.removeprefix(SHIPPED)) if spec.startswith(SHIPPED) else Path(spec)
         content = read_tensors(path)
         record = content.get("anomaly_vlm") if isinstance(content, dict) else None
         if not isinstance(record, dict) or "state_dict" not in content:

@@ -92,8 +92,10 @@ def _compose(overrides: Sequence[str], config: str) -> DictConfig:
 
 
 def addable(override: str) -> str:
-    """`method.KEY=VALUE` as `++method.KEY=VALUE`: the YAML of a method lists only what differs from its constructor, which
-    has the other options and tells unknown ones."""
+    """`method.KEY=VALUE` as `++method.KEY=VALUE`, which may add a key.
+
+    The YAML of a method lists only what differs from its constructor, which has the other options and rejects unknown ones.
+    """
     return f"++{override}" if override.startswith("method.") else override
 
 
@@ -180,10 +182,10 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
     """The configuration that a checkpoint or run carries, with overrides on top.
 
     Args:
-        stored: with its node `choices`.
-        overrides: group choices (`dataset=visa`, `source@dataset.test=folder`) replace the whole group; `key=value`
+        stored: With its node `choices`.
+        overrides: Group choices (`dataset=visa`, `source@dataset.test=folder`) replace the whole group; `key=value`
             changes an existing key.
-        fixed: groups that the checkpoint decides; another choice is an error.
+        fixed: Groups that the checkpoint decides; another choice is an error.
     """
     parsed = parse(overrides)
     cfg = stored.copy()

@@ -90,8 +90,10 @@ def train(run: Run, trainer: L.Trainer, last: Path) -> None:
 
 
 def try_one_step(run: Run) -> None:
-    """The losses of a first image (or of one category's references), before any long work: what does not fit together says
-    so now."""
+    """Computes the losses of a first image (or of one category's references) before any long work.
+
+    What does not fit together fails here.
+    """
     run.method.configure_optimizers()  # where there is nothing to learn
     with torch.no_grad():
         run.method.losses(run.data.first_batch())

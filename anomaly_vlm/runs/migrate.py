@@ -6,6 +6,7 @@ here say how; nothing else accepts the old names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -153,7 +154,7 @@ METHOD_VALUES: dict[str, dict[str, dict[Any, Any]]] = {
     "winclip": {"variant": {"anomalib": "paper", "cao": "published"}},
 }
 # old dotted key at the top of a configuration -> new one
-TOP_KEYS: dict[str, str | None] = {"backbone.aligned_patches": None}
+TOP_KEYS: dict[str, str | None] = {"towers": "as_published", "backbone.aligned_patches": None}
 # beginning of an old `_target_` -> new one
 TARGETS = {
     "anomaly_vlm.data.procedural_road.": "anomaly_vlm.data.drawn.roads.",
@@ -167,8 +168,8 @@ def migrated(config: Any) -> Any:
     """A stored configuration, as plain containers, under today's names.
 
     Args:
-        config: As a checkpoint holds it, of any version of the suite. It is not changed. What is no mapping is handed back
-            as it is, for `runs.trust.foreign_config` to tell.
+        config: As a checkpoint holds it, of any version of the suite. It is not changed. What is no mapping is handed
+            back as it is, for `runs.trust.foreign_config` to tell.
     """
     if not isinstance(config, Mapping):
         return config
@@ -187,6 +188,8 @@ def migrated(config: Any) -> Any:
                 continue  # written since: null has today's meaning
             moved[full] = values[moved[full]]
     for key, value in moved.items():
+        if isinstance(value, str) and "towers." in value:
+            moved[key] = value = re.sub(r"(\$\{(?:oc\.select:)?)towers\.", r"\1as_published.", value)
         if isinstance(value, str) and "${oc.env:" in value:
             moved[key] = "auto"  # a folder of this machine, not of the one that wrote the file
         if key.rpartition(".")[2] == "_target_" and isinstance(value, str):

@@ -133,8 +133,10 @@ def write_pictures(run: Run, rows: Sequence[ImageRow], folder: Path) -> None:
 
 
 def common_scale(maps: Sequence[torch.Tensor], *, tail: float = 0.01) -> tuple[float, float]:
-    """Colour scale of a category's maps: all but the `tail` lowest and highest values, so that no few of them darken or
-    brighten the rest."""
+    """Colour scale of a category's maps: the range of all but the `tail` share of lowest and highest values.
+
+    So a few extreme values neither darken nor brighten the rest.
+    """
     values = torch.cat([m.flatten() for m in maps])
     rank = max(1, round(tail * values.numel()))
     return float(values.kthvalue(rank).values), float(values.kthvalue(max(1, values.numel() - rank)).values)

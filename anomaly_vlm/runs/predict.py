@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from anomaly_vlm.data import folder_source
+from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.console import say
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.build import build
@@ -34,7 +35,13 @@ def predict(
     run = build(cfg, sides=("test",), test=folder_source(images, category))
     if checkpoint is not None:
         checkpoint.load_into(run.method)
-    say(f"{run.facts['method']} on {run.facts['backbone']}: {describe_data(run.data).sides['test']}")
+    elif run.method.learnable():
+        raise UserError(
+            f"{cfg.name} scores with what it has learned, and no checkpoint is given: add ckpt=FILE, a .ckpt that 'train'"
+            " wrote, or ckpt=package:adaclip"
+        )
+    learned_from = "" if checkpoint is None else f", {checkpoint.trained_on}"
+    say(f"{run.facts['method']} on {run.facts['backbone']}{learned_from}: {describe_data(run.data).sides['test']}")
     precompute_detections(run, "test")
     trainer = build_trainer(cfg, callbacks=[PredictionWriter(run, folder)])
     trainer.predict(run.method, datamodule=run.data, return_predictions=False)

@@ -32,6 +32,7 @@ class PredictionWriter(Callback):
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Prediction, batch: Batch, *_: Any
     ) -> None:
+        """Writes a batch's scores and pictures."""
         with (self.folder / "scores.csv").open("a", newline="") as file:
             rows = zip(batch.path, outputs.score.tolist(), strict=True)
             csv.writer(file).writerows([path, f"{score:.9g}"] for path, score in rows)

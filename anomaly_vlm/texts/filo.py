@@ -34,11 +34,17 @@ class FiloQuestionnaire(Questionnaire):
     table: ClassVar[str] = "filo_descriptions"
 
     def prompt(self, categories: Sequence[str]) -> str:
+        """The question to a language model about some categories."""
         words = [category.replace("_", " ") for category in categories]
         form = json.dumps({word: ["first defect", "second defect", "..."] for word in words}, indent=1)
         return QUESTION.format(products="\n".join(f"- {word}" for word in words), form=form)
 
     def read(self, answer: str, categories: Sequence[str]) -> dict[str, list[str]]:
+        """The descriptions of each category in a language model's answer.
+
+        Raises:
+            UserError: An entry is missing or not a list of texts.
+        """
         found, entries = json_object(answer), {}
         for category in categories:
             given = entry_of(found, category)
@@ -53,6 +59,7 @@ class FiloQuestionnaire(Questionnaire):
         return entries
 
     def merge(self, table: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+        """The table with new entries; the table that is given is not changed."""
         out = copy.deepcopy(dict(table))
         if is_flat(out):
             return {**out, **entries}

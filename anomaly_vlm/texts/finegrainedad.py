@@ -55,6 +55,7 @@ class FineGrainedADQuestionnaire(Questionnaire):
     option: ClassVar[str] = "captions"
 
     def prompt(self, categories: Sequence[str]) -> str:
+        """The question to a language model about some categories."""
         words = [category.replace("_", " ") for category in categories]
         vocabulary = {name: ", ".join(values) for name, values in load_texts(self.table)["vocabulary"].items()}
         blank: dict[str, Any] = {level: dict.fromkeys(names, "...") for level, names in WORDS.items()}
@@ -68,10 +69,16 @@ class FineGrainedADQuestionnaire(Questionnaire):
         )
 
     def read(self, answer: str, categories: Sequence[str]) -> dict[str, Any]:
+        """The checked entry of each category in a language model's answer.
+
+        Raises:
+            UserError: An entry is missing or incomplete.
+        """
         found = json_object(answer)
         return {category: checked_entry(category, entry_of(found, category)) for category in categories}
 
     def merge(self, table: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+        """The table with new entries; the table that is given is not changed."""
         out = copy.deepcopy(dict(table))
         for category, entry in entries.items():
             levels = dict(entry)

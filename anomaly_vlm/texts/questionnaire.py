@@ -48,7 +48,8 @@ def questionnaire(method: str) -> Questionnaire:
     if method not in QUESTIONNAIRES:
         raise unknown_choice("method with descriptions", method, QUESTIONNAIRES)
     module, _, name = QUESTIONNAIRES[method].partition(":")
-    return getattr(importlib.import_module(module), name)()
+    questionnaire: Questionnaire = getattr(importlib.import_module(module), name)()
+    return questionnaire
 
 
 def json_object(answer: str) -> dict[str, Any]:

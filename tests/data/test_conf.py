@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from anomaly_vlm.data import AnomalyDataModule, FileSource, JointSource
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.runs.compose import compose as whole_run
 from tests.data.made import PIXELS
 from tests.data.trees import mask, mvtec_category, picture, road_tree, visa_download, write_json
 from tests.support.conf import CONF
@@ -26,8 +27,7 @@ DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
 
 def composed(*overrides: str) -> DictConfig:
     """The data node of a whole run."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", ["method=adaclip", *overrides]).dataset
+    return whole_run(["method=adaclip", *overrides]).dataset
 
 
 def alone(group: str, name: str) -> DictConfig:
@@ -54,7 +54,7 @@ def test_dataset(name: str) -> None:
     assert set(node) == {"name", "train", "test", "val"} | ({"components"} if name in ROADS else set())
     assert node.val is None
     train, test = instantiate(node.train), instantiate(node.test)
-    assert node.name == f"{train.name}_to_{test.name}"
+    assert node.name is None, "it follows from the sides, see `runs.compose.data_name`"
     if name in SOURCES:
         trained = {"cityscapes": "cityscapes"}.get(name, "procedural_road" if name in ROADS else "procedural")
         assert (train.name, test.name) == (trained, "cityscapes_val" if name == "cityscapes" else name)

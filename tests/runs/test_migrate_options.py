@@ -38,10 +38,12 @@ from anomaly_vlm.runs.migrate import ADDED, migrated
         (
             "filo",
             {"descriptions": {"_target_": "anomaly_vlm.texts.load_texts", "table": "filo_descriptions"}, "layers": None,
-             "pair_norm": True, "mmci": {"fuse": "similarities"}, "kernels": [[1, 1]], "gaussian": {"sigma": 4.0},
+             "pair_norm": True, "mmci": {"fuse": "similarities"}, "kernels": [[1, 1]],
+             "gaussian": {"kernel": 3, "sigma": 4.0},
              "score_cut": "none", "training": "staged", "epochs": 4, "score": "raw"},
             {"descriptions": "filo_descriptions", "layers": "quarters", "texts": {"pair_norm": "published"},
-             "mmci": {"fuse": "paper", "kernels": [[1, 1]]}, "maps": {"sigma": 4.0}, "boxes": {"score_cut": None},
+             "mmci": {"fuse": "paper", "kernels": [[1, 1]]}, "maps": {"kernel": 3, "sigma": 4.0},
+             "boxes": {"score_cut": None},
              "stages": {"schedule": "published", "epochs": 4}, "score": "published"},
         ),
         (

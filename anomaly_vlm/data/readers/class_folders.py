@@ -17,7 +17,10 @@ def read_class_folders(root: Path, *, category: str, normal: Sequence[str], anom
     converted layout `CAT/{train,test}/{good,...}` is read too.
 
     Args:
-        category: word of the set. normal, anomalous: folder names.
+        root: Folder of the set.
+        category: Word of the set.
+        normal: Names of the folders with normal images.
+        anomalous: Names of the folders with anomalous images.
     """
     samples = []
     for label, names in enumerate((normal, anomalous)):

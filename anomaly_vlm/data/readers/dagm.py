@@ -19,9 +19,10 @@ def read_dagm(root: Path, *, protocol: str = "test_folder") -> list[Sample]:
     The converted layout, `ClassN/{train,test}/{good,DEFECT}` with `ClassN/ground_truth/DEFECT`, is read as it is.
 
     Args:
+        root: Folder of the set.
         protocol: `test_folder`: the set's own folders (AnomalyCLIP). `balanced`: of each folder all defective and
-            equally many normal images are test, the other normal ones train (AdaCLIP, whose own choice follows the order
-            of the file system; here the first by name).
+            equally many normal images are test, the other normal ones train (AdaCLIP, whose own choice follows the
+            order of the file system; here the first by name).
 
     Raises:
         UserError: unknown protocol; a defective image without mask.

@@ -20,8 +20,9 @@ def read_folder(root: Path, *, normal: str = "good", category: str = "object") -
     or beside the image as `NAME_mask.png`. Where one anomalous image has a mask, all must.
 
     Args:
-        normal: folder of the normal images, in any case.
-        category: word for the text prompts, where the folders do not name categories.
+        root: Folder of the set.
+        normal: Folder of the normal images, in any case.
+        category: Word for the text prompts, where the folders do not name categories.
 
     Raises:
         UserError: folders without a normal one, or a missing mask.

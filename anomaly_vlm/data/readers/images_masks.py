@@ -16,9 +16,10 @@ def read_images_masks(root: Path, *, category: str, folders: Sequence[Sequence[s
     AdaCLIP's copies, `WORD/{train,test}/{good,DEFECT}` with `WORD/ground_truth/DEFECT`, are read too.
 
     Args:
-        category: word of the set.
-        folders: pairs of the names of the image folder and the mask folder, tried in order, in any case.
-        inside: a sub-folder in which they may lie.
+        root: Folder of the set.
+        category: Word of the set.
+        folders: Pairs of the names of the image folder and the mask folder, tried in order, in any case.
+        inside: A sub-folder in which they may lie.
     """
     for base in (root, root / inside):
         for image_name, mask_name in folders:

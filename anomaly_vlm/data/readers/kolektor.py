@@ -30,6 +30,7 @@ class Third:
         return self.image, (self.mask,)
 
     def draw(self) -> Drawn:
+        """Cuts the third out of the image and its mask."""
         image = open_image(self.image).convert("RGB")
         mask = open_mask(self.mask, 0)
         if mask.shape != (image.height, image.width):
@@ -45,8 +46,9 @@ def third(height: int, part: int) -> slice:
 
 
 def read_ksdd(root: Path, *, category: str = "SDD") -> list[Sample]:
-    """`kosNN/PartN.jpg` with `PartN_label.bmp` beside it, cut into thirds as the zero-shot papers do; or their converted
-    layout `CAT/{train/good,test/{good,DEFECT},ground_truth/DEFECT}`.
+    """`kosNN/PartN.jpg` with `PartN_label.bmp` beside it, cut into thirds as the zero-shot papers do.
+
+    Their converted layout `CAT/{train/good,test/{good,DEFECT},ground_truth/DEFECT}` is read too.
 
     A third is anomalous where its mask is. Test: all anomalous thirds and a quarter of the normal ones, drawn as the papers'
     script draws (scikit-learn, `random_state=42`), but from a sorted list; the papers' own draw follows the file system.
@@ -87,6 +89,8 @@ def _split_normal(samples: list[Sample]) -> list[Sample]:
         return samples
     from sklearn.model_selection import train_test_split
 
+    train: list[Sample]
+    test: list[Sample]
     train, test = train_test_split(samples, test_size=TEST_SHARE, random_state=SPLIT_SEED)
     return [replace(sample, split="train") for sample in train] + test
 

@@ -17,9 +17,10 @@ def read_mvtec_ad(
     second layout. `root` may also be the folder of a single category.
 
     Args:
-        normal: folder of the normal images (BTAD: `ok`).
-        masks: folder of the masks inside the category; None: the set has image labels only.
-        test: folder of the test split.
+        root: Folder of the set.
+        normal: Folder of the normal images (BTAD: `ok`).
+        masks: Folder of the masks inside the category; None: the set has image labels only.
+        test: Folder of the test split.
     """
     categories = [root] if child(root, test) else folders(root)
     return [sample for folder in categories for sample in read_category(folder, normal=normal, masks=masks, test=test)]

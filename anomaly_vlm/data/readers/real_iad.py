@@ -14,8 +14,9 @@ def read_real_iad(root: Path, *, resolution: int = 1024, lists: str = "realiad_j
     """`realiad_{RESOLUTION}/CAT/...` as listed in `realiad_jsons/LISTS/CAT.json` (or `realiad_jsons/CAT.json`).
 
     Args:
-        resolution: of the images: 256, 512 or 1024.
-        lists: which folder of lists.
+        root: Folder of the set.
+        resolution: Resolution of the images: 256, 512 or 1024.
+        lists: Which folder of lists.
 
     Raises:
         UserError: a damaged list, or an anomalous image without mask in it.

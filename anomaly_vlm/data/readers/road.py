@@ -95,6 +95,7 @@ def read_fishyscapes_static(root: Path, *, version: Literal[1, 2] = 2) -> list[S
     """`fs_static_images_vV/X_rgb.png` with `fs_val_vV/X_labels.png`.
 
     Args:
+        root: Folder of the set.
         version: V; the two differ.
     """
     if version not in (1, 2):
@@ -130,6 +131,7 @@ def read_segment_me(root: Path, *, folder: str) -> list[Sample]:
     `validation*` is split `val`; labels of the others are not public, so that these are good for prediction alone.
 
     Args:
+        root: Folder of the set.
         folder: `dataset_AnomalyTrack` (RoadAnomaly21) or `dataset_ObstacleTrack` (RoadObstacle21).
     """
     base = root / folder if (root / folder).is_dir() else root
@@ -150,9 +152,10 @@ def read_lost_and_found(
     """`leftImg8bit/SPLIT/SCENE/X_leftImg8bit.png` with `gtCoarse/SPLIT/SCENE/X_gtCoarse_LABELS.png`; outside the road void.
 
     Args:
-        labels: which of the two label files is read.
-        no_known: the test split without frames that have no labels or show objects of Cityscapes classes (`testNoKnown`:
-            1,043 of 1,203).
+        root: Folder of the set.
+        labels: Which of the two label files is read.
+        no_known: The test split without frames that have no labels or show objects of Cityscapes classes
+            (`testNoKnown`: 1,043 of 1,203).
     """
     if labels not in LOST_AND_FOUND:
         raise unknown_choice("labels of lost_and_found", labels, LOST_AND_FOUND)

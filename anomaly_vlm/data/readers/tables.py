@@ -43,8 +43,9 @@ def read_elpv(root: Path, *, positive: str = "half", exclude_uncertain: bool = F
     """`labels.csv` with lines `images/cellNNNN.png  probability  type`; the categories are the types, mono and poly.
 
     Args:
-        positive: defect probability from which a cell is anomalous: `any` above 0, `half` (2/3 and 1), `certain` (1).
-        exclude_uncertain: leave out the probabilities 1/3 and 2/3.
+        root: Folder of the set.
+        positive: Defect probability from which a cell is anomalous: `any` above 0, `half` (2/3 and 1), `certain` (1).
+        exclude_uncertain: Leave out the probabilities 1/3 and 2/3.
 
     Raises:
         UserError: unknown rule, or a damaged table.

@@ -18,6 +18,7 @@ def read_visa(root: Path, *, split_csv: str = "1cls") -> list[Sample]:
     """`split_csv/SPLIT.csv` and `CAT/Data/...` (as downloaded), or `[SPLIT/]CAT/{train,test,ground_truth}` (converted).
 
     Args:
+        root: Folder of the set.
         split_csv: `1cls` (the zero-shot protocol), `2cls_fewshot` or `2cls_highshot`.
 
     Raises:

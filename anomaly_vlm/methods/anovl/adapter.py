@@ -105,7 +105,7 @@ def adapt(
         entropy = -(clean.exp() * clean).sum(dim=-1)
         loss = entropy.mean(dim=1) + 0.5 * (-noisy[..., 1] - clean[..., 0]).mean(dim=1)
         optimizer.zero_grad()
-        loss.sum().backward()  # type: ignore[no-untyped-call]  # the images share no parameter
+        loss.sum().backward()  # the images share no parameter
         optimizer.step()
         losses.append(loss.detach())
     return torch.stack(losses)

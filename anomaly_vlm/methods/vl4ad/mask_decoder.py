@@ -105,7 +105,7 @@ class DecoderOptions:
         )
 
 
-class MaskDecoder(Mask2FormerPreTrainedModel):  # type: ignore[no-untyped-call]
+class MaskDecoder(Mask2FormerPreTrainedModel):
     """Pixel decoder and transformer decoder on four feature maps.
 
     Args:

@@ -39,10 +39,10 @@ class Cells:
     """A random tiling by nearest points, each [H, W] float32; distances in cell sizes.
 
     Attributes:
-        nearest: distance to the cell's point.
-        border: distance to the second nearest point minus `nearest`: 0 on the border between cells.
-        number: uniform in [0, 1], one for each cell.
-        other: a second number, independent of the first.
+        nearest: Distance to the cell's point.
+        border: Distance to the second nearest point minus `nearest`: 0 on the border between cells.
+        number: Uniform in [0, 1], one for each cell.
+        other: A second number, independent of the first.
     """
 
     nearest: np.ndarray
@@ -57,10 +57,11 @@ class Canvas:
     A whole picture is the square [-1, 1] x [-1, 1]; around a defect it is a smaller rectangle with the defect at (0, 0).
 
     Attributes:
-        pixel: side of a pixel in canvas units.
-        x, y: float32 [H, W], x to the right, y down.
-        reach: the rectangle lies in [-reach, reach] x [-reach, reach] (up to a pixel).
-        light: unit vector (x, y) towards the light.
+        pixel: Side of a pixel in canvas units.
+        x: float32 [H, W], growing to the right.
+        y: float32 [H, W], growing downwards.
+        reach: The rectangle lies in [-reach, reach] x [-reach, reach] (up to a pixel).
+        light: Unit vector (x, y) towards the light.
     """
 
     def __init__(
@@ -100,9 +101,10 @@ class Canvas:
         """Smooth noise: value noise summed over octaves, float32 [H, W], about mean 0 and standard deviation 1.
 
         Args:
-            cells: cells of the coarsest octave along 2 units (the side of a whole picture).
-            octaves: each one has twice the cells and half the weight of the one before.
-            stretch: how much longer a cell is along `angle` (radians) than across it.
+            cells: Cells of the coarsest octave along 2 units (the side of a whole picture).
+            octaves: Each one has twice the cells and half the weight of the one before.
+            stretch: How much longer a cell is along `angle` than across it.
+            angle: Direction of the stretch in radians.
         """
         total = np.zeros(self.shape, np.float32)
         weight, power = 1.0, 0.0
@@ -155,7 +157,8 @@ class Canvas:
     def slope(self, height: np.ndarray) -> np.ndarray:
         """Slope of `height` (canvas units) towards the light: positive where a surface faces it. [H, W]."""
         down, right = np.gradient(height, np.float32(self.pixel))
-        return -(right * np.float32(self.light[0]) + down * np.float32(self.light[1]))
+        slope: np.ndarray = -(right * np.float32(self.light[0]) + down * np.float32(self.light[1]))
+        return slope
 
     def ink(self) -> Ink:
         """An empty drawing of lines and polygons in canvas units."""
@@ -207,17 +210,20 @@ def moved(array: np.ndarray, right: float, down: float) -> np.ndarray:
 def smoothstep(low: float, high: float, value: np.ndarray) -> np.ndarray:
     """0 below `low`, 1 above `high`, smooth between."""
     t = np.clip((value - np.float32(low)) / np.float32(high - low), 0, 1)
-    return t * t * (3 - 2 * t)
+    step: np.ndarray = t * t * (3 - 2 * t)
+    return step
 
 
 def mix(below: np.ndarray, above: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """`above` over `below` (colours [3] or [H, W, 3]) where `alpha` [H, W] is 1."""
-    return below + (above - below) * alpha[..., None]
+    mixed: np.ndarray = below + (above - below) * alpha[..., None]
+    return mixed
 
 
 def tone(colour: np.ndarray, brightness: np.ndarray) -> np.ndarray:
     """`colour` [3] or [H, W, 3] times `brightness` [H, W]."""
-    return colour * brightness[..., None]
+    toned: np.ndarray = colour * brightness[..., None]
+    return toned
 
 
 def hsv(hue: float, saturation: float, value: float) -> np.ndarray:

@@ -67,7 +67,8 @@ class Dice:
         """float32 `shape`, close to standard normal (sum of three uniform numbers): sensor noise. Not part of `drawn`."""
         count = math.prod(shape)
         total = self._words(3 * count).reshape(3, count).sum(axis=0, dtype=np.float32)
-        return (total / np.float32(STEPS - 1) - np.float32(1.5)).reshape(shape) * np.float32(2)
+        normals: np.ndarray = (total / np.float32(STEPS - 1) - np.float32(1.5)).reshape(shape) * np.float32(2)
+        return normals
 
     def _words(self, count: int) -> np.ndarray:
         raw = self._bits.random_raw((count + 3) // 4)

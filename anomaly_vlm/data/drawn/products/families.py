@@ -21,11 +21,12 @@ class Family:
     """One family of pictures.
 
     Attributes:
-        name: as in paths. kind: `texture` (fills the picture) or `object`.
+        name: Name as it stands in paths.
+        kind: `texture` (fills the picture) or `object`.
         side: `train` (its fresh images are the validation set too) or `test` (held out).
-        draw: draws a normal scene on a canvas.
-        nouns: words for captions, the category first.
-        defects: the kinds of defect it can have.
+        draw: Draws a normal scene on a canvas.
+        nouns: Words for captions, the category first.
+        defects: The kinds of defect it can have.
     """
 
     name: str

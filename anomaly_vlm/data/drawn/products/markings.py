@@ -58,8 +58,12 @@ def marked(
     """`image` [H, W, 3] with one label, print or relief within `reach` of the middle, on the material only.
 
     Args:
-        height: smallest and largest height of a letter, canvas units.
-        kinds: one of these is drawn: `label`, `print`, `relief`.
+        c: Canvas of the picture.
+        image: [H, W, 3] in [0, 1].
+        coverage: [H, W] in [0, 1], how much of a pixel is material.
+        reach: Largest distance from the middle, canvas units.
+        height: Smallest and largest height of a letter, canvas units.
+        kinds: One of these is drawn: `label`, `print`, `relief`.
     """
     dice = c.dice
     u, v = c.turned(dice.angle(), dice.uniform(-reach, reach), dice.uniform(-reach, reach))
@@ -97,11 +101,13 @@ def _sign(c: Canvas, u: np.ndarray, v: np.ndarray, height: float) -> np.ndarray:
     if kind == "letters":
         rows, count = dice.integer(1, 3), dice.integer(2, 6)
         lines = [letters(c, u, v, count, height, y=(row - (rows - 1) / 2) * height * 1.4) for row in range(rows)]
-        return np.clip(sum(lines[1:], lines[0]), 0, 1)
+        text: np.ndarray = np.clip(sum(lines[1:], lines[0]), 0, 1)
+        return text
     if kind == "bars":
         table = dice.fractions(64)
         code = np.clip((u / np.float32(0.2 * height) + 32), 0, 63).astype(np.int32)
-        return (table.take(code) > 0.5) * c.inside(np.abs(u) - 2 * height) * c.inside(np.abs(v) - height)
+        bars: np.ndarray = (table.take(code) > 0.5) * c.inside(np.abs(u) - 2 * height) * c.inside(np.abs(v) - height)
+        return bars
     if kind == "frame":
         away = np.abs(np.maximum(np.abs(u) / np.float32(dice.uniform(1.0, 2.5)), np.abs(v)) - height)
         return c.inside(away - height * dice.uniform(0.06, 0.15))

@@ -17,11 +17,17 @@ class Nuisances:
     """The drawn camera.
 
     Attributes:
-        exposure, gamma: of the whole picture. tint: gains of the channels. grey: how much colour is lost, [0, 1].
-        slope: change of brightness across the picture (x, y). vignette: loss of brightness in the corners.
-        shade: a shadow that falls across (direction, place, softness, darkness), None without.
-        glare: a soft reflection (x, y, radius, strength), None without.
-        blur: deviation in canvas units. noise: deviation in [0, 1]. quality: of the JPEG, None without.
+        exposure: Exposure of the whole picture.
+        gamma: Gamma of the whole picture.
+        tint: Gains of the channels.
+        grey: How much colour is lost, [0, 1].
+        slope: Change of brightness across the picture (x, y).
+        vignette: Loss of brightness in the corners.
+        shade: A shadow that falls across (direction, place, softness, darkness), None without.
+        glare: A soft reflection (x, y, radius, strength), None without.
+        blur: Deviation in canvas units.
+        noise: Deviation in [0, 1].
+        quality: Quality of the JPEG, None without.
         turn: 0 to 7, one of the eight orientations of a square.
     """
 
@@ -41,6 +47,7 @@ class Nuisances:
 
     @classmethod
     def drawn_from(cls, dice: Dice) -> Nuisances:
+        """Draws the effects of one picture."""
         warm, green = dice.uniform(-0.06, 0.06), dice.uniform(-0.02, 0.02)
         return cls(
             exposure=dice.uniform(0.75, 1.1),
@@ -62,7 +69,8 @@ class Nuisances:
         """Tone, exposure and colour of the camera alone; float32 [H, W, 3] -> [H, W, 3]."""
         image = np.clip(image, 0, 1) ** np.float32(self.gamma)
         image = image + ((image @ LUMA)[..., None] - image) * np.float32(self.grey)
-        return image * (np.asarray(self.tint, np.float32) * np.float32(self.exposure))
+        exposed: np.ndarray = image * (np.asarray(self.tint, np.float32) * np.float32(self.exposure))
+        return exposed
 
     def apply(self, canvas: Canvas, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The photograph of `image` [H, W, 3] in [0, 1], uint8, and the mask turned alike."""

@@ -28,8 +28,12 @@ class ProceduralDrawing:
     """One picture: the same fields always give the same pixels, at any size the same scene.
 
     Attributes:
-        seed: of the data set. side: `train`, `val` or `test`. family: its name. number: of the picture in its family.
-        defect: kind of defect, `good` for none. size: side in pixels.
+        seed: Seed of the data set.
+        side: `train`, `val` or `test`.
+        family: Name of its family.
+        number: Number of the picture in its family.
+        defect: Kind of defect, `good` for none.
+        size: Side in pixels.
     """
 
     seed: int
@@ -86,11 +90,13 @@ class ProceduralSource:
     Within a family every second picture is anomalous, and the kinds of defect take turns.
 
     Args:
-        name: of the data set in tables.
-        seed: other seeds give other pictures of the same families; 0 is the benchmark.
-        size: side in pixels.
-        train_count, val_count, test_count: pictures of a side over all its families.
-        categories: families (or their words) to keep; None: all.
+        name: Name of the data set in tables.
+        seed: Other seeds give other pictures of the same families; 0 is the benchmark.
+        size: Side in pixels.
+        train_count: Number of training pictures over all families.
+        val_count: Number of validation pictures over all families.
+        test_count: Number of test pictures over all families.
+        categories: Families (or their words) to keep; None: all.
 
     Raises:
         UserError: a count or size out of range, or a category that is not drawn.

@@ -17,9 +17,12 @@ class Stage:
     """The object's own axes on a canvas with a background; layers are painted from bottom to top.
 
     Attributes:
-        u, v: float32 [H, W], coordinates turned and shifted with the object, canvas units.
-        size: drawn scale of the object; shapes multiply their lengths by it.
-        image, coverage, background: as in `Scene`, so far.
+        u: float32 [H, W], first coordinate turned and shifted with the object, canvas units.
+        v: float32 [H, W], second such coordinate.
+        size: Drawn scale of the object; shapes multiply their lengths by it.
+        image: As in `Scene`, so far.
+        coverage: As in `Scene`, so far.
+        background: As in `Scene`, so far.
     """
 
     def __init__(
@@ -62,10 +65,13 @@ class Stage:
         """Paints the set where `distance` [H, W] is negative; returns its coverage [H, W].
 
         Args:
-            paint: colour. texture: brightness factor [H, W].
-            bevel: width of the rounded edge, canvas units. depth: how strongly it is shaded.
-            gloss: strength of the highlight where the surface faces the light.
-            hole: the layer shows what is behind the object, which is no part of it.
+            distance: Signed distance [H, W] to the outline in canvas units, negative inside.
+            paint: Colour.
+            bevel: Width of the rounded edge, canvas units.
+            depth: How strongly the edge is shaded.
+            gloss: Strength of the highlight where the surface faces the light.
+            texture: Brightness factor, a number or [H, W].
+            hole: The layer shows what is behind the object, which is no part of it.
         """
         c = self.c
         cover = c.inside(distance)
@@ -112,6 +118,7 @@ class Stage:
         self.image = mix(self.image, tone(self.image, gain), self.coverage)
 
     def scene(self) -> Scene:
+        """The picture painted so far, as a scene."""
         return Scene(self.image, self.coverage, self.background)
 
 
@@ -124,6 +131,7 @@ SURFACES = (
 def ground(c: Canvas) -> np.ndarray:
     """What an object lies on: paper, cloth, conveyor, board, metal, any material of the training side; [H, W, 3]."""
     dice = c.dice
+    image: np.ndarray
     if dice.chance(0.5):
         image = np.clip(dice.choice(SURFACES)(c), 0, 1)
         mean = image.mean(axis=(0, 1))
@@ -176,12 +184,14 @@ def box(u: np.ndarray, v: np.ndarray, width: float, height: float, corner: float
     """Signed distance to a rectangle of half sides `width`, `height` with rounded corners."""
     a, b = np.abs(u) - np.float32(width - corner), np.abs(v) - np.float32(height - corner)
     outside = np.sqrt(np.maximum(a, 0) ** 2 + np.maximum(b, 0) ** 2)
-    return outside + np.minimum(np.maximum(a, b), 0) - np.float32(corner)
+    distance: np.ndarray = outside + np.minimum(np.maximum(a, b), 0) - np.float32(corner)
+    return distance
 
 
 def rod(u: np.ndarray, v: np.ndarray, half: float, radius: float) -> np.ndarray:
     """Signed distance to a rod along u: a segment from -half to half, thickened by `radius`."""
-    return np.sqrt(np.maximum(np.abs(u) - np.float32(half), 0) ** 2 + v * v) - np.float32(radius)
+    distance: np.ndarray = np.sqrt(np.maximum(np.abs(u) - np.float32(half), 0) ** 2 + v * v) - np.float32(radius)
+    return distance
 
 
 def polygon(u: np.ndarray, v: np.ndarray, sides: int, inner: float, corner: float = 0.0) -> np.ndarray:
@@ -189,7 +199,7 @@ def polygon(u: np.ndarray, v: np.ndarray, sides: int, inner: float, corner: floa
     theta = np.arctan2(v, u)
     sector = np.float32(2 * math.pi / sides)
     radius = np.sqrt(u * u + v * v)
-    flat = radius * np.cos((theta / sector - np.floor(theta / sector + 0.5)) * sector) - np.float32(inner)
+    flat: np.ndarray = radius * np.cos((theta / sector - np.floor(theta / sector + 0.5)) * sector) - np.float32(inner)
     if corner:
         flat = np.maximum(flat, radius - np.float32(inner * (1 / math.cos(math.pi / sides) - corner)))
     return flat

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -12,6 +12,7 @@ from anomaly_vlm.data.drawn.products.dice import Dice
 FINE = 3  # sub-pixels along each axis, for soft edges
 Colour = Sequence[float] | np.ndarray
 Point = tuple[float, float]
+Stroke = Callable[[ImageDraw.ImageDraw, list[Point]], None]  # draws a shape through points in pixels of the fine image
 
 
 class RoadCanvas:
@@ -20,8 +21,12 @@ class RoadCanvas:
     Coordinates: x to the right, y down, in heights of the picture; the top left corner is (0, 0).
 
     Attributes:
-        image: float32 [H, W, 3] in [0, 1]. label: uint8 [H, W]. dice: of the scene.
-        x, y: float32 [1, W] and [H, 1], pixel centres. aspect: width by height.
+        image: float32 [H, W, 3] in [0, 1].
+        label: uint8 [H, W].
+        dice: Dice of the scene.
+        x: float32 [1, W], x of the pixel centres.
+        y: float32 [H, 1], y of the pixel centres.
+        aspect: Width divided by height.
     """
 
     def __init__(self, height: int, width: int, dice: Dice) -> None:
@@ -72,7 +77,7 @@ class RoadCanvas:
             alpha,
         )
 
-    def _draw(self, points, how, colour, label: int | None, alpha: float) -> None:
+    def _draw(self, points: Sequence[Point], how: Stroke, colour: Colour, label: int | None, alpha: float) -> None:
         window, coverage = self.coverage(points, how)
         if coverage is None:
             return
@@ -81,7 +86,7 @@ class RoadCanvas:
         if label is not None:
             self.label[window][coverage > 0.5] = label
 
-    def coverage(self, points: Sequence[Point], how) -> tuple[tuple[slice, slice], np.ndarray | None]:
+    def coverage(self, points: Sequence[Point], how: Stroke) -> tuple[tuple[slice, slice], np.ndarray | None]:
         """The window of the picture around `points`, and how much `how(draw, points)` covers of its pixels; None outside."""
         at = np.asarray(points, np.float64) * self.height
         left, top = np.maximum(np.floor(at.min(axis=0)).astype(int) - 1, 0)

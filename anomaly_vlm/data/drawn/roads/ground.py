@@ -19,8 +19,11 @@ class View:
     """The camera over the road.
 
     Attributes:
-        horizon: its y. vanish: x of the vanishing point. centre: x of the road's middle at the lower edge.
-        half: half of the road's width at the lower edge. kerb: half width with pavement by half width of the road.
+        horizon: The y of the horizon.
+        vanish: The x of the vanishing point.
+        centre: The x of the road's middle at the lower edge.
+        half: Half of the road's width at the lower edge.
+        kerb: Half width with pavement by half width of the road.
     """
 
     horizon: float
@@ -31,6 +34,7 @@ class View:
 
     @staticmethod
     def drawn_from(dice: Dice, aspect: float) -> View:
+        """Draws the view of a scene whose width is `aspect` times its height."""
         return View(
             horizon=dice.uniform(0.36, 0.50),
             vanish=aspect * dice.uniform(0.35, 0.65),
@@ -40,11 +44,11 @@ class View:
         )
 
     def ground(self, depth: float) -> float:
-        """y of the ground at `depth`: 0 at the horizon, 1 at the lower edge."""
+        """The y of the ground at `depth`: 0 at the horizon, 1 at the lower edge."""
         return self.horizon + depth * (1 - self.horizon)
 
     def middle(self, depth: float) -> float:
-        """x of the road's middle."""
+        """The x of the road's middle."""
         return self.vanish + depth * (self.centre - self.vanish)
 
     def scale(self, depth: float) -> float:
@@ -67,7 +71,8 @@ def paint_ground(canvas: RoadCanvas, view: View) -> None:
 
 
 def _inside(across: np.ndarray, edge: float | np.ndarray, soft: np.ndarray) -> np.ndarray:
-    return np.clip((edge - np.abs(across)) / soft + 0.5, 0, 1)
+    coverage: np.ndarray = np.clip((edge - np.abs(across)) / soft + 0.5, 0, 1)
+    return coverage
 
 
 def _sky(canvas: RoadCanvas, view: View) -> None:

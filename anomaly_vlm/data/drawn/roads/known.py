@@ -26,6 +26,7 @@ class Thing:
     unit: float
 
     def draw(self, canvas: RoadCanvas, view: View) -> None:
+        """Paints the object where it stands on the ground."""
         self.paint(canvas, self.x, view.ground(self.depth), self.unit)
 
 

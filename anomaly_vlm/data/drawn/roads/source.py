@@ -25,8 +25,11 @@ class RoadDrawing:
     """One scene: the same fields always give the same pixels, at any size the same scene.
 
     Attributes:
-        seed: of the data set. side: `train`, `val` or `test`; unknown objects stand in `val` and `test` alone.
-        number: of the scene. height, width: in pixels.
+        seed: Seed of the data set.
+        side: `train`, `val` or `test`; unknown objects stand in `val` and `test` alone.
+        number: Number of the scene.
+        height: Size in pixels.
+        width: Size in pixels.
     """
 
     seed: int
@@ -68,10 +71,13 @@ class ProceduralRoadSource:
     """Drawn road scenes with labels of 11 Cityscapes classes; unknown objects on the road on the sides `val` and `test`.
 
     Args:
-        name: of the data set in tables.
-        seed: other seeds give other scenes on every side.
-        height, width: of a scene in pixels.
-        train_count, val_count, test_count: scenes of a side.
+        name: Name of the data set in tables.
+        seed: Other seeds give other scenes on every side.
+        height: Height of a scene in pixels.
+        width: Width of a scene in pixels.
+        train_count: Number of training scenes.
+        val_count: Number of validation scenes.
+        test_count: Number of test scenes.
 
     Raises:
         UserError: a count or a size out of range.

@@ -29,9 +29,11 @@ class Damage:
     """A scene with its defect, before the camera.
 
     Attributes:
-        image: float32 [H, W, 3]. mask: bool [H, W].
-        attempts: how often the defect was drawn. visible: whether the chosen draw passed the check.
-        numbers: all integers drawn for it, those of discarded draws included.
+        image: float32 [H, W, 3].
+        mask: bool [H, W].
+        attempts: How often the defect was drawn.
+        visible: Whether the chosen draw passed the check.
+        numbers: All integers drawn for it, those of discarded draws included.
     """
 
     image: np.ndarray
@@ -47,8 +49,12 @@ def damage(
     """Draws a defect of `kind`, up to eight times until it is visible; the most visible draw counts if none is.
 
     Args:
-        key: of the dice. camera: what will follow; the change has to be visible through it.
-        contrast: range of the mean change that the defect aims at (`CONTRAST`).
+        canvas: Canvas of the picture; the defect is drawn in its units.
+        scene: The undamaged scene.
+        kind: Kind of defect.
+        key: Key of the random draws.
+        camera: Effects of the camera that will follow; the change has to be visible through it.
+        contrast: Range of the mean change that the defect aims at (`CONTRAST`).
     """
     best: tuple[float, Spot, np.ndarray, np.ndarray] | None = None
     numbers: list[int] = []

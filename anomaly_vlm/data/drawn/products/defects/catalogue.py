@@ -16,13 +16,13 @@ class Kind:
     """One kind of defect.
 
     Attributes:
-        draw: function of a `Spot`, returns the changed window, float32 [H, W, 3].
+        draw: Function of a `Spot`, returns the changed window, float32 [H, W, 3].
         place: `inside`, `edge` or `across` (see `spot.find`).
-        extent: smallest and largest radius, canvas units (the picture is 2 wide).
-        gain: how far its contrast may be lowered and raised to meet the drawn visibility; (1, 1) where it is geometry.
-        grain: width over which the change is averaged to find the mask, canvas units.
-        words: phrases that complete "with ..." in a caption.
-        states: adjectives for a caption.
+        extent: Smallest and largest radius, canvas units (the picture is 2 wide).
+        gain: How far its contrast may be lowered and raised to meet the drawn visibility; (1, 1) where it is geometry.
+        grain: Width over which the change is averaged to find the mask, canvas units.
+        words: Phrases that complete "with ..." in a caption.
+        states: Adjectives for a caption.
     """
 
     draw: Callable[[Spot], np.ndarray]

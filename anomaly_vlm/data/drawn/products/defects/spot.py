@@ -20,12 +20,12 @@ class Spot:
     """The window of a picture in which one defect is drawn; the defect's middle is the canvas' (0, 0).
 
     Attributes:
-        c: canvas of the window with the defect's own dice.
-        scene: the picture inside the window, before the defect.
-        window: its place in the whole picture.
-        radius: half the extent of the defect, canvas units.
-        heading: radians; on an edge the direction out of the object, elsewhere random.
-        colour: mean colour of the material within `radius`, float32 [3].
+        c: Canvas of the window with the defect's own dice.
+        scene: The picture inside the window, before the defect.
+        window: Place of the window in the whole picture.
+        radius: Half the extent of the defect, canvas units.
+        heading: Radians; on an edge the direction out of the object, elsewhere random.
+        colour: Mean colour of the material within `radius`, float32 [3].
     """
 
     c: Canvas
@@ -37,14 +37,16 @@ class Spot:
 
     @property
     def dice(self) -> Dice:
+        """The random draws of this defect."""
         return self.c.dice
 
     def blob(self, rough: float = 0.25, stretch: float = 1.0, fine: float = 0.08) -> np.ndarray:
         """Signed distance (canvas units, negative inside) of an irregular outline of about `radius`; [H, W].
 
         Args:
-            rough: depth of the three slow bulges of the outline, of the radius. fine: of its fine raggedness.
-            stretch: ratio of its length along `heading` to its width.
+            rough: Depth of the three slow bulges of the outline, as a share of the radius.
+            fine: Depth of its fine raggedness, as a share of the radius.
+            stretch: Ratio of its length along `heading` to its width.
         """
         u, v = self.c.turned(self.heading)
         u = u / np.float32(stretch)
@@ -55,7 +57,8 @@ class Spot:
                 theta * waves + np.float32(self.dice.angle())
             )
         edge = edge + np.float32(fine) * self.c.noise(5 / self.radius, 2)
-        return np.sqrt(u * u + v * v) - np.float32(self.radius) * 0.85 * edge
+        distance: np.ndarray = np.sqrt(u * u + v * v) - np.float32(self.radius) * 0.85 * edge
+        return distance
 
     def on(self, after: np.ndarray) -> np.ndarray:
         """`after` where the material lies, the picture as it was elsewhere."""
@@ -86,10 +89,13 @@ def find(
     """Looks for a spot: (x, y, radius, heading).
 
     Args:
-        place: `inside` (within the material as far as it goes), `edge` (on the outline of the object) or `across`
-            (the middle on the material).
-        extent: smallest and largest radius, canvas units.
-        room: share of the radius that has to lie within the material for `inside`.
+        canvas: Canvas of the picture.
+        scene: What the spot is looked for on.
+        dice: Random draws of the spot.
+        place: `inside` (within the material as far as it goes), `edge` (on the outline of the object) or `across` (the
+            middle on the material).
+        extent: Smallest and largest radius, canvas units.
+        room: Share of the radius that has to lie within the material for `inside`.
     """
     radius, heading = dice.log_uniform(*extent), dice.angle()
     # Places are judged on a grid of fixed size, so that they are the same whatever the size of the picture.

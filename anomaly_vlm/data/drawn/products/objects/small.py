@@ -184,7 +184,8 @@ def _figure(c: Canvas, s: Stage, radius: float) -> np.ndarray:
             box(s.u, s.v - np.float32(radius * 0.45), radius * 0.28, radius * 0.35, 0.1),
         )
         nose = disc(s.u, s.v, radius * 0.16, radius * 0.42, -radius * 0.15)
-        return smoothstep(0.0, 0.07, -np.minimum(head, nose)) * (1 + 0.25 * np.tanh(c.noise(12, 2)))
+        shape: np.ndarray = smoothstep(0.0, 0.07, -np.minimum(head, nose)) * (1 + 0.25 * np.tanh(c.noise(12, 2)))
+        return shape
     if kind == "star":
         points = dice.integer(5, 9)
         edge = radius * (0.62 + 0.38 * np.cos(theta * points))

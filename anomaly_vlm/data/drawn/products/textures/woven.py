@@ -64,7 +64,8 @@ def carbon_fibre(c: Canvas) -> np.ndarray:
     image = tone(image, 1 + 0.16 * np.where(over > 0, fibres_v, fibres_u))
     tint = colour(dice, (180, 260), (0.0, 0.15), (0.95, 1.0))
     sheen = dice.uniform(0, 0.12) * smoothstep(0.0, 2.0, c.noise(1.3, 1))
-    return image * tint + 0.03 + sheen[..., None]
+    cloth: np.ndarray = image * tint + 0.03 + sheen[..., None]
+    return cloth
 
 
 def wicker(c: Canvas) -> np.ndarray:
