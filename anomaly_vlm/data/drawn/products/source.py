@@ -133,13 +133,13 @@ class ProceduralSource:
             raise unknown_choice("side of a data set", side, SIDES)
         wanted = "test" if side in ("test", "reference") else "train"
         every = sorted((family for family in FAMILIES.values() if family.side == wanted), key=lambda f: f.name)
-        kept = [family for family in every if self.categories is None or family.name in self.categories]
-        if not kept:
+        chosen = [family for family in every if self.categories is None or family.name in self.categories]
+        if not chosen:
             raise UserError(
                 f"none of the categories {', '.join(sorted(self.categories or ()))} is on the {side} side of procedural: "
                 f"choose from {', '.join(family.name for family in every)}"
             )
-        return kept
+        return chosen
 
     def samples(self, side: str) -> list[Sample]:
         """The index of `train` (training families), `val` (fresh pictures of them) or `test` (held-out families)."""
