@@ -89,9 +89,7 @@ def window_limits(method: WinCLIP, repeats: int) -> list[Limit]:
     for ours, other in zip(batched(), singly(), strict=True):
         if not torch.allclose(ours, other, rtol=1e-4, atol=1e-4):
             raise UserError("the batched windows do not equal single ones: the benchmark compares different things")
-    share = sum(tokens.numel() for tokens in windows) / (
-        1 + grid[0] * grid[1]
-    )  # tokens of all windows, of a plain forward's
+    share = sum(tokens.numel() for tokens in windows) / (1 + grid[0] * grid[1])  # of the tokens of a plain forward
     flops = count_flops(batched) / count_flops(plain)
     seconds = side_by_side(plain, batched, repeats)
     alone = side_by_side(singly, batched, 1)

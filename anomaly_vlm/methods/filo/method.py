@@ -57,8 +57,7 @@ class FiLo(FrozenTokens, UsesDetections):
         without: What is left out, for ablations. `fg_des`: sentences have the general states alone. `grounding`: there are
             no boxes. `position_prompt`: sentences name no position, though boxes damp the map. `mmci`: linear heads alone.
             `adapter`: the global feature is CLIP's.
-        layers: Tapped 1-based vision blocks, see `tapped_layers`; `quarters` for the quarters of the depth (6, 12, 18, 24 of
-            24), as published.
+        layers: Tapped 1-based vision blocks, see `tapped_layers`; `quarters`: 6, 12, 18, 24 of 24, as published.
         n_plain: Number of first blocks without V-V path; None for a quarter of the depth.
         token_capture: `published`: the tokens that the published code holds, which the released weights need. `paper`: each
             block's own. See `TokenList`.
@@ -108,6 +107,7 @@ class FiLo(FrozenTokens, UsesDetections):
         if self.n_plain >= backbone.num_layers:
             raise UserError(f"method.n_plain is {n_plain}: {backbone.name} has {backbone.num_layers} vision blocks")
         self.map_options, self.score_kind, self.stages = maps, score, stages
+        self.joint = stages.schedule == "paper"  # one loss trains everything in each epoch
         self.locator = Locator(boxes)
         if stages.epochs == 1 and "adapter" not in without and stages.first and stages.second and not self.joint:
             log.warning("epochs=1 trains the heads alone: the adapter keeps its random start; give 2 or more")
@@ -120,11 +120,6 @@ class FiLo(FrozenTokens, UsesDetections):
             self.abnormal = FiloPromptLearner(length, dim, backbone.text_width)
             self.heads = FiloHeads(self.token_list.names, backbone.width, dim, None if "mmci" in without else mmci)
             self.adapter = None if "adapter" in without else FiloAdapter(dim, adapter.reduction)
-
-    @property
-    def joint(self) -> bool:
-        """Whether one loss trains everything in each epoch."""
-        return self.stages.schedule == "paper"
 
     # ---- image tower: frozen -----------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.shared.sliding_window import SlidingWindow, starts
 from anomaly_vlm.methods.vl4ad import VL4AD
-from anomaly_vlm.methods.vl4ad.mask_decoder import Mask2FormerConfig, MaskClassifier, pool
+from anomaly_vlm.methods.vl4ad.mask_decoder import DecoderOptions, Mask2FormerConfig, MaskClassifier, pool
 from anomaly_vlm.methods.vl4ad.mask_matching import MaskMatching, segments
 from anomaly_vlm.methods.vl4ad.pixel_scores import (
     PixelClasses,
@@ -27,6 +27,7 @@ from anomaly_vlm.methods.vl4ad.pixel_scores import (
     pixel_classes,
 )
 from anomaly_vlm.methods.vl4ad.vocabulary import Vocabulary
+from anomaly_vlm.runs.compose import compose
 from anomaly_vlm.texts import load_texts
 from tests.support.conf import loss_conf
 from tests.support.road import any_images, first_batch, road_data, small_vl4ad, tiny_convnext
@@ -133,6 +134,18 @@ def test_centred_texts_lie_apart() -> None:
     torch.testing.assert_close(other.norm(dim=-1), torch.ones(60))
     with_more = small_vl4ad(untrained={"center_text": True}, ood_prompts=["caravan"])
     torch.testing.assert_close(with_more.concept_vectors(with_more.columns)[:60], other)
+
+
+def test_the_published_sizes_are_the_defaults_and_the_embedded_ones_presets() -> None:
+    """The sizes of the paper on its own backbone, or by `preset=published`; the small ones come with the small backbones."""
+    for words in (["preset=published"], ["backbone=convnext_large_d_320"]):
+        published = compose(["method=vl4ad", *words])
+        assert "decoder" not in published.method and "passes" not in published.method
+        assert (published.optimizer.lr, published.gradient_clip) == (1e-4, 0.01)
+    for backbone in ("nano_convnext", "tiny_convnext"):
+        embedded = compose(["method=vl4ad", f"backbone={backbone}"])
+        assert embedded.choices.preset == f"{backbone}/vl4ad" and embedded.method.decoder.queries == 20
+    assert DecoderOptions().queries == 250
 
 
 # ---- formulas --------------------------------------------------------------------------------------------------------

@@ -97,6 +97,8 @@ class ProceduralSource:
         val_count: Number of validation pictures over all families.
         test_count: Number of test pictures over all families.
         categories: Families (or their words) to keep; None: all.
+        train_on_all: Whether the training side has the families of the test side too, for weights that are used on pictures
+            of other kinds and never evaluated here.
 
     Raises:
         UserError: A count or size out of range, or a category that is not drawn.
@@ -111,6 +113,7 @@ class ProceduralSource:
         val_count: int = 336,
         test_count: int = 600,
         categories: Sequence[str] | None = None,
+        train_on_all: bool = False,
     ) -> None:
         if not 32 <= size <= 1024:
             raise UserError(f"procedural size is {size}: give a side of 32 to 1024 pixels")
@@ -125,6 +128,7 @@ class ProceduralSource:
         for word in categories or ():
             if word not in words:
                 raise unknown_choice("procedural category", word, FAMILIES)
+        self.train_on_all = train_on_all
         self.categories = None if categories is None else {words[word] for word in categories}
 
     def families(self, side: str) -> list[Family]:
@@ -132,7 +136,8 @@ class ProceduralSource:
         if side not in SIDES:
             raise unknown_choice("side of a data set", side, SIDES)
         wanted = "test" if side in ("test", "reference") else "train"
-        every = sorted((family for family in FAMILIES.values() if family.side == wanted), key=lambda f: f.name)
+        both = self.train_on_all and side == "train"
+        every = sorted((f for f in FAMILIES.values() if both or f.side == wanted), key=lambda f: f.name)
         chosen = [family for family in every if self.categories is None or family.name in self.categories]
         if not chosen:
             raise UserError(
