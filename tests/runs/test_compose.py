@@ -31,6 +31,18 @@ def test_every_method_composes_with_its_own_loss(method: str) -> None:
     assert cfg.method._target_.startswith(f"anomaly_vlm.methods.{module}.")
 
 
+def test_a_backbone_brings_its_preset_for_a_method() -> None:
+    cfg = compose(["method=adaclip"])
+    assert cfg.choices.preset == "nano/adaclip" and cfg.method.temperature == 0.07
+    own = compose(["method=adaclip", "preset=published"])
+    assert "temperature" not in own.method and own.optimizer.lr == 0.01  # the constructor's
+    other = compose(["method=adaclip", "backbone=vit_l14_336"])
+    assert "preset" not in other.choices and "temperature" not in other.method
+    assert compose(["method=adaclip", "method.temperature=0.5"]).method.temperature == 0.5  # what is asked for wins
+    with pytest.raises(UserError, match="unknown preset 'mine'"):
+        compose(["method=adaclip", "preset=mine"])
+
+
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_experiment_composes_with_all_its_values(experiment: str) -> None:
     runs = trial_runs([f"experiment={experiment}", "backbone=vit_l14_336"])
