@@ -1,7 +1,7 @@
 """Options of constructors, checked once against their type hints.
 
 A constructor says what it accepts in its annotations: `Literal["linear", "clip"]`, `Annotated[int, AtLeast(1)]`, a frozen
-dataclass for a group of options. `check_arguments` reads them and tells a wrong value in the house's one line.
+dataclass for a group of options. `check_arguments` reads them and reports a wrong value in one line.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def checked_constructor(
     """A constructor whose keyword arguments are checked against its annotations before it runs.
 
     Args:
-        init: The constructor. Keywords that neither it nor the class's other constructors have are told with the
+        init: The constructor. Keywords that neither it nor the class's other constructors have are reported with the
             choices.
         owner: See `check_arguments`.
         hidden: Keywords that are no options of a user, and not listed among the choices.
@@ -228,7 +228,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _check_union(name: str, value: Any, branches: Sequence[Any]) -> Any:
-    """The first branch that accepts the value; where one branch alone has its kind, that branch tells what is wrong."""
+    """The first branch that accepts the value; where one branch alone has its kind, that branch reports what is wrong."""
     first: UserError | None = None
     for branch in branches:
         try:

@@ -108,7 +108,7 @@ def run_blocks(
         prompts: Tokens that enter on the way.
         causal: Each token sees itself and those before it (text towers).
         mask: [B, 1, T, T] bool in place of `causal`: row i sees the tokens that are True (see `SentenceTree`).
-        taps: 1-based layers whose output is kept.
+        taps: 1-based layers whose output is returned.
         vv_from: 0-based block from which a second path `v` runs beside the ordinary one: at each block the V-V
             attention `softmax(v v^T / sqrt(d)) v` of the *ordinary* path's input, through the block's own output
             projection, is added to `v`; no MLP, nothing flows back (AnomalyCLIP, section 3.3 "DPAM").

@@ -1,8 +1,8 @@
 """Cost of FiLo: an image's seconds by detector, tower and head; MMCI's share; a training step against the published way.
 
-Random weights. A training step is one image of stage 1, from the second epoch on (frozen tokens kept); both ways start from
+Random weights. A training step is one image of stage 1, from the second epoch on (tokens cached); both ways start from
 the same parameters and must give the same loss and gradients before anything is timed. The detector is Grounding DINO
-(Swin-T) at 518 px with a caption of 48 tokens; its answers are kept, so that it runs once for an image whatever is trained.
+(Swin-T) at 518 px with a caption of 48 tokens; its answers are stored: it runs once for an image, whatever is trained.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cost of training AnomalyCLIP and FAPrompt: the published way of computing a step against ours with frozen tokens kept.
+"""Cost of training AnomalyCLIP and FAPrompt: the published way of computing a step against ours with frozen tokens stored.
 
 One step = 8 images, from the second epoch on: serving the batch, loss, gradients, optimiser. Random weights; both ways start
 from the same parameters, and must give the same loss and gradients before anything is timed. Both get their pixels decoded:

@@ -75,21 +75,21 @@ def window_limits(method: WinCLIP, repeats: int) -> list[Limit]:
     """All windows of an image, batched, against their share of a plain forward, and one by one."""
     clip, image = method.backbone, make_image(method)
     grid = (method.backbone.image_size // clip.patch_size,) * 2
-    keeps = [method.windows(size, grid).tokens for size in method.scales]
+    windows = [method.windows(size, grid).tokens for size in method.scales]
 
     def plain() -> Tensor:
         return clip.encode_image(image).cls
 
     def batched() -> list[Tensor]:
-        return [clip.encode_image(image, token_sets=keep).cls for keep in keeps]
+        return [clip.encode_image(image, token_sets=tokens).cls for tokens in windows]
 
     def singly() -> list[Tensor]:
-        return [torch.cat([clip.encode_image(image, token_sets=row[None]).cls for row in keep]) for keep in keeps]
+        return [torch.cat([clip.encode_image(image, token_sets=row[None]).cls for row in tokens]) for tokens in windows]
 
     for ours, other in zip(batched(), singly(), strict=True):
         if not torch.allclose(ours, other, rtol=1e-4, atol=1e-4):
             raise UserError("the batched windows do not equal single ones: the benchmark compares different things")
-    share = sum(keep.numel() for keep in keeps) / (1 + grid[0] * grid[1])  # tokens of all windows, of a plain forward's
+    share = sum(tokens.numel() for tokens in windows) / (1 + grid[0] * grid[1])  # of the tokens of a plain forward
     flops = count_flops(batched) / count_flops(plain)
     seconds = side_by_side(plain, batched, repeats)
     alone = side_by_side(singly, batched, 1)
@@ -137,7 +137,7 @@ def text_limits(method: WinCLIP, repeats: int) -> list[Limit]:
 
 
 def cache_limits(method: WinCLIP, folder: Path) -> list[Limit]:
-    """A second evaluation of an image, whose tokens are kept."""
+    """A second evaluation of an image, whose tokens are stored."""
     image = make_image(method)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         method.token_cache = TokenCache({"bench": "winclip"}, folder=Path(place))

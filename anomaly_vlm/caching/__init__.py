@@ -1,1 +1,1 @@
-"""What is computed once and kept: frozen tokens, and answers of detectors and segmenters."""
+"""What is computed once and stored: frozen tokens, and answers of detectors and segmenters."""

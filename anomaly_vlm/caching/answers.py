@@ -1,4 +1,4 @@
-"""Answers of a model kept on disk: what a detector or a segmenter said of an image, computed once."""
+"""Answers of a model stored on disk, so that a detector or a segmenter runs once for an image."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class AnswerStore:
         return self.folder / key[:2] / (key + SUFFIX)
 
     def read(self, key: str) -> Entry | None:
-        """The tensors kept under a key; None where they are absent or damaged."""
+        """The tensors stored under a key; None where they are absent or damaged."""
         return read_entry(self.path(key))
 
     def damaged(self, key: str) -> None:

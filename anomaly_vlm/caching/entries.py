@@ -1,7 +1,7 @@
 """One entry of a cache on disk: tensors in a file that is written whole, and checked when it is read.
 
 It is written beside its place and moved there, so that a kill in mid-write, a full disk, or two processes at work on one
-folder leave no half entry. A checksum tells a damaged one, which counts as absent.
+folder leave no half entry. A checksum reveals a damaged entry, which then counts as absent.
 """
 
 from __future__ import annotations

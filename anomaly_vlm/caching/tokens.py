@@ -1,4 +1,4 @@
-"""Frozen tokens kept: what a frozen tower makes of an image, computed once and read again by later epochs and runs.
+"""Cache of frozen tokens: what a frozen tower makes of an image, computed once and read again by later epochs and runs.
 
 One file an image, written beside its place and moved there whole, so that a kill in mid-write, a full disk, or two processes
 at work on the same folder leave no half entry. Every entry carries a checksum: a damaged one counts as absent.
@@ -31,7 +31,7 @@ class TokenCache:
 
     Args:
         about: Everything that the tokens depend on but the image (weights, preprocessing, layers, attention path,
-            dtype); plain values. Entries of another `about` are never seen.
+            dtype); plain values. Entries of another `about` are never read.
         folder: Folder of all caches, shared by runs and processes; None: memory alone.
         disk_bytes: Budget of `folder`, all caches together; least recently used other caches give way first.
         memory_bytes: Budget of this process.

@@ -46,7 +46,8 @@ def configured(spec: str | None, overrides: Sequence[str], command: str) -> tupl
     """The configuration of a command that starts from a checkpoint (or from none), and the checkpoint."""
     if spec is None:
         return composed(overrides), None
-    cfg = composed(overrides) if spec.startswith("published:") else None  # its mistakes are told before torch is read
+    # before torch is imported, so that mistakes are reported at once
+    cfg = composed(overrides) if spec.startswith("published:") else None
     from anomaly_vlm.runs.checkpoints import Checkpoint
 
     checkpoint = Checkpoint.read(spec, trusted=trusted_packages(overrides))

@@ -56,9 +56,9 @@ class RandomCrop:
         out[:, : part.shape[-2], : part.shape[-1]] = part
         if labels is None:
             return out, None
-        kept = torch.full(self.size, VOID, dtype=labels.dtype)
-        kept[: part.shape[-2], : part.shape[-1]] = labels[window]
-        return out, kept
+        padded = torch.full(self.size, VOID, dtype=labels.dtype)
+        padded[: part.shape[-2], : part.shape[-1]] = labels[window]
+        return out, padded
 
     @staticmethod
     def _resized(image: Tensor, labels: Tensor | None, short: int) -> tuple[Tensor, Tensor | None]:

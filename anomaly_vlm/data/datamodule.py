@@ -59,10 +59,10 @@ class AnomalyDataModule(L.LightningDataModule):
         limits: Largest number of samples by side, balanced over category and label; None for no limit.
         picks: Reference images of each test category for few-shot methods; none of them stays in the test set.
         train_on: `dataset` (side `train`), `references` (each step all references of one category), or `nothing`.
-        cache_mb: Preprocessed pixels kept in memory, all sides together, in MB (only with `num_workers` 0); 0 for none.
+        cache_mb: Preprocessed pixels held in memory, all sides together, in MB (only with `num_workers` 0); 0 for none.
 
     Attributes:
-        preprocess: Set once the backbone is known, before any loader is asked for.
+        preprocess: Set once the backbone is built, before any loader is asked for.
         selection_side: `val` or `test`, which `val_dataloader` serves; None for no validation loop.
         excluded_paths: Reference images in a checkpoint's memory, which leave the test set in place of the picks.
     """
@@ -98,10 +98,10 @@ class AnomalyDataModule(L.LightningDataModule):
         self._datasets: dict[tuple[str, Preprocess], AnomalyDataset] = {}
 
     def serve_tokens(self, stored: StoredTokens) -> None:
-        """From now on, images whose frozen tokens are kept come as these, and are not even decoded.
+        """From now on, images whose frozen tokens are stored come as these, and are not even decoded.
 
         Args:
-            stored: Key of an image's pixels -> its tokens, or None where they are not kept.
+            stored: Key of an image's pixels -> its tokens, or None where they are not stored.
         """
         self._stored_tokens = stored
         self._datasets.clear()

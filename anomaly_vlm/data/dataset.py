@@ -97,7 +97,7 @@ class AnomalyDataset(Dataset[Item]):
         augment: What training images go through; None for none.
         cache: Cache of preprocessed pixels, or None.
         name: Name of this data set within the cache.
-        stored_tokens: Key of an image's pixels -> its frozen tokens, where they are kept; None: none are.
+        stored_tokens: Key of an image's pixels -> its frozen tokens, where they are stored. None stores none.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class AnomalyDataset(Dataset[Item]):
         return item
 
     def picture(self, i: int) -> np.ndarray:
-        """The pixels of sample i as the method sees them, uint8 [S, S, 3], whether or not its tokens are kept."""
+        """The pixels of sample i as the method sees them, uint8 [S, S, 3], whether or not its tokens are stored."""
         return self._pixels(i).image.permute(1, 2, 0).numpy()
 
     def _random(self, *key: int) -> np.random.Generator:

@@ -51,7 +51,7 @@ class FileSource:
         origin: Where users get the set, if anywhere; for messages.
         split: `train`, `val`, `test` or `all`.
         categories: Only these, by their names on disk; None for all.
-        published_categories: All that the complete set has; a warning tells what is missing.
+        published_categories: All that the complete set has; a warning names those that are missing.
         class_words: Name on disk -> word for prompts and tables, in place of the published one.
         mask_threshold: A mask value above it is anomalous, 0 to 254 (of 255).
         protocol: Which reading of the set this is, where there are several, for the line that says what was used.

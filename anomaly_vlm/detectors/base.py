@@ -58,7 +58,7 @@ class Detector(ABC):
         return ""
 
     def queries(self, pictures: Sequence[Picture], captions: Sequence[str]) -> list[Queries]:
-        """Raw answers: from the store where it has them, else computed and kept."""
+        """Raw answers: from the store where it has them, else computed and stored."""
         if self.store is None:
             return self.look(pictures, captions)
         about = self.identity()

@@ -93,7 +93,7 @@ def queries_of(logits: Tensor, boxes: Tensor, pieces: Sequence[str], image: str)
 def select(
     boxes: Tensor, scores: Tensor, *, box_threshold: float = 0.25, max_area: float = 1.0, keep_best: bool = False
 ) -> Tensor:
-    """Indices [n] of the queries kept, in query order.
+    """Indices [n] of the queries selected, in query order.
 
     Args:
         boxes: [k, 4] relative centre form.
@@ -103,14 +103,14 @@ def select(
         keep_best: Where none is left, the one with the highest score, whatever its area.
     """
     area = boxes[:, 2] * boxes[:, 3]
-    kept = (scores > box_threshold) & ((area < max_area) if max_area < 1 else True)
-    if keep_best and not kept.any() and len(scores):
+    selected = (scores > box_threshold) & ((area < max_area) if max_area < 1 else True)
+    if keep_best and not selected.any() and len(scores):
         return scores.argmax().view(1)
-    return kept.nonzero().flatten()
+    return selected.nonzero().flatten()
 
 
 def check_floor(queries: Queries, box_threshold: float) -> None:
-    """Raises a `UserError` where the queries were kept above a score that is higher than `box_threshold`."""
+    """Raises a `UserError` where the queries were stored above a score that is higher than `box_threshold`."""
     if box_threshold < queries.floor:
         raise UserError(
             f"box_threshold {box_threshold:g}: of this image only queries with a score above {queries.floor:.3g} were kept:"

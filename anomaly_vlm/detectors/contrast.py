@@ -59,8 +59,8 @@ class ContrastSegmenter(Segmenter):
         if not around.any():
             mask[top:bottom, left:right] = True
             return mask
-        far = np.linalg.norm(inside - np.median(pixels[around], axis=0), axis=-1)
-        mask[top:bottom, left:right] = far > otsu(far) if far.max() > far.min() else True
+        distances = np.linalg.norm(inside - np.median(pixels[around], axis=0), axis=-1)
+        mask[top:bottom, left:right] = distances > otsu(distances) if distances.max() > distances.min() else True
         return mask
 
 

@@ -173,7 +173,7 @@ def locate(
 
     try:
         return Path(snapshot_download(weights, local_files_only=True, allow_patterns=list(patterns)))
-    except Exception:  # not in the cache; the client tells it by several classes
+    except Exception:  # not in the cache; the client reports it by several classes
         reason = "it is not in the local cache and the model hub cannot be reached"
     if hub_answers():
         try:

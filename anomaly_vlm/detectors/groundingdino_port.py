@@ -67,13 +67,13 @@ class PlainBert(nn.Module):
     ) -> dict[str, Tensor]:
         """Hidden states of BERT's encoder under the attention mask of a caption."""
         states = self.embeddings(input_ids=input_ids, position_ids=position_ids, token_type_ids=token_type_ids)
-        seen = (
+        visible = (
             attention_mask
             if attention_mask.ndim == 3
             else attention_mask[:, None, :].expand(-1, input_ids.shape[1], -1)
         )
-        mask = torch.zeros(seen.shape, dtype=states.dtype, device=states.device)
-        mask = mask.masked_fill(~seen.bool(), torch.finfo(states.dtype).min)[:, None]  # [B, 1, L, L]
+        mask = torch.zeros(visible.shape, dtype=states.dtype, device=states.device)
+        mask = mask.masked_fill(~visible.bool(), torch.finfo(states.dtype).min)[:, None]  # [B, 1, L, L]
         return {"last_hidden_state": self.encoder(states, attention_mask=mask)[0]}
 
 

@@ -92,9 +92,11 @@ class SamSegmenter(Segmenter):
         scale = boxes.new_tensor([small[1] / size[1], small[0] / size[0]] * 2)
         masks = []
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            seen = self.model.get_image_embeddings(pixels[None].to(self.device))
+            embeddings = self.model.get_image_embeddings(pixels[None].to(self.device))
             for part in (boxes * scale).split(self.boxes_at_a_time):
-                out = self.model(image_embeddings=seen, input_boxes=part[None].to(self.device), multimask_output=False)
+                out = self.model(
+                    image_embeddings=embeddings, input_boxes=part[None].to(self.device), multimask_output=False
+                )
                 masks.append(as_masks(out.pred_masks[0], side, small, size).cpu())
         return torch.cat(masks)
 

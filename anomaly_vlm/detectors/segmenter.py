@@ -36,7 +36,7 @@ class Segmenter(ABC):
         """What masks depend on besides pixels and boxes, as plain values."""
 
     def masks(self, image: Tensor, boxes: Tensor) -> Tensor:
-        """One mask a box: from the store where it has them, else computed and kept.
+        """One mask a box: from the store where it has them, else computed and stored.
 
         Args:
             image: uint8 [3, H, W].

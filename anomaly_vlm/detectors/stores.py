@@ -1,4 +1,4 @@
-"""Answers of detectors and segmenters as they are kept on disk."""
+"""Answers of detectors and segmenters as they are stored on disk."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class DetectionStore(AnswerStore):
         self.keep_score, self.keep_most = keep_score, keep_most
 
     def key(self, image: Image.Image, caption: str, about: Mapping[str, Any]) -> str:
-        """Digest of decoded pixels, caption, detector and what is kept."""
+        """Digest of decoded pixels, caption, detector and the limits of what is stored."""
         facts = {"about": about, "keep": [self.keep_score, self.keep_most], "size": image.size, "format": FORMAT}
         return self.digest([facts, caption], [np.ascontiguousarray(image.convert("RGB")).tobytes()])
 
     def get(self, key: str) -> Queries | None:
-        """The answer kept under `key`; None where it is absent, damaged or of another form."""
+        """The answer stored under `key`; None where it is absent, damaged or of another form."""
         entry = self.read(key)
         if entry is None:
             return None
@@ -67,19 +67,19 @@ class DetectionStore(AnswerStore):
         return Queries(boxes, scores, probs, pieces, None if phrases is None else tuple(phrases), floor)
 
     def put(self, key: str, answer: Queries) -> Queries:
-        """Keeps the best of an answer, and returns what was kept. Never raises: a folder that cannot be written is none."""
-        kept = best(answer, self.keep_score, self.keep_most)
-        text = json.dumps({"pieces": kept.pieces, "phrases": kept.phrases}).encode()
+        """Stores the best of an answer and returns it. Never raises: a folder that cannot be written is left alone."""
+        stored = best(answer, self.keep_score, self.keep_most)
+        text = json.dumps({"pieces": stored.pieces, "phrases": stored.phrases}).encode()
         entry = {
-            "boxes": kept.boxes.contiguous(),
-            "scores": kept.scores.contiguous(),
-            "floor": torch.tensor([kept.floor], dtype=torch.float64),
+            "boxes": stored.boxes.contiguous(),
+            "scores": stored.scores.contiguous(),
+            "floor": torch.tensor([stored.floor], dtype=torch.float64),
             "text": torch.tensor(list(text), dtype=torch.uint8),
         }
-        if kept.probs is not None:
-            entry["probs"] = kept.probs.contiguous()
+        if stored.probs is not None:
+            entry["probs"] = stored.probs.contiguous()
         self.write(key, entry)
-        return kept
+        return stored
 
 
 def best(answer: Queries, score: float, most: int) -> Queries:
@@ -113,7 +113,7 @@ class MaskStore(AnswerStore):
         return self.digest(facts, [image.contiguous().numpy().tobytes(), boxes.float().contiguous().numpy().tobytes()])
 
     def get(self, key: str) -> Tensor | None:
-        """The masks kept under `key`, bool [n, H, W]; None where they are absent or damaged."""
+        """The masks stored under `key`, bool [n, H, W]; None where they are absent or damaged."""
         entry = self.read(key)
         if entry is None:
             return None

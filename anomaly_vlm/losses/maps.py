@@ -53,7 +53,7 @@ def map_losses(
         terms: Configured terms by name.
         maps: `[layers, B, H, W]` abnormal probabilities.
         mask: `[B, H, W]` of 0.0 and 1.0.
-        normal: `[layers, B, H, W]` normal probabilities, where they are known to more digits than `1 - maps` has
+        normal: `[layers, B, H, W]` normal probabilities, where they are available to more digits than `1 - maps` has
             (FiLo).
         suffix: Of the terms' names, where a method has several maps (FAPrompt).
         dice_of_normal: Whether `dice` adds the loss of the normal map to that of the abnormal one (APRIL-GAN: not).

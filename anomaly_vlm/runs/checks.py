@@ -1,4 +1,4 @@
-"""What can be said about a configuration before anything is loaded."""
+"""Checks of a configuration that need nothing to be loaded."""
 
 from __future__ import annotations
 

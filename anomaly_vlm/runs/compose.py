@@ -1,4 +1,4 @@
-"""Composing configurations with Hydra, with every mistake told in one line. Imports neither torch nor Lightning."""
+"""Composing configurations with Hydra, with every mistake reported in one line. Imports neither torch nor Lightning."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ SECONDS = 5.0  # between lines of progress
 def precompute_detections(run: Run, *sides: str) -> None:
     """Fills `method.detections` for all images of these sides, where the method has a detector that looks at images.
 
-    Answers that the detector has kept on disk are read; a stopped run goes on where it was.
+    Answers that the detector has stored on disk are read; a stopped run goes on where it was.
     """
     method = run.method
     if not isinstance(method, UsesDetections) or not isinstance(method.detector, Detector):

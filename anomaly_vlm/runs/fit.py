@@ -33,8 +33,8 @@ def fit(cfg: DictConfig, folder: Path) -> RunResult:
         folder: Existing folder of the run. A `checkpoints/last.ckpt` in it is gone on from.
 
     Raises:
-        UserError: Wrong input; told before any long work.
-        KeyboardInterrupt: The training was interrupted; its state is kept.
+        UserError: Wrong input; reported before any long work.
+        KeyboardInterrupt: The training was interrupted; its state is saved.
     """
     started = time.monotonic()
     seed_everything(cfg.seed, verbose=False)

@@ -15,7 +15,7 @@ from anomaly_vlm.runs.trust import check_target, check_targets
 
 
 def instantiate(node: Any, *, trusted: Sequence[str] = (), **objects: Any) -> Any:
-    """Hydra's `instantiate` with plain containers, for targets that are allowed, with wrong options told in one line.
+    """Hydra's `instantiate` with plain containers, for targets that are allowed, with wrong options reported in one line.
 
     Args:
         node: A node with `_target_`.

@@ -171,7 +171,7 @@ def migrated(config: Any) -> Any:
 
     Args:
         config: As a checkpoint holds it, of any version of the suite. It is not changed. What is no mapping is handed
-            back as it is, for `runs.trust.foreign_config` to tell.
+            back as it is, for `runs.trust.foreign_config` to report.
     """
     if not isinstance(config, Mapping):
         return config

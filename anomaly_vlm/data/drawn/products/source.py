@@ -138,13 +138,13 @@ class ProceduralSource:
         wanted = "test" if side in ("test", "reference") else "train"
         both = self.train_on_all and side == "train"
         every = sorted((f for f in FAMILIES.values() if both or f.side == wanted), key=lambda f: f.name)
-        kept = [family for family in every if self.categories is None or family.name in self.categories]
-        if not kept:
+        chosen = [family for family in every if self.categories is None or family.name in self.categories]
+        if not chosen:
             raise UserError(
                 f"none of the categories {', '.join(sorted(self.categories or ()))} is on the {side} side of procedural: "
                 f"choose from {', '.join(family.name for family in every)}"
             )
-        return kept
+        return chosen
 
     def samples(self, side: str) -> list[Sample]:
         """The index of `train` (training families), `val` (fresh pictures of them) or `test` (held-out families)."""
