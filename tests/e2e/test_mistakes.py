@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from anomaly_vlm.cli import main
+from tests.data.trees import picture
 from tests.e2e.conftest import QUICK, results
 
 pytestmark = pytest.mark.e2e
@@ -144,7 +145,11 @@ def test_prediction(refused: Refused, trained: Path, tmp_path: Path) -> None:
     assert "no such folder" in refused(["predict", ckpt, f"images={tmp_path / 'none'}"])
     (tmp_path / "empty").mkdir()
     assert "no images in" in refused(["predict", ckpt, f"images={tmp_path / 'empty'}"])
-    assert "no checkpoint given" in refused(["predict", f"images={tmp_path / 'empty'}"])
+    picture(tmp_path / "photos" / "1.png")
+    photos = f"images={tmp_path / 'photos'}"
+    learns = refused(["predict", photos, *QUICK])
+    assert "scores with what it has learned, and no checkpoint is given" in learns
+    assert "unknown shipped checkpoint 'mine'" in refused(["predict", "ckpt=package:mine", photos])
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").is_dir(), reason="root writes everywhere without /proc")
