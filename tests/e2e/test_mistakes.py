@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from anomaly_vlm.cli import main
-from tests.data.trees import picture
 from tests.e2e.conftest import QUICK, results
 
 pytestmark = pytest.mark.e2e
