@@ -296,7 +296,8 @@ def test_texts_made_in_inference_can_be_learned_with(backbone):
     ],
 )
 def test_epochs_are_the_published_ones_of_the_training_set(words, epochs):
-    cfg = compose([*([] if "experiment" in "".join(words) else ["method=april_gan"]), *words])
+    named = [] if "experiment" in "".join(words) else ["method=april_gan", "preset=published"]
+    cfg = compose([*named, *words])
     check_values(cfg)
     assert cfg.epochs == epochs and cfg.augment.mosaic_on == ["mvtec_ad"]
 
