@@ -183,7 +183,8 @@ class AdaCLIP(AnomalyMethod):
         """The prompted image tower on a batch, and the unprompted global features [B, C]."""
         if self.backbone.has_stem:  # what the prompts meet behind it is frozen, and comes from the token cache
             frozen = self.frozen(batch)
-            embedded, pooled = frozen["embedded"], frozen["cls"]
+            embedded: Tensor = frozen["embedded"]
+            pooled: Tensor | None = frozen["cls"]
             grid = (batch.size[0] // self.backbone.patch_size, batch.size[1] // self.backbone.patch_size)
         else:
             embedded, grid = self.backbone.embed_image(batch.image)
