@@ -69,7 +69,7 @@ data: $(VENV)/.run ## check a data set and draw a contact sheet: DATASET=procedu
 descriptions: $(VENV)/.run ## texts of new categories by a language model: METHOD=filo CATEGORIES=gear,button [ANSWERS=FILE]
 	@$(RUN) descriptions $(if $(METHOD),method=$(METHOD)) $(if $(CATEGORIES),'categories=[$(CATEGORIES)]') $(if $(ANSWERS),'answers=$(ANSWERS)') $(ARGS)
 
-nano: $(VENV)/.run ## train the embedded nano CLIP (hours; call again to go on); MODEL=convnext the one for roads
+nano: $(VENV)/.run ## train the embedded nano CLIP (needs EXTRAS=nano; call again to go on); MODEL=convnext the one for roads
 	@$(RUN) nano $(if $(MODEL),model=$(MODEL)) $(if $(SEED),seed=$(SEED)) $(ARGS)
 
 nano-report: $(VENV)/.run ## what the nano CLIP is worth: ARGS="magnetic_tile=FOLDER brain_mri=FOLDER"

@@ -6,8 +6,8 @@ transformer are the cells of a feature map instead of raw patches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import timm
 import torch
@@ -50,9 +50,13 @@ class HybridStem(nn.Module):
         self.channels, stride = int(facts[0]["num_chs"]), int(facts[0]["reduction"])
         self.project = nn.Conv2d(self.channels, width, 1)
         self.out_channels, self.kernel_size = width, (stride, stride)  # what readers of `conv1` ask for
-        nn.init.ones_(self.normalise.weight)
-        assert self.normalise.bias is not None
-        nn.init.zeros_(self.normalise.bias)
+        self.set_input(scale=(1.0, 1.0, 1.0), shift=(0.0, 0.0, 0.0))
+
+    def set_input(self, *, scale: Sequence[float], shift: Sequence[float]) -> None:
+        """Sets `normalise`: each colour channel of the input times `scale` plus `shift`."""
+        with torch.no_grad():
+            self.normalise.weight.copy_(torch.tensor(scale)[:, None, None, None])
+            cast(Tensor, self.normalise.bias).copy_(torch.tensor(shift))
 
     def features(self, images: Tensor) -> Tensor:
         """The feature map [B, channels, rows, columns] before the projection."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import open_clip
@@ -45,11 +45,10 @@ def new_model(seed: int, network: nn.Module | None = None) -> open_clip.CLIP:
     if network is not None:
         own = stem.state_dict()
         stem.load_state_dict({**own, **{key: value for key, value in network.state_dict().items() if key in own}})
-    for channel, (mean, std) in enumerate(
-        zip(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, strict=True)
-    ):
-        stem.normalise.weight.data[channel] = std / teacher.STD
-        stem.normalise.bias.data[channel] = (mean - teacher.MEAN) / teacher.STD
+    both = list(zip(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, strict=True))
+    stem.set_input(
+        scale=[std / teacher.STD for _, std in both], shift=[(mean - teacher.MEAN) / teacher.STD for mean, _ in both]
+    )
     return model
 
 
@@ -85,7 +84,7 @@ def whiten_projection(stem: HybridStem, mean: Tensor, std: Tensor, seed: int) ->
     turn = torch.linalg.qr(torch.randn(max(width, channels), min(width, channels), generator=generator))[0]
     turn = (turn if width >= channels else turn.T) / std
     stem.project.weight.data.copy_(turn[..., None, None])
-    stem.project.bias.data.copy_(-turn @ mean)
+    cast(Tensor, stem.project.bias).data.copy_(-turn @ mean)
 
 
 def _sine_positions(grid: int, width: int) -> Tensor:

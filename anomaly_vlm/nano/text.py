@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anomaly_vlm.backbone import FrozenClip
 from anomaly_vlm.nano.model import as_backbone
-from anomaly_vlm.nano.words import GENERIC_NOUN, NOUNS, STATES, Caption, draw_caption, random_caption
+from anomaly_vlm.nano.words import GENERIC_NOUN, NOUNS, STATES, Caption, random_caption
 
 SCALE = 20.0  # of the noun and defect softmax
 STATE = 0.5  # share of a sentence's length along the state
@@ -119,16 +119,3 @@ def gate(model: torch.nn.Module, directions: Directions, *, seed: int, count: in
     }
     facts["passed"] = float(facts["noun_accuracy"] >= 0.9 and facts["flawless_cosine_max"] < 0.9)
     return facts
-
-
-@torch.no_grad()
-def caption_bank(model: torch.nn.Module, *, seed: int, each: int) -> Tensor:
-    """Unit features of sentences for every noun class and state: [nouns + 1, states, each, C]. The image tower trains
-    against them while the text tower is frozen."""
-    backbone = as_backbone(model)
-    rng = np.random.default_rng([seed, 2])
-    rows = []
-    for noun in range(len(NOUNS) + 1):
-        texts = [draw_caption(rng, noun, state) for state in range(len(STATES)) for _ in range(each)]
-        rows.append(torch.cat([encode(backbone, texts[i : i + 400]) for i in range(0, len(texts), 400)]))
-    return torch.stack(rows).view(len(NOUNS) + 1, len(STATES), each, -1)
