@@ -28,9 +28,11 @@ class Limited:
         self.source, self.limit, self.name = source, limit, source.name
 
     def samples(self, side: str) -> list[Sample]:
+        """The samples of a side, balanced over category and label up to the limit."""
         return balanced(self.source.samples(side), self.limit)
 
     def references(self) -> list[Sample]:
+        """The source's own."""
         return self.source.references()
 
 
@@ -101,7 +103,10 @@ def compare(
     """The table of one set.
 
     Args:
-        backbones: name -> towers whose zero-shot score is shown. extra: name -> scores [N] and maps [N, S, S] of others.
+        source: The set; its test side is shown.
+        backbones: Towers by name, whose zero-shot scores are shown.
+        extra: Scores `[N]` and maps `[N, S, S]` of others, by name.
+        tell: Takes a line of progress.
     """
     first = next(iter(backbones.values()))
     pictures, label, masks = pixels(first, source)

@@ -142,6 +142,7 @@ class ImageStage:
         return values
 
     def total(self, values: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the terms."""
         return torch.stack([WEIGHTS[name] * value for name, value in values.items()]).sum()
 
     # ---- state -------------------------------------------------------------------------------------------------------
@@ -153,10 +154,12 @@ class ImageStage:
         return model.requires_grad_(False).eval()
 
     def state_dict(self) -> dict[str, Any]:
+        """What an interrupted run goes on from."""
         now = {name: p.detach() for name, p in self.trained.items()}
         return {"now": now, "average": self.average, "heads": self.heads.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
         with torch.no_grad():
             for name, p in self.trained.items():
                 p.copy_(state["now"][name])

@@ -22,15 +22,25 @@ class Stage(Protocol):
 
     parameters: list[nn.Parameter]
 
-    def losses(self, views: Any, generator: torch.Generator) -> dict[str, Tensor]: ...
+    def losses(self, views: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """Unweighted terms of a batch."""
+        ...
 
-    def total(self, values: dict[str, Tensor]) -> Tensor: ...
+    def total(self, values: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the terms."""
+        ...
 
-    def follow(self, decay: float) -> None: ...
+    def follow(self, decay: float) -> None:
+        """Moves the running average of the weights."""
+        ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """What an interrupted run goes on from."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,11 @@ def train_stage(
     """Trains in place, from the state that an interrupted run left.
 
     Args:
-        draw: number of a batch -> its views, a function of the number alone. validate: values in percent, by name.
+        stage: What is trained.
+        plan: Steps, learning rate and files.
+        draw: Gives the views of a batch as a function of its number alone.
+        validate: Gives values in percent by name.
+        tell: Takes a line of progress.
     """
     optimizer = torch.optim.AdamW(stage.parameters, lr=plan.lr, betas=(0.9, 0.98), weight_decay=0.05)
     warm = min(40, plan.steps // 10 + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -31,7 +31,8 @@ def new_model(seed: int, network: nn.Module | None = None) -> open_clip.CLIP:
     """The model as training starts it: the teacher's first stages under blocks that change next to nothing.
 
     Args:
-        network: the teacher; None leaves the stem untrained.
+        seed: Of the blocks that are drawn at random.
+        network: The teacher; None leaves the stem untrained.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -84,7 +85,7 @@ def whiten_projection(stem: HybridStem, mean: Tensor, std: Tensor, seed: int) ->
     turn = torch.linalg.qr(torch.randn(max(width, channels), min(width, channels), generator=generator))[0]
     turn = (turn if width >= channels else turn.T) / std
     stem.project.weight.data.copy_(turn[..., None, None])
-    cast(Tensor, stem.project.bias).data.copy_(-turn @ mean)
+    stem.project.bias.data.copy_(-turn @ mean)
 
 
 def _sine_positions(grid: int, width: int) -> Tensor:

@@ -49,6 +49,7 @@ class RoadStage:
                 kept.lerp_(now, 1 - decay)
 
     def normalise(self, image: Tensor) -> Tensor:
+        """Pixels in [0, 1] as the tower takes them."""
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.backbone.mean, self.backbone.std))
         return (image - mean) / std
 
@@ -98,12 +99,15 @@ class RoadStage:
         return values
 
     def total(self, values: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the terms."""
         return torch.stack([WEIGHTS[name] * value for name, value in values.items()]).sum()
 
     def state_dict(self) -> dict[str, Any]:
+        """What an interrupted run goes on from."""
         return {"learned": self.learned.state_dict(), "average": self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
         self.learned.load_state_dict(state["learned"])
         self.average.load_state_dict(state["average"])
 

@@ -37,13 +37,16 @@ _TEMPLATES = (
 
 @cache
 def vocabulary() -> Vocabulary:
+    """The classes and concepts of VL4AD's table."""
     return Vocabulary(load_texts("vl4ad_prompts"))
 
 
 @cache
 def things() -> tuple[tuple[str, ...], ...]:
-    """The words for each thing with a direction of its own: 19 classes (by train id), then the textures of the training
-    families without words that a class has."""
+    """The words for each thing with a direction of its own.
+
+    The 19 classes come first, by train id; then the textures of the training families, without words that a class has.
+    """
     road = {word for concepts in vocabulary().concepts for concept in concepts for word in concept.split()}
     textures = []
     for name in TEXTURES:
@@ -71,7 +74,7 @@ def others() -> tuple[str, ...]:
 def targets(width: int, seed: int) -> Tensor:
     """[things + 1, width] of unit norm: where sentences of each thing belong; the last is "something else"."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.linalg.qr(torch.randn(width, width, generator=generator))[0][: ELSEWHERE + 1].clone()
+    rows: Tensor = torch.linalg.qr(torch.randn(width, width, generator=generator))[0][: ELSEWHERE + 1].clone()
     rows[CLASSES:ELSEWHERE] = F.normalize(rows[CLASSES:ELSEWHERE] + rows[ELSEWHERE], dim=-1)
     return rows
 

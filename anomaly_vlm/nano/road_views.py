@@ -133,7 +133,7 @@ def _texture_grid(g: torch.Generator, count: int) -> Tensor:
 
 
 def _half_planes(g: torch.Generator, count: int) -> Tensor:
-    """bool [B, 96, 192]: one side of a straight line through the middle third of the picture."""
+    """One side of a straight line through the middle third of the picture, bool `[B, 96, 192]`."""
     angle = _uniform(g, 0, 2 * math.pi, count)[:, None, None]
     x = torch.linspace(-1, 1, WIDTH)[None, None] - _uniform(g, -0.4, 0.4, count)[:, None, None]
     y = torch.linspace(-1, 1, HEIGHT)[None, :, None] - _uniform(g, -0.4, 0.4, count)[:, None, None]

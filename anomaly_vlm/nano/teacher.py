@@ -66,5 +66,5 @@ def as_timm(state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
 
 def classes() -> tuple[str, ...]:
     """The first name of each of the 1,000 classes, in the order of the network's outputs."""
-    facts = timm.data.ImageNetInfo()
+    facts: Any = timm.data.ImageNetInfo()
     return tuple(facts.index_to_description(index).partition(",")[0].lower() for index in range(facts.num_classes()))

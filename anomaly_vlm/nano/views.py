@@ -1,5 +1,7 @@
-"""Training views: pictures of the pool, flawless or damaged, some of them mixed, all recoloured, turned and cut; and what a
-caption can tell of each."""
+"""Training views: pictures of the pool, flawless or damaged, some of them mixed, all recoloured, turned and cut.
+
+Beside each stands what a caption can tell of it.
+"""
 
 from __future__ import annotations
 

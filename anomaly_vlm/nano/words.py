@@ -87,11 +87,15 @@ def draw_caption(
     around: str | None = None,
     place: int | None = None,
 ) -> str:
-    """A sentence of this noun class and state (None: not said).
+    """Draws a sentence on a picture.
 
     Args:
-        colour, around: words of the picture's and of its background's colour; None: not said.
-        place: index into `PLACES`, where the damage is; None: not said.
+        rng: Draws the words.
+        noun: Class of what the picture shows.
+        state: Flawless or a kind of damage; None where the sentence does not tell it.
+        colour: Word for the picture's colour; None where the sentence does not tell it.
+        around: Word for the background's colour; None where the sentence does not tell it.
+        place: Index into `PLACES`, where the damage is; None where the sentence does not tell it.
     """
     if noun == GENERIC_NOUN:
         word = _pick(rng, GENERIC["object"] + GENERIC["texture"]) if rng.random() < 0.5 else _nonsense(rng)
@@ -142,8 +146,11 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 def token_rows() -> np.ndarray:
-    """Ids of the tokens that the file stores, ascending: single characters, the commonest words, the words of all captions,
-    prompt lists and the teacher's classes, and the two marks."""
+    """Ids of the tokens that the file stores, ascending.
+
+    These are single characters, the commonest words, the words of all captions, prompt lists and the teacher's classes, and
+    the two marks.
+    """
     tokenizer = SimpleTokenizer()
     ids = set(range(512 + COMMON_MERGES)) | {tokenizer.sot_token_id, tokenizer.eot_token_id}
     texts = [*prompt_words(), FALLBACK, *_NORMAL, *_NORMAL_TAILS, *_DAMAGED, *_DAMAGED_TAILS]

@@ -8,6 +8,7 @@ looked at, the same for every set.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def score_set(
     data.preprocess = Preprocess(size=size or backbone.image_size, mean=backbone.mean, std=backbone.std)
     data._samples["test"] = source.samples(side)
     axes: dict[str, Tensor] = {}
-    parts: dict[str, list] = {name: [] for name in ("score", "label", "category", "maps", "masks", "paths")}
+    parts: dict[str, list[Any]] = {name: [] for name in ("score", "label", "category", "maps", "masks", "paths")}
     for item in data.test_dataloader():
         for word in item.category:
             if word not in axes:
