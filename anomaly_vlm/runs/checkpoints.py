@@ -39,6 +39,18 @@ def shipped_file(name: str) -> Path:
     return FOLDER / f"{name}.ckpt"
 
 
+def without_training_parts(config: Any) -> Any:
+    """A stored configuration without the loggers and callbacks of its training, which nothing but a training builds.
+
+    So a user's own ones are not asked for when a checkpoint is evaluated.
+    """
+    if not isinstance(config, dict):
+        return config
+    callbacks = config.get("callbacks")
+    progress = callbacks.get("progress", "auto") if isinstance(callbacks, dict) else "auto"
+    return {**config, "callbacks": {"progress": progress, "extra": []}, "logger": {}}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Where learned weights come from, and what their file says of itself.
@@ -75,7 +87,8 @@ class Checkpoint:
                 f"'{path}' is no checkpoint of this suite: give a .ckpt that 'train' wrote, or ckpt=published:{path}"
                 " method=NAME"
             )
-        config = foreign_config(migrated(record.get("config")), source=f"checkpoint '{path}'", trusted=trusted)
+        stored = without_training_parts(migrated(record.get("config")))
+        config = foreign_config(stored, source=f"checkpoint '{path}'", trusted=trusted)
         return cls(spec, {**record, "config": OmegaConf.to_container(config)}, content["state_dict"])
 
     @property

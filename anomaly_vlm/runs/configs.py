@@ -69,6 +69,8 @@ def from_checkpoint(stored: DictConfig, overrides: Sequence[str], command: str, 
     cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "loss"))
     if has_memory:
         cfg.shots_list = None
+    if command == "predict":
+        cfg.eval_limit = None  # of the training run's own trial: every image that is given is scored
     if not any(word.startswith("trainer") for word in overrides):
         fit_machine(cfg, processes=command == "evaluate")
     if not any(word.startswith("output_dir=") for word in overrides):

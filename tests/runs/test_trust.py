@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from anomaly_vlm.cli import main
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.compose import choices, compose
 from anomaly_vlm.runs.instantiate import instantiate
 from anomaly_vlm.runs.trust import check_targets, foreign_config, read_config, shipped_targets
@@ -54,7 +55,7 @@ def test_a_checkpoint_cannot_run_code(name: str, place: str, tmp_path: Path, mon
 def test_the_command_line_refuses_it_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     config = OmegaConf.to_container(compose(["method=linear_heads", "backbone=tiny_random"]), resolve=False)
     assert isinstance(config, dict)
-    config["callbacks"] = {"progress": "none", "extra": (EVIL,)}
+    config["augment"] = {**config["augment"], "operations": (EVIL,)}
     record = {"config": config, "fingerprint": "0", "trained_on": "nothing"}
     torch.save({"anomaly_vlm": record, "state_dict": {}}, tmp_path / "x.ckpt")
     assert main(["evaluate", f"ckpt={tmp_path / 'x.ckpt'}"]) == 2
@@ -111,3 +112,15 @@ def test_own_packages_are_trusted_by_name_alone() -> None:
     assert foreign_config(config, source="x").trust == []  # a file never says whom to trust
     for library in ("lightning.pytorch.callbacks.EarlyStopping", "torch.optim.SGD"):
         check_targets({"_target_": library}, source="x")
+
+
+def test_callbacks_of_a_training_are_not_asked_of_its_checkpoint(tmp_path: Path) -> None:
+    """A user's own logger or callback trained along; an evaluation builds neither, whatever they are."""
+    config = OmegaConf.to_container(compose(["method=linear_heads", "backbone=tiny_random"]), resolve=False)
+    assert isinstance(config, dict)
+    config["callbacks"]["extra"] = [{"_target_": "mine.Callback"}, EVIL]
+    config["logger"] = {"mine": {"_target_": "mine.Logger"}}
+    record = {"config": config, "fingerprint": "0", "trained_on": "nothing"}
+    torch.save({"anomaly_vlm": record, "state_dict": {}}, tmp_path / "x.ckpt")
+    read = Checkpoint.read(str(tmp_path / "x.ckpt")).config
+    assert (read.callbacks.progress, list(read.callbacks.extra), dict(read.logger)) == ("auto", [], {})
