@@ -12,12 +12,9 @@ from safetensors.torch import save_file
 from anomaly_vlm.backbone import ClipBackbone, Prompts, convert_torchscript, load_backbone, resize_positions
 from anomaly_vlm.backbone.weights import resolve_activation
 from anomaly_vlm.errors import UserError
+from tests.support.tiny import tiny_architecture
 
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 3},
-}
+TINY = tiny_architecture(layers=3, text_layers=3)
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,14 @@ import torch
 
 from anomaly_vlm.backbone import ClipBackbone, load_backbone, plus_next_attention
 from anomaly_vlm.backbone.sentence_tree import SentenceTree
+from tests.support.tiny import tiny_architecture
 
 SENTENCES = ["a damaged screw.", "a damaged screw at top left.", "a damaged screw at top.", "a clean screw.", "a"]
 
 
 @pytest.fixture(scope="module")
 def tiny() -> ClipBackbone:
-    architecture = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3},
-    }
+    architecture = tiny_architecture(patch_size=16, layers=3, text_layers=3, text_width=32)
     return load_backbone("tiny", architecture=architecture, random_seed=0)
 
 

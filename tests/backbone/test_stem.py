@@ -9,12 +9,9 @@ from torch import nn
 
 from anomaly_vlm.backbone import ClipBackbone, HybridStem, Prompts, load_backbone
 from anomaly_vlm.errors import UserError
+from tests.support.tiny import tiny_architecture
 
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 64, "layers": 3, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
-}
+TINY = tiny_architecture(image_size=64, patch_size=16, layers=3)
 STEM = {"name": "tf_efficientnet_lite0", "stages": 5}
 
 

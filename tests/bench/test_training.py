@@ -20,13 +20,11 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.anomalyclip.dual_path import DualPathMethod
 from tests.support.conf import loss_conf
+from tests.support.tiny import tiny_architecture
 
-TINY = {
-    "embed_dim": 48,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 64, "layers": 4, "width": 64, "head_width": 32, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 4},
-}
+TINY = tiny_architecture(
+    image_size=64, patch_size=16, width=64, head_width=32, text_layers=4, text_width=32, embed_dim=48, quick_gelu=True
+)
 SETTING = Setting("tiny", 160, "cpu")
 
 

@@ -14,12 +14,9 @@ from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.bench import winclip
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.winclip import WinCLIP
+from tests.support.tiny import tiny_architecture
 
-SMALL = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
+SMALL = tiny_architecture(layers=2, text_layers=1, context_length=32)
 
 
 def tiny(*, small: bool = False) -> tuple[WinCLIP, open_clip.CLIP]:

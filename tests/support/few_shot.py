@@ -10,25 +10,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anomaly_vlm.backbone import ClipBackbone, load_backbone
+from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import Batch, References
 from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.methods.promptad.few_shot import VVMemoryMethod
 from anomaly_vlm.methods.promptad.fusion import Comparison
 from anomaly_vlm.runs.migrate import migrated
 from tests.support.golden import Fixture, golden_backbone
-
-ARCHITECTURE = {
-    "embed_dim": 16,
-    "quick_gelu": False,
-    "vision_cfg": {"image_size": 32, "layers": 4, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
-}
+from tests.support.tiny import tiny_clip
 
 
 def tiny_backbone() -> ClipBackbone:
     """32 px, 4 x 4 patches, random weights."""
-    return load_backbone("tiny", architecture=ARCHITECTURE, random_seed=0)
+    return tiny_clip()
 
 
 def make_batch(images: Tensor, category: str | Sequence[str], *, label: int = 0, name: str = "image") -> Batch:

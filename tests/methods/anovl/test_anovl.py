@@ -20,12 +20,9 @@ from anomaly_vlm.methods.anovl.views import augmented_views, joined, squares_of
 from anomaly_vlm.methods.base.published import layout_of
 from anomaly_vlm.texts import load_texts
 from tests.support.few_shot import make_batch
+from tests.support.tiny import tiny_architecture
 
-SMALL = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
+SMALL = tiny_architecture(layers=2, text_layers=1, context_length=32)
 TABLE = load_texts("anovl_prompts")
 
 

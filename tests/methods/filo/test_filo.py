@@ -29,12 +29,9 @@ from anomaly_vlm.methods.filo.stages import StageOptions
 from tests.support.conf import loss_conf, method_conf
 from tests.support.filo import StoredDetector, build, give_detections, info, make_batch
 from tests.support.golden import Fixture, fixture_paths
+from tests.support.tiny import tiny_architecture
 
-TINY = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 4, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
+TINY = tiny_architecture(text_width=32, embed_dim=32)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from anomaly_vlm.methods.saa.proposals import BoxThresholds, fused, rescored, se
 from anomaly_vlm.methods.saa.saliency import unlike_the_others, unlike_the_rest
 from anomaly_vlm.texts import load_texts
 from tests.support.conf import method_conf
+from tests.support.tiny import tiny_architecture
 
 HEIGHT, WIDTH = 40, 60
 
@@ -433,11 +434,7 @@ def test_wrong_options_are_told(trunk: TrunkBackbone, options: dict[str, Any], m
 
 
 def test_other_backbones() -> None:
-    tiny = {
-        "embed_dim": 32,
-        "vision_cfg": {"image_size": 32, "layers": 4, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-    }
+    tiny = tiny_architecture(text_width=32, embed_dim=32)
     clip = load_backbone("tiny", architecture=tiny, random_seed=0)
     with pytest.raises(UserError, match="SAA runs on a TrunkBackbone or ConvNextBackbone, not on backbone tiny"):
         make(clip)
