@@ -31,7 +31,9 @@ def test_its_features_are_timms(stages: int, place: int, stride: int) -> None:
     stem = HybridStem("tf_efficientnet_lite0", stages=stages, width=8).eval()
     network = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=[place]).eval()
     network.load_state_dict({**network.state_dict(), **_shared(stem, network)})
-    images = torch.randn(2, 3, 64, 96).double()  # memory order changes the rounding of float32, not that of the comparison
+    images = torch.randn(
+        2, 3, 64, 96
+    ).double()  # memory order changes the rounding of float32, not that of the comparison
     stem, network = stem.double(), network.double()
     with torch.no_grad():
         wanted = network(images)[0]
