@@ -163,11 +163,11 @@ class References:
 
     Attributes:
         batch: The k images, all of the same category, in the order picked; `key` and `tokens` as in any batch.
-        at: Side in pixels -> the same images squash-resized to that side, normalised, [k, 3, side, side].
+        at_size: Side in pixels -> the same images squash-resized to that side, normalised, [k, 3, side, side].
     """
 
     batch: Batch
-    at: Callable[[int], Tensor]
+    at_size: Callable[[int], Tensor]
 
     @property
     def category(self) -> str:
