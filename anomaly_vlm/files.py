@@ -99,10 +99,12 @@ def is_damaged(path: Path) -> bool:
     """
     length = path.stat().st_size
     with path.open("rb") as file:
-        file.seek(max(0, length - SEAL_BYTES))
-        seal = SEAL.fullmatch(file.read())
+        file.seek(max(0, length - SEAL_BYTES - END.size))
+        end = file.read()
+        seal = SEAL.fullmatch(end[-SEAL_BYTES:])
         if seal is None:
-            return False
+            place = end.rfind(b"PK\x05\x06")  # cut inside its digest, where it had one
+            return place >= 0 and end[place + END.size - 2 : place + END.size] == struct.pack("<H", SEAL_BYTES)
         file.seek(0)
         digest, left = hashlib.sha256(), length - SEAL_BYTES
         while left:
