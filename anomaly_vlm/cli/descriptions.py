@@ -9,6 +9,7 @@ from pathlib import Path
 
 from anomaly_vlm.cli.arguments import pop_key
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import write_text
 from anomaly_vlm.runs.checks import writable_folder
 
 HELP = """usage: anomaly-vlm descriptions method=NAME categories=[gear,button] [output=FILE]
@@ -80,6 +81,6 @@ def execute(method: str, categories: Sequence[str], answers: str | None, table: 
         text = json.dumps(merged, indent=1, ensure_ascii=False) + "\n"
         hint = f"use it with method={method} method.{asked.option}={path}"
     writable_folder(path.parent)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     say(f"written: {path}")
     say(hint)

@@ -13,6 +13,7 @@ import numpy as np
 from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import write_text
 
 
 def pick(candidates: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
@@ -149,7 +150,7 @@ def write_list(path: Path, chosen: Sequence[Sample], *, shots: int, seed: int) -
     for sample in chosen:
         table.setdefault(sample.category, []).append(sample.path)
     facts = {"dataset": chosen[0].dataset if chosen else "", "shots": shots, "seed": seed, "references": table}
-    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
 def _by_category(candidates: Sequence[Sample]) -> dict[str, list[Sample]]:
