@@ -13,7 +13,7 @@ import numpy as np
 from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.files import write_text
+from anomaly_vlm.files import expanded, write_text
 
 
 def pick(candidates: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
@@ -129,7 +129,7 @@ def read_list(path: str) -> dict[str, Any]:
     Raises:
         UserError: The file is missing or no such table.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise UserError(f"shots_list '{path}' does not exist: give a JSON file, category to file names")
     try:

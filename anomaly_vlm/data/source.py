@@ -16,6 +16,7 @@ from anomaly_vlm.data.images import guess_white
 from anomaly_vlm.data.readers.folder import read_unlabelled
 from anomaly_vlm.data.types import VOID, Sample
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.files import expanded
 
 log = logging.getLogger("anomaly_vlm")
 SPLITS = ("train", "val", "test", "all")
@@ -177,7 +178,7 @@ class FileSource:
     def _root(self, side: str) -> Path:
         if self.root is None:
             raise self._absent(side, f"{self.name}: no folder given")
-        root = Path(self.root).expanduser()
+        root = expanded(self.root)
         if self.root.startswith(PACKAGE):
             package, _, inside = self.root.removeprefix(PACKAGE).partition("/")
             # Found without importing, as a plain name: the files are all that counts, no code is run.
