@@ -14,6 +14,7 @@ from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.outcome import RunResult, write_outcome
 from anomaly_vlm.runs.trainer import build_trainer
+from anomaly_vlm.runs.transductive import fit_test_images
 
 
 def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None) -> RunResult:
@@ -41,7 +42,9 @@ def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None
     run.facts["data"] = ", ".join([*learned_from, description.sides["test"]])
     say(f"{run.facts['method']} on {run.facts['backbone']}: {run.facts['data']}")
     precompute_detections(run, "test")
-    build_trainer(cfg).test(run.method, datamodule=run.data, verbose=False)
+    trainer = build_trainer(cfg)
+    fit_test_images(run, trainer)
+    trainer.test(run.method, datamodule=run.data, verbose=False)
     if is_first_process():
         OmegaConf.save(cfg, folder / "config.yaml")
     facts = {} if checkpoint is None else {"checkpoint": checkpoint.spec}

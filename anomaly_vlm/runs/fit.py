@@ -23,6 +23,7 @@ from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.outcome import RunResult, write_outcome
 from anomaly_vlm.runs.trainer import build_trainer
+from anomaly_vlm.runs.transductive import fit_test_images
 
 
 def fit(cfg: DictConfig, folder: Path) -> RunResult:
@@ -56,6 +57,7 @@ def fit(cfg: DictConfig, folder: Path) -> RunResult:
     chosen = _choose(run, folder) if learns else last
 
     tester = trainer if trainer.world_size > 1 else build_trainer(cfg)
+    fit_test_images(run, tester)
     tester.test(run.method, datamodule=run.data, verbose=False)
     if not learns:
         last.parent.mkdir(exist_ok=True)
