@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -71,12 +72,17 @@ def is_torchscript(path: Path) -> bool:
         return any(name.endswith("constants.pkl") or "/code/" in name for name in archive.namelist())
 
 
-def fill_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
-    """Loads `state` strictly, as float32; every missing, surplus or misshaped key is named."""
-    expected = model.state_dict()
-    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    if "token_embedding.weight" in expected:
-        state = whole_table(state, expected["token_embedding.weight"])
+def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, most: int = 4) -> str:
+    """Says how a stored state differs from the expected one in keys and shapes, for error messages.
+
+    Args:
+        expected: The state of the module.
+        state: The stored state.
+        most: Number of differences to name; the others are counted.
+
+    Returns:
+        The differences in one line; an empty text where there are none.
+    """
     wrong = [f"missing {key}" for key in expected if key not in state]
     wrong += [f"surplus {key}" for key in state if key not in expected]
     wrong += [
@@ -84,11 +90,19 @@ def fill_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> nn.
         for key in expected
         if key in state and state[key].shape != expected[key].shape
     ]
+    more = [f"and {len(wrong) - most} more"] if len(wrong) > most else []
+    return " ".join(["; ".join(wrong[:most]), *more]).strip()
+
+
+def fill_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
+    """Loads `state` strictly, as float32; every missing, surplus or misshaped key is named."""
+    expected = model.state_dict()
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    if "token_embedding.weight" in expected:
+        state = whole_table(state, expected["token_embedding.weight"])
+    wrong = mismatches(expected, state)
     if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise UserError(
-            f"weights file '{source}' does not fit the architecture: {'; '.join(wrong[:4])}{more}: choose its backbone"
-        )
+        raise UserError(f"weights file '{source}' does not fit the architecture: {wrong}: choose its backbone")
     model.load_state_dict(state)
     return model
 

@@ -15,7 +15,7 @@ from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.checks import check_files
 from anomaly_vlm.data.dataset import AnomalyDataset, Item, PixelCache, StoredTokens, collate
 from anomaly_vlm.data.limits import balanced
-from anomaly_vlm.data.references import ReferencePicks, at_side, changed, positions_by_category
+from anomaly_vlm.data.references import ReferencePicks, at_size, changed, positions_by_category
 from anomaly_vlm.data.sampler import BatchesSampler, EpochSampler, ShardSampler
 from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.types import Batch, Preprocess, References, Sample
@@ -161,7 +161,7 @@ class AnomalyDataModule(L.LightningDataModule):
                 stored_tokens=self._stored_tokens,
             )
             batch = collate([dataset[i] for i in range(len(rows))])
-            found.append(References(batch, partial(at_side, rows, preprocess), partial(changed, rows, preprocess)))
+            found.append(References(batch, partial(at_size, rows, preprocess), partial(changed, rows, preprocess)))
         return found
 
     @property

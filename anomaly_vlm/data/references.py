@@ -157,7 +157,7 @@ def write_list(path: Path, chosen: Sequence[Sample], *, shots: int, seed: int) -
     path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def at_side(samples: Sequence[Sample], preprocess: Preprocess, side: int) -> Tensor:
+def at_size(samples: Sequence[Sample], preprocess: Preprocess, side: int) -> Tensor:
     """Samples at another side in pixels, [k, 3, side, side]."""
     dataset = AnomalyDataset(samples, replace(preprocess, size=side))
     return torch.stack([dataset[i].image for i in range(len(samples))])

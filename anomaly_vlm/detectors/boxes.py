@@ -39,7 +39,7 @@ class Queries:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def only(self, index: Tensor) -> Queries:
+    def select(self, index: Tensor) -> Queries:
         """Those at `index` [m]."""
         probs = None if self.probs is None else self.probs[index]
         phrases = None if self.phrases is None else tuple(self.phrases[i] for i in index.tolist())
@@ -167,6 +167,6 @@ def detections(
     """
     check_floor(queries, box_threshold)
     index = select(queries.boxes, queries.scores, box_threshold=box_threshold, max_area=max_area, keep_best=keep_best)
-    phrases = phrases_of(queries.only(index), text_threshold)
+    phrases = phrases_of(queries.select(index), text_threshold)
     boxes = corners(queries.boxes[index], size)
     return Detections(boxes, queries.scores[index], phrases, torch.ones(len(index), dtype=torch.bool))

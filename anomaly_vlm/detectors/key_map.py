@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from anomaly_vlm.backbone.weight_files import read_weights
+from anomaly_vlm.backbone.weight_files import mismatches, read_weights
 from anomaly_vlm.errors import UserError
 
 SWIN = r"model.backbone.conv_encoder.model.swin"
@@ -194,18 +194,12 @@ def converted(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], sourc
             new[_renamed(key)] = value
     if not any(".swin." in key for key in expected):
         new = {_older(key): value for key, value in new.items()}
-    wrong = [f"missing {key}" for key in expected if key not in new and not UNUSED.search(key)]
-    wrong += [f"surplus {key}" for key in new if key not in expected]
-    wrong += [
-        f"{key} is {list(new[key].shape)}, expected {list(expected[key].shape)}"
-        for key in new
-        if key in expected and new[key].shape != expected[key].shape
-    ]
+    needed = {key: value for key, value in expected.items() if key in new or not UNUSED.search(key)}
+    wrong = mismatches(needed, new)
     if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise UserError(
-            f"detector weights '{source}' do not fit Grounding DINO in the installed transformers: {'; '.join(wrong[:4])}"
-            f"{more}: give an original Grounding DINO file"
+            f"detector weights '{source}' do not fit Grounding DINO in the installed transformers: {wrong}: give an"
+            " original Grounding DINO file"
         )
     return new
 

@@ -94,7 +94,7 @@ def best(answer: Queries, score: float, most: int) -> Queries:
         above = above[order[:most]].sort().values
     if len(above) == 0:
         above = answer.scores.argmax().view(1)
-    return replace(answer.only(above), floor=floor)
+    return replace(answer.select(above), floor=floor)
 
 
 class MaskStore(AnswerStore):

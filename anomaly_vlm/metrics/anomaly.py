@@ -6,12 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anomaly_vlm.metrics._engine.engine import pixel_engine
 from anomaly_vlm.metrics._engine.group import Group
 from anomaly_vlm.metrics._engine.image import ImageEngine
-from anomaly_vlm.metrics._engine.inputs import ArrayLike, CheckedImage, Names, as_names, to_numpy
-from anomaly_vlm.metrics._engine.metric import CurveMetric
-from anomaly_vlm.metrics._engine.options import PixelOptions, Values, checked_recall
+from anomaly_vlm.metrics._engine.inputs import (
+    ArrayLike,
+    CheckedImage,
+    Names,
+    PixelOptions,
+    Values,
+    as_names,
+    checked_recall,
+    to_numpy,
+)
+from anomaly_vlm.metrics._engine.metric import CurveMetric, pixel_engine
 from anomaly_vlm.metrics._engine.pixel import PixelEngine
 
 

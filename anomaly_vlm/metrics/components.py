@@ -13,8 +13,7 @@ from torchmetrics import Metric
 
 from anomaly_vlm.metrics._engine.columns import half_values
 from anomaly_vlm.metrics._engine.group import Group, current_group
-from anomaly_vlm.metrics._engine.inputs import ArrayLike, CheckedImage, check_maps
-from anomaly_vlm.metrics._engine.options import as_tensors
+from anomaly_vlm.metrics._engine.inputs import ArrayLike, CheckedImage, as_tensors, check_maps
 from anomaly_vlm.metrics.functional import (
     HALF_SCORES,
     ComponentOverlaps,

@@ -10,11 +10,10 @@ import numpy as np
 from scipy import ndimage
 from torch import Tensor
 
-from anomaly_vlm.metrics._engine.engine import pixel_engine
 from anomaly_vlm.metrics._engine.group import Group
 from anomaly_vlm.metrics._engine.image import ImageEngine
-from anomaly_vlm.metrics._engine.inputs import ArrayLike
-from anomaly_vlm.metrics._engine.options import PixelOptions, as_tensors, checked_recall
+from anomaly_vlm.metrics._engine.inputs import ArrayLike, PixelOptions, as_tensors, checked_recall
+from anomaly_vlm.metrics._engine.metric import pixel_engine
 from anomaly_vlm.metrics._engine.regions import EIGHT_NEIGHBOURS
 
 __all__ = [

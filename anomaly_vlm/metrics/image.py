@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from anomaly_vlm.metrics._engine.image import ImageEngine
-from anomaly_vlm.metrics._engine.inputs import ArrayLike
+from anomaly_vlm.metrics._engine.inputs import ArrayLike, checked_recall
 from anomaly_vlm.metrics._engine.metric import CurveMetric
-from anomaly_vlm.metrics._engine.options import checked_recall
 
 
 class ImageMetrics(CurveMetric):

@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 
-from anomaly_vlm.metrics._engine.engine import pixel_engine
-from anomaly_vlm.metrics._engine.inputs import ArrayLike
-from anomaly_vlm.metrics._engine.metric import CurveMetric
-from anomaly_vlm.metrics._engine.options import PixelOptions
+from anomaly_vlm.metrics._engine.inputs import ArrayLike, PixelOptions
+from anomaly_vlm.metrics._engine.metric import CurveMetric, pixel_engine
 
 
 class PixelMetrics(CurveMetric):

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_vlm.metrics._engine.engine import Engine, pixel_engine
 from anomaly_vlm.metrics._engine.group import Group
 from anomaly_vlm.metrics._engine.image import ImageEngine
-from anomaly_vlm.metrics._engine.inputs import ArrayLike
-from anomaly_vlm.metrics._engine.metric import EngineMetric
-from anomaly_vlm.metrics._engine.options import PixelOptions, Values, as_tensors, recall_name
+from anomaly_vlm.metrics._engine.inputs import ArrayLike, PixelOptions, Values, as_tensors, recall_name
+from anomaly_vlm.metrics._engine.metric import Engine, EngineMetric, pixel_engine
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

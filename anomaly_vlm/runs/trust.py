@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.compose import conf_dir
+from anomaly_vlm.runs.migrate import migrated
 
 # Classes that lie directly in these modules. A prefix would not do: Hydra follows attributes (`torch.optim.adam.os.system`).
 LIBRARY_CLASS = re.compile(
@@ -105,7 +106,7 @@ def foreign_config(content: Any, *, source: str, trusted: Sequence[str] = ()) ->
 
 
 def read_config(path: Path, *, trusted: Sequence[str] = ()) -> DictConfig:
-    """The configuration file of a run's folder.
+    """The configuration file of a run's folder, of any version of the suite, under today's names.
 
     Raises:
         UserError: It cannot be read, is no YAML of a configuration, or see `foreign_config`.
@@ -123,7 +124,7 @@ def read_config(path: Path, *, trusted: Sequence[str] = ()) -> DictConfig:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"'{path}' is no YAML ({reason}): use another file") from error
-    return foreign_config(content, source=f"'{path}'", trusted=trusted)
+    return foreign_config(migrated(content), source=f"'{path}'", trusted=trusted)
 
 
 def _plain(value: Any, source: str, depth: int) -> Any:

@@ -135,8 +135,8 @@ def test_references_are_batches_of_one_category():
     gear, tile = data.references()
     assert (gear.category, tile.category, len(gear)) == ("gear", "tile", 3)
     assert gear.batch.image.shape == (3, 3, 32, 32) and all(gear.batch.key)
-    assert gear.at(64).shape == (3, 3, 64, 64)
-    torch.testing.assert_close(gear.at(32), gear.batch.image)
+    assert gear.at_size(64).shape == (3, 3, 64, 64)
+    torch.testing.assert_close(gear.at_size(32), gear.batch.image)
     assert all(sample.defect == "good" and "reference" in sample.path for sample in data.picks.samples())
 
 

@@ -36,14 +36,14 @@ def make_batch(images: Tensor, category: str | Sequence[str], *, label: int = 0,
 def make_references(images: Tensor, category: str, larger: Tensor | None = None) -> References:
     """The shots of a category; `larger` is what they are at the only other side that is asked for."""
 
-    def at(side: int) -> Tensor:
+    def at_size(side: int) -> Tensor:
         assert larger is not None and larger.shape[-1] == side
         return larger
 
     def changed(change: PixelChange) -> list[Tensor]:
         raise AssertionError("these references have no pixels of their own")
 
-    return References(make_batch(images, category, name=f"{category} reference"), at, changed)
+    return References(make_batch(images, category, name=f"{category} reference"), at_size, changed)
 
 
 def towers(fixture: Fixture) -> ClipBackbone:

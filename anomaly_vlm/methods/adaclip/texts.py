@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone, Prompts
 from anomaly_vlm.methods.shared.sentences import fill_templates
+from anomaly_vlm.texts.learned_context import pad_sentences
 
 # The prompt ensemble of the published code, `{}` for the class word.
 STATES_NORMAL = (
@@ -70,9 +71,7 @@ class PromptEnsemble:
             Normal and abnormal text feature `[B, 2, C]` of each category: means over the sentences, unit norm.
         """
         entries = [self._sentence_states(category) for category in categories]
-        longest = max(tokens.shape[1] for tokens, _ in entries)
-        tokens = torch.cat([F.pad(tokens, (0, longest - tokens.shape[1])) for tokens, _ in entries])
-        states = torch.cat([F.pad(states, (0, 0, 0, longest - states.shape[1])) for _, states in entries])
+        tokens, states = pad_sentences(entries)
         entering = None if prompts is None else self._entering(prompts, len(tokens) // len(entries))
         encoded = self.backbone.encode_text(tokens, states=states, first_block=self.first_block, prompts=entering)
         encoded = F.normalize(encoded.float(), dim=-1).reshape(len(entries), -1, encoded.shape[-1])  # [B, sentences, C]

@@ -5,7 +5,6 @@ AnomalyCLIP (arXiv 2310.18961), sections 3.2 and 3.3, and both published codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -131,20 +130,6 @@ class DualPathMethod(FrozenTokens):
         ids = self.backbone.tokenize([" ".join(["X"] * tokens + [f"{words}."])])[0]
         return ids, self.backbone.text.token_embedding(ids).detach()
 
-    def fill(self, embedded: Tensor, learned: Tensor) -> Tensor:
-        """Puts learned tokens into the placeholders of a sentence.
-
-        Args:
-            embedded: Embeddings `[T, Dt]` of the sentence.
-            learned: Learned tokens `[K, n, Dt]`.
-
-        Returns:
-            Embeddings `[K, T, Dt]` of K sentences.
-        """
-        count, length = learned.shape[:2]
-        rows = embedded.expand(count, -1, -1)
-        return torch.cat([rows[:, :1], learned, rows[:, 1 + length :]], dim=1)
-
     def encode_sentences(self, ids: Tensor, embedded: Tensor) -> Tensor:
         """Encodes sentences with the deep tokens, which overwrite the positions behind the start token.
 
@@ -158,20 +143,3 @@ class DualPathMethod(FrozenTokens):
         states = embedded + self.backbone.text.positional_embedding[: ids.shape[1]]
         deep = Prompts(list(self.deep), first_block=1, place="start", insert=False) if len(self.deep) else None
         return self.backbone.encode_text(ids, states=states, prompts=deep).float()
-
-
-def pad_sentences(sentences: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Joins groups of sentences of different length in one batch, padded at the end.
-
-    The padding changes nothing: under the causal mask no token reads what stands behind it.
-
-    Args:
-        sentences: Token ids `[k, T]` and embeddings `[k, T, Dt]` of each group.
-
-    Returns:
-        Token ids and embeddings of all sentences.
-    """
-    longest = max(ids.shape[1] for ids, _ in sentences)
-    ids = torch.cat([F.pad(i, (0, longest - i.shape[1])) for i, _ in sentences])
-    embedded = torch.cat([F.pad(e, (0, 0, 0, longest - e.shape[1])) for _, e in sentences])
-    return ids, embedded

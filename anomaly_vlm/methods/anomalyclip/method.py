@@ -18,10 +18,11 @@ from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.losses import PROBABILITY
 from anomaly_vlm.losses.maps import map_losses, training_mask
-from anomaly_vlm.methods.anomalyclip.dual_path import DualPathFeatures, DualPathMethod, pad_sentences
+from anomaly_vlm.methods.anomalyclip.dual_path import DualPathFeatures, DualPathMethod
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
 from anomaly_vlm.options import PositiveInt
+from anomaly_vlm.texts.learned_context import insert_context, pad_sentences
 
 
 class AnomalyCLIP(DualPathMethod):
@@ -67,7 +68,7 @@ class AnomalyCLIP(DualPathMethod):
         sentences = []
         for words, learned in zip(self.words, (self.normal, self.abnormal), strict=True):
             ids, embedded = self.sentence(self.context_length, words)
-            sentences.append((ids[None], self.fill(embedded, learned)))
+            sentences.append((ids[None], insert_context(embedded, learned)))
         return pad_sentences(sentences)
 
     def text_features(self) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_vlm.backbone import FrozenTower
+from anomaly_vlm.backbone.weight_files import mismatches
 from anomaly_vlm.errors import UserError
 
 
@@ -50,19 +51,11 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, 
     Raises:
         UserError: Names keys that are missing, surplus or of another shape.
     """
-    wrong = [f"missing {key}" for key in expected if key not in state] + [
-        f"surplus {key}" for key in state if key not in expected
-    ]
-    wrong += [
-        f"{key} is {list(state[key].shape)}, expected {list(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
+    wrong = mismatches(expected, state)
     if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise UserError(
-            f"{source} does not fit {owner} as configured: {'; '.join(wrong[:4])}{more}: choose the method, backbone and"
-            " options that it was made with"
+            f"{source} does not fit {owner} as configured: {wrong}: choose the method, backbone and options that it was"
+            " made with"
         )
 
 

@@ -19,10 +19,11 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import PROBABILITY
 from anomaly_vlm.losses.maps import map_losses, training_mask
-from anomaly_vlm.methods.anomalyclip.dual_path import DualPathFeatures, DualPathMethod, pad_sentences
+from anomaly_vlm.methods.anomalyclip.dual_path import DualPathFeatures, DualPathMethod
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
 from anomaly_vlm.options import AtLeast, PositiveInt
+from anomaly_vlm.texts.learned_context import insert_context, pad_sentences
 
 
 class AbnormalityPrior(nn.Module):
@@ -151,7 +152,7 @@ class FAPrompt(DualPathMethod):
     def normal_prompt(self) -> tuple[Tensor, Tensor]:
         """Token ids `[1, T]` and embeddings `[1, T, Dt]` of the normal sentence: start, V1 .. VE, class word, end."""
         ids, embedded = self.sentence(self.normal.shape[1], self.words[0])
-        return ids[None], self.fill(embedded, self.normal)
+        return ids[None], insert_context(embedded, self.normal)
 
     def abnormal_prompts(self, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The abnormal sentences: start, V1 .. VE, A1 .. AE', state word, class word, end.
@@ -166,7 +167,7 @@ class FAPrompt(DualPathMethod):
         abnormal = abnormal.flatten(0, 1)
         ids, embedded = self.sentence(self.normal.shape[1] + abnormal.shape[1], self.words[1])
         learned = torch.cat([self.normal.expand(len(abnormal), -1, -1), abnormal], dim=1)
-        return ids.expand(len(abnormal), -1), self.fill(embedded, learned)
+        return ids.expand(len(abnormal), -1), insert_context(embedded, learned)
 
     def texts(self) -> CompoundTexts:
         """Encodes the plain sentences of stage 1 in one call; outside of training once."""

@@ -120,7 +120,7 @@ class FineGrainedAD(VVMemoryMethod):
         if not self.mlsa or not isinstance(learner, LevelPrompts) or not learner.learns:
             return
         side, factor = references.batch.size[0], self.region.side_factor
-        fine = self.fine_features(references.at(side * factor).to(self.device), side)
+        fine = self.fine_features(references.at_size(side * factor).to(self.device), side)
         seed = self.seed if self.region.seed is None else self.region.seed
         draws = derived_generator(seed, zlib.crc32(category.name.encode())).random(
             (2, *fine.shape[:2]), dtype="float32"

@@ -122,9 +122,9 @@ class SAA(UsesDetections):
             boxes = selected(self.detections_for(path, ANY_CAPTION), self.thresholds)
             is_object = torch.tensor([phrase == plan.word for phrase in phrases_of(boxes, 0)], dtype=torch.bool)
             small = (areas(boxes.boxes) < object_limit) & self.by_property
-            objects = boxes.only((is_object & small).nonzero().flatten())
+            objects = boxes.select((is_object & small).nonzero().flatten())
             small = areas(boxes.boxes) < self.defect_limit(objects, plan)
-            return boxes.only((~is_object & small).nonzero().flatten()), objects
+            return boxes.select((~is_object & small).nonzero().flatten()), objects
         objects = Queries(torch.zeros(0, 4), torch.zeros(0))
         if self.by_property:
             objects = selected(self.detections_for(path, plan.target), self.thresholds, max_area=object_limit)

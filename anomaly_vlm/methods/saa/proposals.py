@@ -58,11 +58,11 @@ def selected(
     check_floor(queries, thresholds.box_threshold)
     area = areas(queries.boxes)
     within = (queries.scores > thresholds.box_threshold) & (area < max_area) & (area > min_area)
-    remaining = queries.only(within.nonzero().flatten())
+    remaining = queries.select(within.nonzero().flatten())
     if not excluded_word or not len(remaining):
         return remaining
     allowed = [excluded_word not in phrase.lower() for phrase in phrases_of(remaining, thresholds.text_threshold)]
-    return remaining.only(torch.tensor(allowed).nonzero().flatten())
+    return remaining.select(torch.tensor(allowed).nonzero().flatten())
 
 
 def rescored(scores: Tensor, masks: Tensor, saliency: Tensor, *, weight: float = 3.0) -> Tensor:

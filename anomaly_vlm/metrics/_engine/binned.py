@@ -7,16 +7,14 @@ from typing import Self
 
 import numpy as np
 
-from anomaly_vlm.metrics._engine.binned_state import Sketch
-from anomaly_vlm.metrics._engine.binned_values import binned_values
 from anomaly_vlm.metrics._engine.columns import half_values
 from anomaly_vlm.metrics._engine.curves import Polygon, binned_polygons
 from anomaly_vlm.metrics._engine.group import Group
-from anomaly_vlm.metrics._engine.inputs import CheckedImage
+from anomaly_vlm.metrics._engine.inputs import CheckedImage, PixelOptions, Values, with_means
 from anomaly_vlm.metrics._engine.ledger import Category, select_category, select_prefix
-from anomaly_vlm.metrics._engine.options import PixelOptions, Values, with_means
 from anomaly_vlm.metrics._engine.pixel import PixelEngine
 from anomaly_vlm.metrics._engine.regions import split_image
+from anomaly_vlm.metrics._engine.sketch import Sketch, binned_values
 
 FLUSH = 2 << 20  # pixels in the buffer
 NO_SCORES = np.empty(0, np.float32)

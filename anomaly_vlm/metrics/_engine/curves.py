@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_vlm.metrics._engine.binned_state import Sketch
-from anomaly_vlm.metrics._engine.binned_values import DescendingBins
 from anomaly_vlm.metrics._engine.counts import DistinctScores, NormalsAbove
+from anomaly_vlm.metrics._engine.sketch import DescendingBins, Sketch
 from anomaly_vlm.metrics._engine.values import pro_curve
 
 if TYPE_CHECKING:

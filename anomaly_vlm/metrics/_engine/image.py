@@ -22,13 +22,15 @@ from anomaly_vlm.metrics._engine.inputs import (
     FINITE_SCORES,
     ArrayLike,
     Names,
+    Values,
     as_index,
     as_names,
+    recall_name,
     to_numpy,
     widen_bfloat16,
+    with_means,
 )
 from anomaly_vlm.metrics._engine.ledger import Category, Ledger, select_category, select_prefix
-from anomaly_vlm.metrics._engine.options import Values, recall_name, with_means
 from anomaly_vlm.metrics._engine.values import threshold_values
 
 NO_SCORES, NO_LABELS = np.empty(0, np.float32), np.empty(0, bool)

@@ -14,9 +14,8 @@ from torch import Tensor
 from anomaly_vlm.metrics._engine.columns import histogram
 from anomaly_vlm.metrics._engine.curves import Polygon
 from anomaly_vlm.metrics._engine.group import Group
-from anomaly_vlm.metrics._engine.inputs import ArrayLike, CheckedImage, Names, check_maps
+from anomaly_vlm.metrics._engine.inputs import ArrayLike, CheckedImage, Names, PixelOptions, Values, check_maps
 from anomaly_vlm.metrics._engine.ledger import Category, Ledger, pack_text, select_prefix, unpack_text
-from anomaly_vlm.metrics._engine.options import PixelOptions, Values
 
 
 class PixelEngine:

@@ -13,8 +13,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from anomaly_vlm.metrics._engine.inputs import CheckedImage
-from anomaly_vlm.metrics._engine.options import PixelOptions
+from anomaly_vlm.metrics._engine.inputs import CheckedImage, PixelOptions
 
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 FOUR_NEIGHBOURS = ndimage.generate_binary_structure(2, 1)

@@ -133,7 +133,7 @@ class Run:
         noise = [self.fixture.input(f"{self.group}/in/noise{i}") for i in (1, 2)]
         centres = self.centres()
         if self.has("in/cluster_images_uint8"):
-            fine = method.fine_features(self.shots.at(self.side * method.region.side_factor), self.side)
+            fine = method.fine_features(self.shots.at_size(self.side * method.region.side_factor), self.side)
             self.check("mid/cluster_features", fine)
             with torch.no_grad():
                 entities = method.entity_features(learner)
