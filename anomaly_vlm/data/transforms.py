@@ -116,6 +116,12 @@ def normalise(image: Tensor, preprocess: Preprocess) -> Tensor:
     return (image - mean) / std
 
 
+def preprocessed(pixels: np.ndarray, preprocess: Preprocess) -> Tensor:
+    """RGB pixels uint8 [H, W, 3] as a method sees them: resized and normalised, float32 [1, 3, S, S]."""
+    resized = resize_image(Image.fromarray(pixels), preprocess)
+    return normalise(resized.float().div(255), preprocess)[None]
+
+
 def mosaic(tiles: Sequence[tuple[Image.Image, Image.Image | None]]) -> tuple[Image.Image, Image.Image]:
     """Four images and masks -> one of 2 x 2 tiles, each of the first image's size (AdaCLIP, published code)."""
     width, height = tiles[0][0].size

@@ -159,6 +159,9 @@ class Batch:
         return len(self.path)
 
 
+PixelChange = Callable[[np.ndarray, int], np.ndarray]
+
+
 @dataclass
 class References:
     """The normal images of one category that a few-shot method compares with: its shots.
@@ -166,10 +169,13 @@ class References:
     Attributes:
         batch: The k images, all of the same category, in the order picked; `key` and `tokens` as in any batch.
         at_size: Side in pixels -> the same images squash-resized to that side, normalised, [k, 3, side, side].
+        changed: (pixels uint8 [H, W, 3] at the image's own size, its number) -> changed pixels; called for each image,
+            whose changed pixels are then resized and normalised as those of `batch`: k tensors [1, 3, H, W].
     """
 
     batch: Batch
     at_size: Callable[[int], Tensor]
+    changed: Callable[[PixelChange], list[Tensor]]
 
     @property
     def category(self) -> str:
