@@ -75,7 +75,7 @@ def resumed(folder: Path, overrides: Sequence[str]) -> DictConfig:
 
 
 def from_checkpoint(stored: DictConfig, overrides: Sequence[str], command: str, *, has_memory: bool) -> DictConfig:
-    """A checkpoint's configuration for `evaluate` or `predict`; data, trainer and batch size may change.
+    """A checkpoint's configuration for `evaluate`, `predict` or `fit`; data, trainer and batch size may change.
 
     Args:
         stored: As the checkpoint carries it.
@@ -88,7 +88,7 @@ def from_checkpoint(stored: DictConfig, overrides: Sequence[str], command: str, 
     cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "loss"))
     if has_memory:
         cfg.shots_list = None
-    if command == "predict":
+    if command != "evaluate":
         cfg.eval_limit = None  # of the training run's own trial: every image that is given is scored
     if not any(word.startswith("trainer") for word in overrides):
         fit_machine(cfg, processes=command == "evaluate")
