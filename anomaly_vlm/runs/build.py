@@ -98,6 +98,11 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         UserError: A wrong option, or `shots` that the method has no use for.
     """
     method_class: Any = target_class(cfg.method, trusted=cfg.trust)
+    metrics = partial(AnomalyMetrics, **metric_options(plain(cfg.metrics)))
+    try:
+        metrics()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"metrics: {error}") from error
     method: AnomalyMethod = instantiate(
         cfg.method,
         trusted=cfg.trust,
@@ -105,7 +110,7 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         losses=build_terms(plain(cfg.loss), partial(own_function, trusted=cfg.trust)),
         optimizer=instantiate(cfg.optimizer, trusted=cfg.trust) if cfg.optimizer else None,
         scheduler=instantiate(cfg.scheduler, trusted=cfg.trust) if cfg.scheduler else None,
-        evaluation=method_class.evaluation_type(partial(AnomalyMetrics, pixel=plain(cfg.metrics))),
+        evaluation=method_class.evaluation_type(metrics),
         **collaborators,
     )
     if method.reference_support == "required" and not cfg.shots:
@@ -122,6 +127,14 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         "fingerprint": backbone.fingerprint(),
     }
     return method
+
+
+def metric_options(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The node `metrics` of a configuration as arguments of `AnomalyMetrics`."""
+    groups = {"whole_images": ("aupimo", "seg_f1_sigmas", "mean_f1"), "image": ("calibration_bins",)}
+    found = {group: {key: options[key] for key in keys if key in options} for group, keys in groups.items()}
+    taken = {key for keys in groups.values() for key in keys}
+    return {"pixel": {key: value for key, value in options.items() if key not in taken}, **found}
 
 
 def build_data(cfg: DictConfig, sides: tuple[str, ...], *, test: Source | None = None) -> AnomalyDataModule:
