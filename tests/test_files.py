@@ -53,7 +53,7 @@ def test_every_flipped_bit_and_every_cut_is_recognised(tmp_path: Path) -> None:
             read_tensors(path)
     for length in (0, 1, 22, len(whole) // 2, len(whole) - 200, len(whole) - 90, len(whole) - 30):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="does not load|is damaged"):
+        with pytest.raises(UserError, match=r"does not load|is damaged"):
             read_tensors(path)
 
 

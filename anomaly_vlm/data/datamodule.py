@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from anomaly_vlm.data.augment import TrainingAugmentation
-from anomaly_vlm.data.checks import check_files
+from anomaly_vlm.data.checks import check_categories, check_files, need_labels
 from anomaly_vlm.data.dataset import AnomalyDataset, Item, PixelCache, StoredTokens, collate
 from anomaly_vlm.data.limits import balanced
 from anomaly_vlm.data.references import ReferencePicks, positions_by_category
@@ -126,8 +126,9 @@ class AnomalyDataModule(L.LightningDataModule):
                 raise UserError(
                     f"{source.name} has no images for side {side}: choose another source@dataset.{side}=NAME"
                 )
+            check_categories(source.name, found)
             if side != "test":
-                _need_labels(found, f"the {side} set {source.name}")
+                need_labels(found, f"the {side} set {source.name}")
             else:
                 found = self._without_references(found)
             self._totals[side] = len(found)
@@ -239,7 +240,7 @@ class AnomalyDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Item]:
         """The test side in order, with labels."""
-        _need_labels(self.samples("test"), "the test set")
+        need_labels(self.samples("test"), "the test set")
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Item]:
@@ -281,12 +282,3 @@ def _resized(samples: Sequence[Sample], preprocess: Preprocess, side: int) -> Te
     """Samples at another side in pixels, [k, 3, side, side]."""
     dataset = AnomalyDataset(samples, replace(preprocess, size=side))
     return torch.stack([dataset[i].image for i in range(len(samples))])
-
-
-def _need_labels(samples: Sequence[Sample], what: str) -> None:
-    for sample in samples:
-        if sample.label is None:
-            raise UserError(
-                f"{what} has no labels ('{sample.path}'): sort the images into good/ and a folder for each defect, or use"
-                " 'predict'"
-            )

@@ -121,7 +121,7 @@ def test_a_list_of_picks_is_used_as_it_is():
 def test_a_checkpoint_knows_its_references():
     """Other picks of another seed neither leave the test set nor matter to what the memory says."""
     assert main(["train", *QUICK, "shots=2", "output_dir=run"]) == 0
-    assert main(["evaluate", "ckpt=run/checkpoints/last.ckpt", "seed=9", "output_dir=again"]) == 0
+    assert main(["evaluate", "ckpt=run/checkpoints/last.ckpt", "eval_limit=16", "seed=9", "output_dir=again"]) == 0
     assert results(Path("again")) == results(Path("run"))
 
 
@@ -131,7 +131,7 @@ def test_a_checkpoint_needs_no_list_of_picks(tmp_path, monkeypatch):
     assert main(["train", *QUICK, "shots=1", "shots_list=first/references.json", "output_dir=run"]) == 0
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    assert main(["evaluate", "ckpt=../run/checkpoints/last.ckpt", "output_dir=again"]) == 0
+    assert main(["evaluate", "ckpt=../run/checkpoints/last.ckpt", "eval_limit=16", "output_dir=again"]) == 0
     assert results(Path("again")) == results(Path("../run"))
 
 

@@ -51,7 +51,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(run: Path, *words: str) -> int:
-    return main(["evaluate", f"ckpt={run / 'checkpoints' / 'last.ckpt'}", *words])
+    return main(["evaluate", f"ckpt={run / 'checkpoints' / 'last.ckpt'}", "eval_limit=8", *words])
 
 
 def test_a_run_is_labelled_and_draws_its_boxes(run: Path) -> None:
