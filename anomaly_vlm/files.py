@@ -159,3 +159,9 @@ def unique_folder(path: str | Path) -> Path:
             continue
         return folder
     raise FileExistsError(errno.EEXIST, "too many folders of this name", str(path))
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with the user's home folder in place of a leading `~/`; a name that begins with `~` stays."""
+    text = str(path)
+    return Path(text).expanduser() if text == "~" or text.startswith("~/") else Path(text)

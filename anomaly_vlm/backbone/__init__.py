@@ -6,8 +6,9 @@ from anomaly_vlm.backbone.convnext import ConvNextBackbone, ImagePyramid
 from anomaly_vlm.backbone.frozen import FrozenClip, FrozenTower
 from anomaly_vlm.backbone.positions import resize_positions
 from anomaly_vlm.backbone.stem import HybridStem, put_stem
+from anomaly_vlm.backbone.taps import ImagePatches, Tap
 from anomaly_vlm.backbone.trunk import TrunkBackbone, load_trunk
-from anomaly_vlm.backbone.vit import ImagePatches, ViTBackbone, load_vit
+from anomaly_vlm.backbone.vit import ViTBackbone, load_vit
 from anomaly_vlm.backbone.weight_files import convert_torchscript, read_weights
 from anomaly_vlm.backbone.weights import load_backbone
 
@@ -22,6 +23,7 @@ __all__ = [
     "ImagePyramid",
     "ImageTokens",
     "Prompts",
+    "Tap",
     "TrunkBackbone",
     "ViTBackbone",
     "convert_torchscript",

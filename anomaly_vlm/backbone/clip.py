@@ -14,7 +14,7 @@ from anomaly_vlm.backbone.blocks import Prompts, run_blocks
 from anomaly_vlm.backbone.frozen import Activation, FrozenClip, drivable, set_activation
 from anomaly_vlm.backbone.positions import POS_RESIZE, PosResize, resize_positions
 from anomaly_vlm.backbone.stem import HybridStem
-from anomaly_vlm.backbone.taps import BlockTaps
+from anomaly_vlm.backbone.taps import BlockTaps, ImagePatches, Tap
 from anomaly_vlm.errors import UserError, unknown_choice
 
 
@@ -191,6 +191,25 @@ class ClipBackbone(FrozenClip, BlockTaps):
             ordinary=[strip(out.ordinary[layer]) for layer in layers],
             grid=grid,
         )
+
+    def encode_patches(self, images: Tensor, *, layers: Sequence[int], tap: Tap = "raw") -> ImagePatches:
+        """Runs the ordinary path up to the last requested block, as the vision towers without texts do.
+
+        Args:
+            images: [B, 3, H, W] normalised; H and W multiples of the patch size.
+            layers: 1-based blocks; 0 for the patch embedding's output before class token and positions, raw under any `tap`.
+            tap: `raw` block outputs, `norm` (after `ln_post`), or `projected` (after `ln_post` and CLIP's projection).
+        """
+        embedded = self.visual.conv1(images)
+        x, grid = self.embed_map(embedded)
+        blocks = self.visual.transformer.resblocks
+        taps = run_blocks(blocks, self.visual.ln_pre(x), taps=layers, until=max(layers, default=0)).taps
+        finish = {"raw": lambda tokens: tokens, "norm": self.visual.ln_post, "projected": self.project}[tap]
+        tokens = {layer: finish(taps[layer]) for layer in taps}
+        if 0 in layers:
+            patches = embedded.flatten(2).transpose(1, 2)
+            tokens[0] = torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
+        return ImagePatches([tokens[i][:, 1:] for i in layers], [tokens[i][:, 0] for i in layers], grid)
 
     def project(self, tokens: Tensor, *, ln_post: bool = True) -> Tensor:
         """Vision tokens [..., Dv] into the joint space [..., C] by CLIP's own projection, after `ln_post` or without it."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PosResize = Literal["bicubic", "bilinear", "bicubic_antialias"]
+PosResize = Literal["bicubic", "bilinear", "bicubic_antialias", "dinov2"]
 POS_RESIZE: tuple[str, ...] = get_args(PosResize)
 
 
@@ -21,7 +21,8 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], mode: PosResize =
         positions: [1 + G * G, D], class position first.
         grid: Rows and columns of patches wanted.
         mode: `bicubic` and `bilinear` without antialias (AdaCLIP; AnomalyCLIP), `bicubic_antialias` (open_clip's own
-            loader). All with `align_corners=False`.
+            loader); `dinov2`: bicubic without antialias, where the sampling positions follow the scale factors
+            (rows + 0.1) / G and (columns + 0.1) / G, as DINOv2's code computes them. All with `align_corners=False`.
 
     Returns:
         [1 + rows * columns, D]
@@ -29,7 +30,11 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], mode: PosResize =
     side = round((positions.shape[0] - 1) ** 0.5)
     if grid == (side, side):
         return positions
-    interpolation, _, antialias = mode.partition("_")
     patches = positions[1:].T.reshape(1, -1, side, side).float()
-    patches = F.interpolate(patches, size=grid, mode=interpolation, align_corners=False, antialias=bool(antialias))
+    if mode == "dinov2":
+        factors = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
+        patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
+    else:
+        interpolation, _, antialias = mode.partition("_")
+        patches = F.interpolate(patches, size=grid, mode=interpolation, align_corners=False, antialias=bool(antialias))
     return torch.cat([positions[:1], patches[0].flatten(1).T.to(positions.dtype)])

@@ -3,8 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
 
 from anomaly_vlm.errors import UserError
+
+Tap = Literal["raw", "norm", "projected"]
+
+
+@dataclass
+class ImagePatches:
+    """What an image tower without its text half makes of a batch; N = rows x columns of `grid`.
+
+    Attributes:
+        patches: Per requested layer, in the order asked, [B, N, D]; class and register tokens dropped.
+        cls: Per requested layer the class token [B, D]. Where none has seen the image (layer 0, and towers without a class
+            token such as SAM and SigLIP) the mean of the patches takes its place.
+        grid: Rows and columns of patches.
+    """
+
+    patches: list[Tensor]
+    cls: list[Tensor]
+    grid: tuple[int, int]
 
 
 class BlockTaps:
@@ -26,12 +48,19 @@ class BlockTaps:
         quarter = max(1, self.num_layers // 4)
         return tuple(range(quarter, self.num_layers + 1, quarter))
 
-    def checked_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """The 1-based layers as a tuple, or a `UserError` where the image tower has no such block."""
-        wrong = [layer for layer in layers if not 1 <= layer <= self.num_layers]
+    def checked_layers(self, layers: Sequence[int], *, embedding: bool = False) -> tuple[int, ...]:
+        """The 1-based layers as a tuple, or a `UserError` where the image tower has no such block.
+
+        Args:
+            layers: 1-based numbers of blocks.
+            embedding: Whether 0 is allowed, too: the patch embedding.
+        """
+        wrong = [layer for layer in layers if not (0 if embedding else 1) <= layer <= self.num_layers]
         if wrong:
+            first = " (0: the patch embedding)" if embedding else ""
             raise UserError(
-                f"layers {list(layers)}: {self.name} has vision blocks 1 to {self.num_layers}, not {wrong[0]}: give others"
+                f"layers {list(layers)}: {self.name} has vision blocks 1 to {self.num_layers}{first}, not {wrong[0]}: give"
+                " others"
             )
         return tuple(layers)
 

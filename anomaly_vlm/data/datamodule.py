@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.checks import check_categories, check_files, need_labels
 from anomaly_vlm.data.dataset import AnomalyDataset, Item, PixelCache, StoredTokens, collate
 from anomaly_vlm.data.limits import balanced
-from anomaly_vlm.data.references import ReferencePicks, positions_by_category
+from anomaly_vlm.data.references import ReferencePicks, at_size, changed, positions_by_category
 from anomaly_vlm.data.sampler import BatchesSampler, EpochSampler, ShardSampler
 from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.types import Batch, Preprocess, References, Sample
@@ -163,7 +162,7 @@ class AnomalyDataModule(L.LightningDataModule):
                 stored_tokens=self._stored_tokens,
             )
             batch = collate([dataset[i] for i in range(len(rows))])
-            found.append(References(batch, partial(_resized, rows, preprocess)))
+            found.append(References(batch, partial(at_size, rows, preprocess), partial(changed, rows, preprocess)))
         return found
 
     @property
@@ -276,9 +275,3 @@ class AnomalyDataModule(L.LightningDataModule):
         if done < batches:
             return self.trainer.current_epoch, done
         return loop.epoch_progress.current.ready, 0  # that epoch was complete, whether or not it was counted as such
-
-
-def _resized(samples: Sequence[Sample], preprocess: Preprocess, side: int) -> Tensor:
-    """Samples at another side in pixels, [k, 3, side, side]."""
-    dataset = AnomalyDataset(samples, replace(preprocess, size=side))
-    return torch.stack([dataset[i].image for i in range(len(samples))])

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from anomaly_vlm.data.dataset import AnomalyDataset
 from anomaly_vlm.data.source import Source
-from anomaly_vlm.data.types import Sample
+from anomaly_vlm.data.transforms import preprocessed, read_sample
+from anomaly_vlm.data.types import PixelChange, Preprocess, Sample
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.files import write_text
+from anomaly_vlm.files import expanded, write_text
 
 
 def pick(candidates: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
@@ -129,7 +134,7 @@ def read_list(path: str) -> dict[str, Any]:
     Raises:
         UserError: The file is missing or no such table.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise UserError(f"shots_list '{path}' does not exist: give a JSON file, category to file names")
     try:
@@ -151,6 +156,18 @@ def write_list(path: Path, chosen: Sequence[Sample], *, shots: int, seed: int) -
         table.setdefault(sample.category, []).append(sample.path)
     facts = {"dataset": chosen[0].dataset if chosen else "", "shots": shots, "seed": seed, "references": table}
     write_text(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def at_size(samples: Sequence[Sample], preprocess: Preprocess, side: int) -> Tensor:
+    """Samples at another side in pixels, [k, 3, side, side]."""
+    dataset = AnomalyDataset(samples, replace(preprocess, size=side))
+    return torch.stack([dataset[i].image for i in range(len(samples))])
+
+
+def changed(samples: Sequence[Sample], preprocess: Preprocess, change: PixelChange) -> list[Tensor]:
+    """Samples whose pixels are changed at their own size before the preprocessing, [1, 3, H, W] each."""
+    pictures = (read_sample(sample)[0].convert("RGB") for sample in samples)
+    return [preprocessed(change(np.asarray(picture), i), preprocess) for i, picture in enumerate(pictures)]
 
 
 def _by_category(candidates: Sequence[Sample]) -> dict[str, list[Sample]]:

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anomaly_vlm.data.images import mask_size_error, open_image, open_labels, open_mask
+from anomaly_vlm.data.images import mask_size_error, open_image, open_labels
+from anomaly_vlm.data.masks import open_mask
 from anomaly_vlm.data.types import Preprocess, Sample
 
 
@@ -24,7 +25,7 @@ def read_sample(sample: Sample) -> tuple[Image.Image, Image.Image | None]:
         if sample.labels:
             return Image.fromarray(drawn.image), Image.fromarray(drawn.mask)
         return Image.fromarray(drawn.image), _grey(drawn.mask) if sample.kind == "mask" and drawn.mask.any() else None
-    image = open_image(sample.path)
+    image = open_image(sample.path, sample.max_value)
     return image, read_region(sample, image.size) if sample.masks else None
 
 
@@ -113,6 +114,12 @@ def normalise(image: Tensor, preprocess: Preprocess) -> Tensor:
     """float32 [3, S, S] in [0, 1] -> zero mean and unit deviation of the weights' training images."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
     return (image - mean) / std
+
+
+def preprocessed(pixels: np.ndarray, preprocess: Preprocess) -> Tensor:
+    """RGB pixels uint8 [H, W, 3] as a method sees them: resized and normalised, float32 [1, 3, S, S]."""
+    resized = resize_image(Image.fromarray(pixels), preprocess)
+    return normalise(resized.float().div(255), preprocess)[None]
 
 
 def mosaic(tiles: Sequence[tuple[Image.Image, Image.Image | None]]) -> tuple[Image.Image, Image.Image]:

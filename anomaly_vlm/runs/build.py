@@ -133,7 +133,9 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         evaluation=method_class.evaluation_type(partial(AnomalyMetrics, pixel=plain(cfg.metrics))),
         **collaborators,
     )
-    if method.reference_support == "required" and cfg.train_on == "nothing":
+    if method.reference_support == "required" and not cfg.shots:
+        raise UserError(f"{cfg.name} compares with reference images: set shots=1 or more (make: SHOTS=1)")
+    if method.reference_support == "required" and method.loss_terms and cfg.train_on == "nothing":
         raise UserError(f"{cfg.name} learns from its reference images: set train_on=references")
     if cfg.shots and method.reference_support == "none":
         raise UserError(f"{cfg.name} uses no reference images: set shots=0, or choose a few-shot method")

@@ -16,6 +16,7 @@ from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.outcome import RunResult, write_outcome
 from anomaly_vlm.runs.trainer import build_trainer
+from anomaly_vlm.runs.transductive import fit_test_images
 
 
 def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None) -> RunResult:
@@ -48,7 +49,9 @@ def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None
     if is_first_process():
         (folder / "metrics.json").unlink(missing_ok=True)  # of an evaluation before: it says "done"
     precompute_detections(run, "test")
-    build_trainer(cfg).test(run.method, datamodule=run.data, verbose=False)
+    trainer = build_trainer(cfg)
+    fit_test_images(run, trainer)
+    trainer.test(run.method, datamodule=run.data, verbose=False)
     write_config(cfg, folder)
     facts = {} if checkpoint is None else {"checkpoint": checkpoint.spec}
     return write_outcome(run, run.method.evaluation.result, folder, facts)

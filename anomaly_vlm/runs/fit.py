@@ -27,6 +27,7 @@ from anomaly_vlm.runs.outcome import RunResult, write_outcome
 from anomaly_vlm.runs.same_run import check_same_run
 from anomaly_vlm.runs.saving import last_state
 from anomaly_vlm.runs.trainer import build_trainer
+from anomaly_vlm.runs.transductive import fit_test_images
 
 
 def fit(cfg: DictConfig, folder: Path, *, resume: bool = False) -> RunResult:
@@ -67,6 +68,7 @@ def fit(cfg: DictConfig, folder: Path, *, resume: bool = False) -> RunResult:
     chosen = _choose(run, folder) if learns else last
 
     tester = trainer if trainer.world_size > 1 else build_trainer(cfg)
+    fit_test_images(run, tester)
     tester.test(run.method, datamodule=run.data, verbose=False)
     if not learns:
         tester.save_checkpoint(last, weights_only=False)  # the memory, for `predict`

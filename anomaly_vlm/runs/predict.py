@@ -14,6 +14,7 @@ from anomaly_vlm.runs.build import build
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.trainer import build_trainer
+from anomaly_vlm.runs.transductive import fit_test_images
 from anomaly_vlm.runs.writer import PredictionWriter
 
 
@@ -44,6 +45,7 @@ def predict(
     say(f"{run.facts['method']} on {run.facts['backbone']}{learned_from}: {describe_data(run.data).sides['test']}")
     precompute_detections(run, "test")
     trainer = build_trainer(cfg, callbacks=[PredictionWriter(run, folder)])
+    fit_test_images(run, trainer)
     trainer.predict(run.method, datamodule=run.data, return_predictions=False)
     say(f"scores: {folder / 'scores.csv'}, heat maps: {folder / 'pictures'}")
     return folder / "scores.csv"

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from anomaly_vlm.backbone import ClipBackbone, Prompts, convert_torchscript, load_backbone, resize_positions
 from anomaly_vlm.backbone.weights import resolve_activation
 from anomaly_vlm.errors import UserError
-from tests.support.tiny import tiny_architecture
+from tests.support.tiny import tiny_architecture, tiny_clip
 
 TINY = tiny_architecture(layers=3, text_layers=3)
 
@@ -223,3 +223,19 @@ def test_torchscript_only_by_explicit_conversion(tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / "plain.safetensors")
     with pytest.raises(UserError, match="no TorchScript archive"):
         convert_torchscript(tmp_path / "plain.safetensors")
+
+
+def test_patches_of_any_layer_and_the_patch_embedding():
+    clip = tiny_clip()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    whole = clip.encode_image(images, layers=[2, 4])
+    found = clip.encode_patches(images, layers=[2, 0])
+    torch.testing.assert_close(found.patches[0], whole.patches[0])
+    torch.testing.assert_close(found.cls[0], whole.tokens[0][:, 0])
+    torch.testing.assert_close(found.patches[1], clip.visual.conv1(images).flatten(2).transpose(1, 2))
+    torch.testing.assert_close(found.cls[1], found.patches[1].mean(dim=1))
+    projected = clip.encode_patches(images, layers=[4], tap="projected")
+    torch.testing.assert_close(projected.cls[0], whole.cls)
+    torch.testing.assert_close(
+        clip.encode_patches(images, layers=[4], tap="norm").patches[0], clip.visual.ln_post(whole.patches[1])
+    )

@@ -115,3 +115,40 @@ def test_absent_weights_are_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(timm_weights, "hub_has", lambda repository, files: False)
     with pytest.raises(UserError, match=r"'samvit_large_patch16\.sa1b' are not in the local cache.*backbone\.weights="):
         load_vit("samvit_large_patch16", pretrained="sa1b", image_size=1024)
+
+
+@pytest.mark.parametrize(
+    ("name", "has_class"),
+    [
+        ("vit_small_patch14_dinov2", True),
+        ("vit_small_patch14_reg4_dinov2", True),
+        ("vit_small_patch16_dinov3", True),
+        ("vit_base_patch16_siglip_224", False),
+        ("samvit_base_patch16", False),
+    ],
+)
+def test_class_tokens_and_the_patch_embedding(name, has_class):
+    sizes = SAM if name.startswith("sam") else DINO
+    patch = 14 if "patch14" in name else 16
+    tower = load_vit(name, random_seed=0, image_size=4 * patch, sizes=sizes)
+    found = tower.encode_patches(images(4 * patch), layers=[0, 2])
+    torch.testing.assert_close(found.patches[0], tower.visual.patch_embed(images(4 * patch)).flatten(1, 2))
+    assert [cls.shape for cls in found.cls] == [(2, 32)] * 2
+    assert torch.equal(found.cls[1], found.patches[1].mean(dim=1)) != has_class
+    if has_class:
+        whole = tower.visual.forward_features(images(4 * patch))
+        (last,) = tower.encode_patches(images(4 * patch), layers=[4], tap="norm").cls
+        torch.testing.assert_close(last, whole[:, 0])
+    with pytest.raises(UserError, match="has no projection: choose tap=raw"):
+        tower.encode_patches(images(4 * patch), layers=[2], tap="projected")
+
+
+def test_positions_by_dinov2s_own_rule():
+    timm_rule, own_rule = dino(), dino(pos_resize="dinov2")
+    first, second = (tower.encode_image(images(70), layers=[2]).patches[0] for tower in (timm_rule, own_rule))
+    assert not torch.allclose(first, second) and (first - second).abs().max() < 1
+    assert own_rule.cache_key() == {"positions": "dinov2"} and timm_rule.cache_key() == {}
+    with pytest.raises(
+        UserError, match=r"backbone.pos_resize is dinov2: samvit_base_patch16 has no table of positions"
+    ):
+        sam(pos_resize="dinov2")

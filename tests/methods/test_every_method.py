@@ -33,8 +33,14 @@ WORDS = {  # what a method needs to be small, besides SMALL
     "promptad": [*TINY, "shots=1", "dataset.test.categories=[gear]"],
     "finegrainedad": [*TINY, "shots=1", "dataset.test.categories=[gear]"],
     "winclip": [*TINY, "shots=1"],
+    "anomalydino": [*TINY, "method.angles=[0,45]", "dataset.test.categories=[gear]"],
+    "subspacead": [*TINY, "method.rotations=2", "dataset.test.categories=[gear]"],
     "filo": [*TINY, "method.mmci.kernels=[[1,1],[3,3]]"],
 }
+
+
+def trains_on(name: str) -> str:
+    return str(yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text()).get("train_on", "dataset"))
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +52,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_method_from_its_configuration_to_python(name: str, tmp_path: Path) -> None:
     """Trains, evaluates the checkpoint to the same numbers, and scores the same image the same way twice."""
     words = [f"method={name}", *SMALL, *([] if name == "vl4ad" else PICTURES), *WORDS.get(name, TINY)]
-    if name in ("saa", "promptad", "finegrainedad", "winclip", "anovl"):
+    if trains_on(name) != "dataset":
         words.remove("dataset.train.size=48")
     assert main(["train", *words, "output_dir=run"]) == 0
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"

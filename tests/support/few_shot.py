@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.data.types import Batch, References
+from anomaly_vlm.data.types import Batch, PixelChange, References
 from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.methods.promptad.few_shot import VVMemoryMethod
 from anomaly_vlm.methods.promptad.fusion import Comparison
@@ -40,7 +40,10 @@ def make_references(images: Tensor, category: str, larger: Tensor | None = None)
         assert larger is not None and larger.shape[-1] == side
         return larger
 
-    return References(make_batch(images, category, name=f"{category} reference"), at_size)
+    def changed(change: PixelChange) -> list[Tensor]:
+        raise AssertionError("these references have no pixels of their own")
+
+    return References(make_batch(images, category, name=f"{category} reference"), at_size, changed)
 
 
 def towers(fixture: Fixture) -> ClipBackbone:

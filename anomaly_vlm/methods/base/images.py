@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from anomaly_vlm.data.images import open_image
-from anomaly_vlm.data.transforms import normalise, resize_image
-from anomaly_vlm.data.types import Batch, Preprocess, References
+from anomaly_vlm.data.transforms import normalise, preprocessed, resize_image
+from anomaly_vlm.data.types import Batch, PixelChange, Preprocess, References
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.base.prediction import Prediction
 
@@ -44,11 +44,12 @@ def predict_images(method: Any, images: Images, category: str | Sequence[str] = 
         raise UserError(f"{len(pictures)} images with {len(categories)} categories: give one category, or one each")
     _ask_detector(method, pictures, categories)
     method.eval()
+    batches = BatchesOnDemand(method, pictures, categories)
     found = []
     with torch.inference_mode():
-        for i, (picture, word) in enumerate(zip(pictures, categories, strict=True)):
-            batch = as_batch(method, [picture], word, first=i)
-            batch = method.transfer_batch_to_device(batch, method.device, 0)
+        if method.is_transductive:
+            _fit_together(method, batches)
+        for batch in batches:
             one = method.predict(batch).checked(batch)
             size = (pictures[0].height, pictures[0].width)
             maps = F.interpolate(one.map[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
@@ -60,10 +61,41 @@ def predict_images(method: Any, images: Images, category: str | Sequence[str] = 
     )
 
 
+class BatchesOnDemand(Sequence[Batch]):
+    """Batches of one image each, made on the method's device when they are asked for."""
+
+    def __init__(
+        self, method: Any, pictures: Sequence[Image.Image], categories: Sequence[str], rows: Sequence[int] | None = None
+    ) -> None:
+        self.method, self.pictures, self.categories = method, pictures, categories
+        self.rows = list(range(len(pictures))) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        row = self.rows[i]
+        batch = as_batch(self.method, [self.pictures[row]], self.categories[row], first=row)
+        return self.method.transfer_batch_to_device(batch, self.method.device, 0)
+
+
+def _fit_together(method: Any, batches: BatchesOnDemand) -> None:
+    """Hands all images of each category to a transductive method."""
+    rows: dict[str, list[int]] = {}
+    for row, category in enumerate(batches.categories):
+        rows.setdefault(category, []).append(row)
+    method.check_test_set({category: len(members) for category, members in rows.items()})
+    for category, members in rows.items():
+        method.fit_test_category(category, BatchesOnDemand(method, batches.pictures, batches.categories, members))
+
+
 def references_of(method: Any, images: Images, category: str) -> References:
     """Normal images of one category as a few-shot method takes them; see `predict_images` for their kinds."""
     pictures = as_pictures(images)
-    return References(as_batch(method, pictures, category), partial(_at_side, method, pictures))
+    batch = as_batch(method, pictures, category)
+    return References(batch, partial(_at_side, method, pictures), partial(_changed, method, pictures))
 
 
 def as_batch(method: Any, pictures: Sequence[Image.Image], category: str, *, first: int = 0) -> Batch:
@@ -135,6 +167,12 @@ def _pixels(pictures: Sequence[Image.Image], preprocess: Preprocess) -> Tensor:
 
 def _at_side(method: Any, pictures: Sequence[Image.Image], side: int) -> Tensor:
     return _pixels(pictures, replace(preprocess_of(method), size=side))
+
+
+def _changed(method: Any, pictures: Sequence[Image.Image], change: PixelChange) -> list[Tensor]:
+    preprocess = preprocess_of(method)
+    arrays = (np.asarray(picture.convert("RGB")) for picture in pictures)
+    return [preprocessed(change(pixels, i), preprocess) for i, pixels in enumerate(arrays)]
 
 
 def _name(picture: Image.Image, number: int) -> str:

@@ -53,7 +53,7 @@ class AnomalyMethod(Evaluated, LearnedState):
     backbone: ClipBackbone
     loss_terms: ClassVar[Mapping[str, frozenset[str]]] = {}
     backbone_types: ClassVar[tuple[type[FrozenTower], ...]] = (ClipBackbone,)
-    reference_support: ClassVar[Literal["none", "optional", "required"]] = "none"
+    reference_support: Literal["none", "optional", "required"] = "none"
     evaluation_type: ClassVar[type[Evaluation]] = Evaluation
     color_range: tuple[float, float] | Literal["per_image"] | None = None
     overlay: ClassVar[Literal["blend", "heat"]] = "blend"
@@ -93,6 +93,11 @@ class AnomalyMethod(Evaluated, LearnedState):
                 f"{type(self).__name__} runs on a {wanted}, not on backbone {backbone.name}"
                 f" ({type(backbone).__name__}): choose another backbone=NAME"
             )
+
+    @property
+    def is_transductive(self) -> bool:
+        """Whether predictions depend on the set of images that is scored, see `Transductive`."""
+        return False
 
     # ---- what a method defines ---------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from anomaly_vlm.losses.maps import map_losses, training_mask
 from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.layers import Layers, tapped_layers
-from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
+from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, top_share_mean, upsample
 from anomaly_vlm.options import AtLeast, PositiveFloat, PositiveInt
 
 
@@ -98,8 +98,8 @@ class LinearHeads(FrozenTokens):
     def predict(self, batch: Batch) -> Prediction:
         maps = gaussian_smooth(self.layer_maps(batch, batch.size).mean(dim=0), self.sigma)
         pixels = maps.flatten(1)
-        count = 1 if self.image_score == "max" else max(1, pixels.shape[1] // 100)
-        return Prediction(pixels.topk(count, dim=1).values.mean(dim=1), maps)
+        score = pixels.amax(dim=1) if self.image_score == "max" else top_share_mean(pixels, 0.01)
+        return Prediction(score, maps)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`focal` and `dice` of the layers' maps."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import quote, unquote
 
 import torch
@@ -69,7 +69,7 @@ class MemoryMethod(FrozenTokens, CategoryMethod):
         base: See `AnomalyMethod`.
     """
 
-    reference_support = "optional"
+    reference_support: Literal["none", "optional", "required"] = "optional"
 
     def __init__(self, backbone: ClipBackbone, *, memory_mb: PositiveFloat = 256.0, **base: Any) -> None:
         super().__init__(backbone, **base)
@@ -103,10 +103,13 @@ class MemoryMethod(FrozenTokens, CategoryMethod):
     def make_categories(self, state: Mapping[str, Tensor]) -> None:
         for name, tensors in of_categories(state).items():
             empty = {key.removesuffix(".bank"): torch.zeros_like(value) for key, value in tensors.items()}
-            self._set_memories(name, empty)
+            self._set_memories(name, empty, coreset=1.0)  # what is stored has been thinned out already
 
-    def _set_memories(self, category: str, tokens: Mapping[str, Tensor]) -> None:
-        memories = {
-            name: PatchMemory(value.to(self.device), memory_mb=self.memory_mb) for name, value in tokens.items()
-        }
+    def memory_options(self) -> dict[str, Any]:
+        """Options of the `PatchMemory` of every category."""
+        return {"memory_mb": self.memory_mb}
+
+    def _set_memories(self, category: str, tokens: Mapping[str, Tensor], **changes: Any) -> None:
+        options = {**self.memory_options(), **changes}
+        memories = {name: PatchMemory(value.to(self.device), **options) for name, value in tokens.items()}
         self.categories[category_key(category)] = nn.ModuleDict(memories)

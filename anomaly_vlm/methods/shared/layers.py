@@ -11,7 +11,9 @@ from anomaly_vlm.errors import UserError
 Layers = Sequence[int] | Literal["last"] | None
 
 
-def tapped_layers(backbone: ClipBackbone | ViTBackbone, layers: Layers, *, option: str = "layers") -> tuple[int, ...]:
+def tapped_layers(
+    backbone: ClipBackbone | ViTBackbone, layers: Layers, *, option: str = "layers", embedding: bool = False
+) -> tuple[int, ...]:
     """Resolves an option that names blocks of the image tower.
 
     Args:
@@ -19,6 +21,7 @@ def tapped_layers(backbone: ClipBackbone | ViTBackbone, layers: Layers, *, optio
         layers: 1-based numbers of blocks; `last` for the last block alone; None for `backbone.layers`, which are the
             quarters of the depth unless the backbone's configuration names others.
         option: Name of the option in messages.
+        embedding: Whether 0, the patch embedding, may be named, too.
 
     Returns:
         The 1-based numbers, in the order given.
@@ -35,4 +38,10 @@ def tapped_layers(backbone: ClipBackbone | ViTBackbone, layers: Layers, *, optio
             f"method.{option} is {list(layers)}: give different vision blocks of 1 to {backbone.num_layers}, or null for"
             f" {list(backbone.layers)}"
         )
-    return backbone.checked_layers(layers)
+    return backbone.checked_layers(layers, embedding=embedding)
+
+
+def share_of_depth(backbone: ClipBackbone | ViTBackbone, blocks: Sequence[int], depth: int) -> tuple[int, ...]:
+    """The blocks that stand where the 1-based `blocks` stand in a tower of `depth` blocks, rounded half up, none twice."""
+    found = [int(backbone.num_layers * block / depth + 0.5) for block in blocks]
+    return tuple(dict.fromkeys(max(1, layer) for layer in found))

@@ -51,6 +51,25 @@ def gaussian_smooth(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Ten
     return filter2d_separable(maps[:, None], kernel, kernel, padding="valid")[:, 0]
 
 
+def gaussian_kernel_smooth(maps: Tensor, kernel: int, sigma: float) -> Tensor:
+    """Smooths maps by a Gaussian of a given kernel; borders are reflected without repeating the edge pixel.
+
+    Args:
+        maps: `[B, H, W]`, sides above `kernel // 2`.
+        kernel: Odd side in pixels; 1 leaves the maps as they are.
+        sigma: Standard deviation in pixels.
+    """
+    if kernel == 1:
+        return maps
+    weights = get_gaussian_kernel1d(kernel, sigma, device=maps.device, dtype=maps.dtype)
+    return filter2d_separable(maps[:, None], weights, weights, border_type="reflect")[:, 0]
+
+
+def top_share_mean(values: Tensor, share: float) -> Tensor:
+    """Mean of the largest `share` of the values `[..., n]`, rounded down to whole values, at least the largest: `[...]`."""
+    return values.topk(max(1, int(share * values.shape[-1])), dim=-1).values.mean(dim=-1)
+
+
 def swap_red_blue(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Turns normalised images into what they would be had their files been read as BGR and normalised as RGB.
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.shared.patch_memory import PatchMemory, greedy_coreset, nearest_distance
+from anomaly_vlm.methods.shared.patch_memory import PatchMemory, aligned_distance, greedy_coreset, nearest_distance
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -92,3 +92,22 @@ def test_coreset_share_and_state() -> None:
 def test_wrong_options(options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         PatchMemory(draw(5, 4), **options)
+
+
+def test_aligned_distances_look_near_their_own_position_alone():
+    bank, queries = draw(3, 4, 5, 6), draw(2, 4, 5, 6, seed=1)
+    unit_bank, unit = F.normalize(bank, dim=-1), F.normalize(queries, dim=-1)
+    own = (1 - torch.einsum("bhwd,rhwd->bhwr", unit, unit_bank).amax(dim=-1)) / 2
+    torch.testing.assert_close(aligned_distance(queries, bank, radius=0), own)
+    everywhere = nearest_distance(queries, unit_bank.flatten(0, 2))
+    torch.testing.assert_close(aligned_distance(queries, bank, radius=4), everywhere)
+    shifted = bank[:1].roll(1, dims=2)
+    assert aligned_distance(shifted, bank[:1], radius=0).mean() > 0.2
+    assert aligned_distance(shifted, bank[:1], radius=1)[:, :, 1:].max() < 1e-6
+
+
+def test_euclidean_distances_are_roots_of_mean_squares():
+    queries, bank = draw(7, 5), draw(9, 5, seed=1)
+    nearest = torch.cdist(queries, bank).sort(dim=1).values[:, :3]
+    found = nearest_distance(queries, bank, neighbours=3, metric="euclidean", memory_mb=1e-4)
+    torch.testing.assert_close(found, nearest.square().mean(dim=1).sqrt())
