@@ -67,14 +67,16 @@ def test_a_run_over_seeds_ends_in_one_table_and_goes_on_where_it_stopped(capsys:
     assert json.loads(Path("run/seeds.json").read_text()) == summary
 
 
-def test_seeds_of_other_options_are_run_again(capsys: pytest.CaptureFixture):
+def test_seeds_of_other_options_are_refused_and_more_seeds_are_added(refused, capfd: pytest.CaptureFixture):
+    """The folder of a study holds one configuration; what it has of other options is never reported under these."""
+    assert main(["train", *QUICK, "shots=1", "seeds=[0,1]", "output_dir=run"]) == 0
+    before = Path("run/config.yaml").read_text(), Path("run/seeds.json").read_text()
+    told = refused(["train", *QUICK, "shots=2", "seeds=[0,1]", "output_dir=run"])
+    assert "'run/seed_0' holds another run (shots=1, now 2" in told
+    assert (Path("run/config.yaml").read_text(), Path("run/seeds.json").read_text()) == before
     assert main(["train", *QUICK, "shots=1", "seeds=[0,1,2]", "output_dir=run"]) == 0
-    first = json.loads(Path("run/seeds.json").read_text())
-    assert main(["train", *QUICK, "shots=2", "seeds=[0,1]", "output_dir=run"]) == 0
-    assert "finished before" not in capsys.readouterr().out
-    second = json.loads(Path("run/seeds.json").read_text())
-    assert second["seeds"] == [0, 1] and second["mean"] != first["mean"]
-    assert json.loads(Path("run/seed_1/metrics.json").read_text())["data"].startswith("2 normal images")
+    assert "seed 1: finished before, kept" in capfd.readouterr().out
+    assert json.loads(Path("run/seeds.json").read_text())["seeds"] == [0, 1, 2]
 
 
 def test_evaluate_without_a_checkpoint_runs_over_seeds():
