@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from anomaly_vlm.data.augment import TrainingAugmentation
-from anomaly_vlm.data.checks import check_files
+from anomaly_vlm.data.checks import check_categories, check_files, need_labels
 from anomaly_vlm.data.dataset import AnomalyDataset, Item, PixelCache, StoredTokens, collate
 from anomaly_vlm.data.limits import balanced
 from anomaly_vlm.data.references import ReferencePicks, at_size, changed, positions_by_category
@@ -125,8 +125,9 @@ class AnomalyDataModule(L.LightningDataModule):
                 raise UserError(
                     f"{source.name} has no images for side {side}: choose another source@dataset.{side}=NAME"
                 )
+            check_categories(source.name, found)
             if side != "test":
-                _need_labels(found, f"the {side} set {source.name}")
+                need_labels(found, f"the {side} set {source.name}")
             else:
                 found = self._without_references(found)
             self._totals[side] = len(found)
@@ -238,7 +239,7 @@ class AnomalyDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Item]:
         """The test side in order, with labels."""
-        _need_labels(self.samples("test"), "the test set")
+        need_labels(self.samples("test"), "the test set")
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Item]:
@@ -276,12 +277,3 @@ class AnomalyDataModule(L.LightningDataModule):
         if done < batches:
             return self.trainer.current_epoch, done
         return loop.epoch_progress.current.ready, 0  # that epoch was complete, whether or not it was counted as such
-
-
-def _need_labels(samples: Sequence[Sample], what: str) -> None:
-    for sample in samples:
-        if sample.label is None:
-            raise UserError(
-                f"{what} has no labels ('{sample.path}'): sort the images into good/ and a folder for each defect, or use"
-                " 'predict'"
-            )

@@ -39,6 +39,7 @@ ASKED_FOR = {  # by the configuration
     "pixel_mean_f1": "mean F1",
     "image_calibration_error": "calibration error",
 }
+WIDEST = 48  # characters of a cell; the files hold all of it
 SELECTION_NOTE = {
     "last": "weights of the last epoch",
     "best_val": "epoch chosen on the validation set",
@@ -47,13 +48,14 @@ SELECTION_NOTE = {
 
 
 def plain(text: object) -> str:
-    """A text for a cell or a title, in which nothing is read as markup and nothing steers the terminal."""
-    return escape(shown(text))
+    """A text for a cell, in which nothing is read as markup, and which leaves room for the numbers beside it."""
+    ready = shown(text)
+    return escape(ready if len(ready) <= WIDEST else ready[: WIDEST - 1] + "…")
 
 
 def empty_table(head: Sequence[str]) -> Table:
     """A table with lines above it, and no columns yet."""
-    title = "\n".join(map(plain, head)) or None
+    title = "\n".join(escape(shown(line)) for line in head) or None
     return Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm import __version__
@@ -15,6 +17,7 @@ from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data import AnomalyDataModule, Preprocess, Source
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.crops import RandomCrop
+from anomaly_vlm.data.overlap import content_keys, shared_images
 from anomaly_vlm.data.references import ReferencePicks, write_list
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
@@ -80,10 +83,32 @@ def build(
         "seed": cfg.seed,
         "image_size": method.preprocess.size if method.preprocess else None,
     }
+    note_training_images(data, method, facts, with_train="train" in sides)
     learned_from = "train" in sides or cfg.train_on != "dataset"
     method.run_record["trained_on"] = description.train if learned_from else "nothing"
     attach_cache(cfg, data, method)
     return Run(cfg, data, method, facts)
+
+
+def note_training_images(
+    data: AnomalyDataModule, method: AnomalyMethod, facts: dict[str, Any], *, with_train: bool
+) -> None:
+    """Records which images are learned from, for later evaluations, and says where the test set has some of them."""
+    if with_train and data.train_on == "dataset":
+        keys = content_keys(data.samples("train"))
+        method.run_record["train_images"] = torch.tensor(sorted(set(keys)), dtype=torch.int64)
+        say_shared_images(data, keys, facts)
+
+
+def say_shared_images(data: AnomalyDataModule, keys: Sequence[int], facts: dict[str, Any]) -> None:
+    """Says and records how many test images are among those that were trained on."""
+    shared = shared_images(data.samples("test"), keys)
+    if shared:
+        facts["test_images_trained_on"] = len(shared)
+        say(
+            f"warning: {len(shared):,} of {len(data.samples('test')):,} test images were trained on, such as '{shared[0]}':"
+            " the results do not say how unseen images are told apart"
+        )
 
 
 def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> AnomalyMethod:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 import anomaly_vlm
@@ -100,6 +101,12 @@ class Checkpoint:
     def config(self) -> DictConfig:
         """The configuration of the run that wrote the file, under today's names."""
         return DictConfig(self.record["config"])
+
+    @property
+    def train_images(self) -> list[int]:
+        """Content of the images that it was trained on, see `data.overlap`; empty where it does not say."""
+        keys = self.record.get("train_images")
+        return [int(key) for key in keys.flatten().tolist()] if isinstance(keys, torch.Tensor) else []
 
     @property
     def trained_on(self) -> str:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
-from anomaly_vlm.runs.build import build, fit_references
+from anomaly_vlm.runs.build import build, fit_references, say_shared_images
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.detect import precompute_detections
@@ -39,6 +39,7 @@ def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None
     if checkpoint is not None:
         checkpoint.load_into(run.method)
         learned_from = [checkpoint.trained_on]
+        say_shared_images(run.data, checkpoint.train_images, run.facts)
     description = describe_data(run.data)
     if excluded is None and cfg.shots:
         fit_references(run, folder)
