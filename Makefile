@@ -8,9 +8,12 @@ INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip
 # METHOD=adaclip DATASET=visa_to_mvtec ... become overrides of the configuration.
 OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EXPERIMENT)) $(if $(DATASET),dataset=$(DATASET)) \
   $(if $(BACKBONE),backbone=$(BACKBONE)) $(if $(TRAIN),source@dataset.train=$(TRAIN)) $(if $(TEST),source@dataset.test=$(TEST)) \
-  $(if $(TRAIN_DATA),'dataset.train.root=$(TRAIN_DATA)') $(if $(DATA),'dataset.test.root=$(DATA)') $(if $(TRAINER),trainer=$(TRAINER)) \
+  $(if $(TRAIN_DATA),"dataset.train.root=$$TRAIN_DATA") $(if $(DATA),"dataset.test.root=$$DATA") $(if $(TRAINER),trainer=$(TRAINER)) \
   $(if $(LOGGER),logger=$(LOGGER)) $(if $(SEED),seed=$(SEED)) \
   $(if $(SHOTS),shots=$(SHOTS)) $(if $(SEEDS),'seeds=[$(SEEDS)]') $(ARGS)
+
+# Paths reach the shell through the environment, so that any character of a name stays as it is.
+export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train evaluate predict sweep report data descriptions nano nano-report cache test test-all lint format bench docs clean
@@ -49,13 +52,13 @@ setup: $(VENV)/.run ## set up .venv; EXTRAS=wandb,sweep adds extras
 	@$(if $(EXTRAS),$(INSTALL) -e '.[$(EXTRAS)]',true)
 
 train: $(VENV)/.run ## train and evaluate: METHOD=adaclip [DATASET= BACKBONE= ...], or RESUME=outputs/... to go on
-	@$(RUN) train $(if $(RESUME),'resume=$(RESUME)' $(ARGS),$(OVERRIDES))
+	@$(RUN) train $(if $(RESUME),"resume=$$RESUME" $(ARGS),$(OVERRIDES))
 
 evaluate: $(VENV)/.run ## evaluate a checkpoint: CKPT=outputs/.../last.ckpt [DATASET= DATA= ...]
-	@$(RUN) evaluate $(if $(CKPT),'ckpt=$(CKPT)') $(OVERRIDES)
+	@$(RUN) evaluate $(if $(CKPT),"ckpt=$$CKPT") $(OVERRIDES)
 
 predict: $(VENV)/.run ## scores and heat maps of a folder: IMAGES=FOLDER [CKPT=FILE]; without CKPT what the suite ships
-	@$(RUN) predict $(if $(CKPT),'ckpt=$(CKPT)') $(if $(IMAGES),'images=$(IMAGES)') $(OVERRIDES)
+	@$(RUN) predict $(if $(CKPT),"ckpt=$$CKPT") $(if $(IMAGES),"images=$$IMAGES") $(OVERRIDES)
 
 sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2"
 	@$(RUN) sweep $(OVERRIDES)
@@ -67,7 +70,7 @@ data: $(VENV)/.run ## check a data set and draw a contact sheet: DATASET=procedu
 	@$(RUN) data $(OVERRIDES) sheet=outputs/$(if $(DATASET),$(DATASET),procedural).png
 
 descriptions: $(VENV)/.run ## texts of new categories by a language model: METHOD=filo CATEGORIES=gear,button [ANSWERS=FILE]
-	@$(RUN) descriptions $(if $(METHOD),method=$(METHOD)) $(if $(CATEGORIES),'categories=[$(CATEGORIES)]') $(if $(ANSWERS),'answers=$(ANSWERS)') $(ARGS)
+	@$(RUN) descriptions $(if $(METHOD),method=$(METHOD)) $(if $(CATEGORIES),'categories=[$(CATEGORIES)]') $(if $(ANSWERS),"answers=$$ANSWERS") $(ARGS)
 
 nano: $(VENV)/.run ## train the embedded nano CLIP (needs EXTRAS=nano; call again to go on); MODEL=convnext the one for roads
 	@$(RUN) nano $(if $(MODEL),model=$(MODEL)) $(if $(SEED),seed=$(SEED)) $(ARGS)

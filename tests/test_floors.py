@@ -21,7 +21,8 @@ FLOORS = (
     ("backbone",),
     ("metrics",),
     ("options",),
-    ("errors", "__init__"),
+    ("files",),
+    ("errors", "names", "__init__"),
 )
 LEVEL = {name: len(FLOORS) - i for i, names in enumerate(FLOORS) for name in names}
 STANDS_ON = {("faprompt", "anomalyclip"), ("finegrainedad", "promptad")}  # by their papers

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from anomaly_vlm.caching.entries import SUFFIX, Entry, read_entry, write_entry
+from anomaly_vlm.files import write_text
 
 log = logging.getLogger("anomaly_vlm")
 ABOUT = "about.json"
@@ -60,7 +61,7 @@ class TokenCache:
     def _open(self, place: Path) -> None:
         try:
             place.mkdir(parents=True, exist_ok=True)
-            (place / ABOUT).write_text(self.about + "\n", encoding="utf-8")  # also marks the time of the last use
+            write_text(place / ABOUT, self.about + "\n")  # also marks the time of the last use
             for path in place.glob("*/*.unfinished"):
                 if time.time() - path.stat().st_mtime > RECENT:  # left by a killed process
                     path.unlink(missing_ok=True)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from anomaly_vlm import __version__
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.files import os_error_line
+from anomaly_vlm.names import shown
+from anomaly_vlm.runs import processes
+from anomaly_vlm.runs.stopping import Stopped, requested, stoppable
+
+DEBUG = "--debug"
+SECONDS_FOR_OTHERS = 3.0  # that a process of a distributed run waits to see whether another one has died
 
 COMMANDS = {
     "train": ("anomaly_vlm.cli.train", "train a method, evaluate it, write table, pictures and checkpoint"),
@@ -29,33 +39,84 @@ def usage() -> str:
     lines = [f"anomaly-vlm {__version__}: visual anomaly detection with vision-language models", ""]
     lines += ["usage: anomaly-vlm COMMAND [key=value ...]", ""]
     lines += [f"  {name:<16} {text}" for name, (_, text) in COMMANDS.items()]
-    lines += ["", "'anomaly-vlm COMMAND --help' lists the keys and choices of a command."]
+    lines += ["", "'anomaly-vlm COMMAND --help' lists the keys and choices of a command; --debug shows tracebacks."]
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
+    Whatever goes wrong leaves exactly one line on standard error; `--debug` shows the traceback of what nobody foresaw.
+
     Returns:
-        0, or 2 after wrong input, which leaves exactly one line on standard error.
+        0; 2 after wrong input, a full disk or a folder that is gone; 130 after Ctrl-C, 143 after SIGTERM; 1 after an error
+        of the program.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = DEBUG in arguments
+    arguments = [word for word in arguments if word != DEBUG]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(usage() + "\n")
         return 0
     if arguments[0] == "--version":
         sys.stdout.write(__version__ + "\n")
         return 0
-    name, *rest = arguments
     try:
-        if name not in COMMANDS:
-            raise unknown_choice("command", name, COMMANDS)
-        import importlib
-
-        return importlib.import_module(COMMANDS[name][0]).run(rest) or 0
-    except UserError as error:
-        sys.stderr.write(f"anomaly-vlm: {error}\n")
-        return 2
+        with stoppable():
+            status = dispatch(*arguments)
+            sys.stdout.flush()
+            return status
+    except Exception as error:
+        if debug:
+            raise
+        return failed(error)
+    except Stopped as stopped:
+        return told("" if processes.is_child() else stopped.line, stopped.status)
     except KeyboardInterrupt:
-        sys.stderr.write("anomaly-vlm: interrupted\n")
-        return 130
+        return told("stopped by Ctrl-C", 130)
+
+
+def dispatch(name: str, *arguments: str) -> int:
+    """Calls a command; returns its exit status."""
+    if name not in COMMANDS:
+        raise unknown_choice("command", name, COMMANDS)
+    import importlib
+
+    return importlib.import_module(COMMANDS[name][0]).run(list(arguments)) or 0
+
+
+def failed(error: Exception) -> int:
+    """Says in one line what went wrong; returns the exit status."""
+    if isinstance(error, UserError):
+        first_says_it = processes.is_child() and processes.parent_has_ended(SECONDS_FOR_OTHERS)
+        return 2 if first_says_it else told(str(error), 2)
+    if isinstance(error, BrokenPipeError):  # whoever read the output has gone; the interpreter must not try again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + 13
+    if (dead := processes.lost(SECONDS_FOR_OTHERS)) is not None:
+        return told(dead[1], dead[0])
+    if processes.is_child() and processes.parent_has_ended(SECONDS_FOR_OTHERS):
+        return told("the first process of this run has ended: this one ends too", 1)
+    if isinstance(error, OSError):
+        return told(os_error_line(error), 2)
+    if isinstance(error, MemoryError):
+        return told("out of memory: lower batch_size, eval_batch_size or image_size", 2)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    reason = " ".join(str(error).split())[:300]
+    return told(
+        f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {reason or 'no reason given'}"
+        f" (an error of this program: {DEBUG} shows the traceback)",
+        1,
+    )
+
+
+def told(line: str, status: int) -> int:
+    """Writes the one line on standard error, and ends the other processes of the run; returns the status.
+
+    A process that another one has stopped says nothing: that one does.
+    """
+    if line and not (processes.is_child() and requested()):
+        sys.stderr.write(f"anomaly-vlm: {shown(line)}\n")
+        sys.stderr.flush()
+    processes.end_children()
+    return status

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from anomaly_vlm.cli.arguments import pop_key
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import expanded, write_text
 from anomaly_vlm.runs.checks import writable_folder
 
 HELP = """usage: anomaly-vlm descriptions method=NAME categories=[gear,button] [output=FILE]
@@ -61,7 +62,7 @@ def execute(method: str, categories: Sequence[str], answers: str | None, table: 
 
     asked = questionnaire(method)
     name = f"{method}_prompt.txt" if answers is None else f"{method}.json"
-    path = Path(output or Path("outputs") / "descriptions" / name).expanduser()
+    path = expanded(output or Path("outputs") / "descriptions" / name)
     if path.is_dir():
         raise UserError(f"output={output} is a folder: give a file")
     if answers is None:
@@ -69,7 +70,7 @@ def execute(method: str, categories: Sequence[str], answers: str | None, table: 
         hint = f"give it to a language model, save the answer, then: anomaly-vlm descriptions method={method} "
         hint += f"'categories=[{','.join(categories)}]' answers=FILE"
     else:
-        source = Path(answers).expanduser()
+        source = expanded(answers)
         if not source.is_file():
             raise UserError(f"answers={answers}: no such file: give the file with the language model's answer")
         try:
@@ -80,6 +81,6 @@ def execute(method: str, categories: Sequence[str], answers: str | None, table: 
         text = json.dumps(merged, indent=1, ensure_ascii=False) + "\n"
         hint = f"use it with method={method} method.{asked.option}={path}"
     writable_folder(path.parent)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     say(f"written: {path}")
     say(hint)

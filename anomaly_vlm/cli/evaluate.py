@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from anomaly_vlm.cli.arguments import help_with_choices, pop_key
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.runs import stopping
 from anomaly_vlm.runs.configs import composed, from_checkpoint, run_folder, shared_with_children, trusted_packages
 
 if TYPE_CHECKING:
@@ -30,11 +31,12 @@ def run(arguments: Sequence[str]) -> int:
     if spec is not None and any(word.startswith("seeds=") and word != "seeds=null" for word in overrides):
         raise UserError("seeds are of no use with ckpt=FILE, which is one seed's: leave seeds out (make: SEEDS)")
     cfg, checkpoint = configured(spec, overrides, "evaluate")
-    folder = run_folder(cfg)
+    folder = run_folder(cfg, overrides)
     from anomaly_vlm.runs.evaluate import evaluate
     from anomaly_vlm.runs.seeds import asks_for_several, over_seeds
 
-    with shared_with_children(folder):
+    again = stopping.same_command("evaluate", arguments, output_dir=folder)
+    with stopping.goes_on_with(*again), shared_with_children(folder):
         if checkpoint is None and asks_for_several(cfg):
             over_seeds(cfg, folder, evaluate)
         else:

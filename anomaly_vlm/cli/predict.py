@@ -8,7 +8,8 @@ from pathlib import Path
 from anomaly_vlm.cli.arguments import asks_for_help, pop_key
 from anomaly_vlm.cli.evaluate import configured
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.runs.checks import writable_folder
+from anomaly_vlm.runs import stopping
+from anomaly_vlm.runs.configs import run_folder
 
 DEFAULT = "package:adaclip"
 HELP = """usage: anomaly-vlm predict images=FOLDER [ckpt=FILE] [category=WORD] [key=value ...]
@@ -40,6 +41,7 @@ def run(arguments: Sequence[str]) -> int:
         )
     from anomaly_vlm.runs.predict import predict
 
-    folder = writable_folder(cfg.output_dir)
-    predict(cfg, Path(images), folder, category=category or "object", checkpoint=checkpoint)
+    folder = run_folder(cfg, overrides)
+    with stopping.goes_on_with(*stopping.same_command("predict", arguments, output_dir=folder)):
+        predict(cfg, Path(images), folder, category=category or "object", checkpoint=checkpoint)
     return 0

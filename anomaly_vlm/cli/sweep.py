@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +16,18 @@ from hydra.experimental.callback import Callback
 from omegaconf import open_dict
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.runs.checks import check_values, writable_folder
+from anomaly_vlm.files import unique_folder, write_text
+from anomaly_vlm.runs import stopping
+from anomaly_vlm.runs.checks import check_values, not_writable, writable_folder
 from anomaly_vlm.runs.compose import addable, completed, compose, conf_dir, describe_choices, parse, sweeper_params
 from anomaly_vlm.runs.configs import timestamp
+from anomaly_vlm.runs.same_run import is_finished
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 FAILED = "failed.txt"
+FOLDER_KEY = "hydra.sweep.dir="
 HELP = """usage: anomaly-vlm sweep experiment=NAME [key=value1,value2 ...]
        anomaly-vlm sweep method=adaclip seed=0,1,2 method.prompts.depth=2,4
 
@@ -38,12 +43,14 @@ def run(arguments: Sequence[str]) -> int:
     trials = [compose(overrides) for overrides in trial_runs(arguments)]
     for cfg in trials:  # a mistake in any value ends the command here, before the first run
         check_values(cfg)
-    argv, sys.argv = (
-        sys.argv,
-        [sys.argv[0], "--multirun", *in_one_folder(swept(arguments), [cfg.name for cfg in trials])],
-    )
+    folder = sweep_folder(arguments, [cfg.name for cfg in trials])
+    given = [word for word in swept(arguments) if not word.startswith(FOLDER_KEY)]
+    argv, sys.argv = sys.argv, [sys.argv[0], "--multirun", *given, f"{FOLDER_KEY}{quoted(folder)}"]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come up to the command line, which words them
+    kept = [word for word in arguments if not word.startswith(FOLDER_KEY)]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
+        with stopping.goes_on_with("sweep", *kept, f"{FOLDER_KEY}{folder}"):
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
     finally:
         sys.argv = argv
     if SweepTable.root is not None:
@@ -51,15 +58,22 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def in_one_folder(arguments: Sequence[str], methods: Sequence[str]) -> list[str]:
-    """The arguments, with one folder for a sweep over several methods.
+def sweep_folder(arguments: Sequence[str], methods: Sequence[str]) -> Path:
+    """The folder of a sweep: the one that the user names, or a new one named after all methods that are swept over."""
+    named = [word.removeprefix(FOLDER_KEY) for word in arguments if word.startswith(FOLDER_KEY)]
+    if named:
+        return writable_folder(named[-1].strip("'\""))
+    path = Path("outputs") / "sweeps" / "_".join(dict.fromkeys(methods)) / timestamp()
+    try:
+        return writable_folder(unique_folder(path))
+    except OSError as error:
+        raise not_writable(path, error) from error
 
-    Otherwise each method would write to a sweep folder of its own name, and the table would list the first method's alone.
-    """
-    names = list(dict.fromkeys(methods))
-    if len(names) < 2 or any(word.startswith("hydra.sweep.dir=") for word in arguments):
-        return list(arguments)
-    return [*arguments, f"hydra.sweep.dir=outputs/sweeps/{'_'.join(names)}/{timestamp()}"]
+
+def quoted(folder: Path) -> str:
+    """A folder as Hydra's grammar takes it, whatever its name holds."""
+    text = str(folder).replace("'", "\\'")
+    return f"'{text}'"
 
 
 def swept(arguments: Sequence[str]) -> list[str]:
@@ -98,7 +112,10 @@ def _values(override: Override) -> list[str]:
 
 
 def job(cfg: DictConfig) -> float:
-    """One run of a sweep, in the folder that Hydra gives it. Wrong input ends this run alone: `failed.txt` says why."""
+    """One run of a sweep, in the folder that Hydra gives it. Wrong input ends this run alone: `failed.txt` says why.
+
+    What an interrupted sweep has finished is kept, and the run that it was in goes on.
+    """
     from anomaly_vlm.cli.train import execute
 
     runtime = HydraConfig.get()
@@ -114,9 +131,17 @@ def job(cfg: DictConfig) -> float:
                 "a sweep runs each job in one process: choose trainer=cpu or gpu, or train one run with ddp"
             )
         check_values(cfg)
+        (folder / FAILED).unlink(missing_ok=True)
+        if is_finished(cfg, folder):
+            from anomaly_vlm.reporting.collect import collect_runs
+            from anomaly_vlm.reporting.console import say
+
+            say(f"{folder}: finished before, kept")
+            rows = collect_runs(folder)
+            return float((rows[0]["means"].get(cfg.selection_metric) if rows else None) or math.nan)
         return execute(cfg, folder)
     except UserError as error:
-        (folder / FAILED).write_text(f"{error}\n")
+        write_text(folder / FAILED, f"{error}\n")
         return math.nan
 
 

@@ -2,65 +2,132 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
-from anomaly_vlm.data.images import FORMATS, ReadError, file_size, mask_size_error, open_image, shown_size
+from anomaly_vlm.data.images import FORMATS, NATIVE, ReadError, file_size, mask_size_error, open_image, shown_size
+from anomaly_vlm.data.masks import describe_oddities, read_mask
 from anomaly_vlm.data.types import Sample
 
+log = logging.getLogger("anomaly_vlm")
+MOST_MASKS = 256  # masks that are decoded before a run, which takes a second or two
 TAIL = 4096  # bytes at the end of a file in which its end marker must lie
 
 
-def check_files(samples: Iterable[Sample]) -> None:
-    """Looks at every image and mask file, in threads. A drawn sample has none, or its drawing names them as `files`.
+@dataclass(frozen=True)
+class Finding:
+    """What the check of an image and its masks found.
+
+    Attributes:
+        error: What is wrong; None where nothing is.
+        oddities: Path of a mask and what is unusual about it, see `masks.MaskFile`.
+        masks: Number of masks that were decoded.
+        pages: Number of pages or frames of the image file.
+    """
+
+    error: ReadError | None = None
+    oddities: tuple[tuple[str, str], ...] = ()
+    masks: int = 0
+    pages: int = 1
+
+
+class _Job(NamedTuple):
+    """A file of a data set with its masks, and how they are read."""
+
+    image: str
+    masks: tuple[str, ...]
+    threshold: int | None
+    max_value: float | None
+    labels: bool
+
+
+def check_files(samples: Iterable[Sample], *, most_masks: int | None = MOST_MASKS) -> None:
+    """Looks at every image and mask file, in threads, and says in one line each what is unusual about some of them.
+
+    Args:
+        samples: A drawn sample has no files, or its drawing names them as `files`.
+        most_masks: Number of masks that are decoded, evenly spread over the set; None for all.
 
     Raises:
         ReadError: Names the first bad file in the order of paths, and how many more there are.
     """
-    pairs = (_files(sample) for sample in samples)
-    jobs = sorted({pair for pair in pairs if pair is not None})
-    # Remarks on odd metadata are left out; the filter is the process's, so it is set here and not in each thread.
-    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
-        warnings.simplefilter("ignore")
-        bad = [error for error in pool.map(_check, jobs, chunksize=1) if error is not None]
+    jobs = sorted({job for sample in samples if (job := _job(sample)) is not None}, key=lambda job: job[:2])
+    findings = findings_of(jobs, most_masks=most_masks)
+    bad = [finding.error for finding in findings if finding.error is not None]
     if bad:
         more = f" (and {len(bad) - 1} more bad file{'s' * (len(bad) > 2)})" if len(bad) > 1 else ""
         raise ReadError(f"{bad[0]}{more}")
+    oddities = [oddity for finding in findings for oddity in finding.oddities]
+    for line in describe_oddities(oddities, sum(finding.masks for finding in findings)):
+        log.warning("%s", line)
+    several = [job.image for job, finding in zip(jobs, findings, strict=True) if finding.pages > 1]
+    if several:
+        log.warning("%d files hold several pages or frames, of which the first is read (%s)", len(several), several[0])
 
 
-def _files(sample: Sample) -> tuple[str, tuple[str, ...]] | None:
-    return (sample.path, sample.masks) if sample.drawing is None else getattr(sample.drawing, "files", None)
+def findings_of(jobs: Sequence[_Job], *, most_masks: int | None) -> list[Finding]:
+    """Checks files with their masks, in threads; findings in the order of `jobs`."""
+    with_masks = [i for i, job in enumerate(jobs) if job.masks]
+    if most_masks is not None and len(with_masks) > most_masks:
+        with_masks = [with_masks[len(with_masks) * k // most_masks] for k in range(most_masks)]
+    decoded = set(with_masks)
+    # Remarks on odd metadata are left out; the filter is the process's, so it is set here and not in each thread.
+    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+        warnings.simplefilter("ignore")
+        return list(pool.map(lambda pair: _check(pair[1], pair[0] in decoded), enumerate(jobs), chunksize=1))
 
 
-def _check(job: tuple[str, tuple[str, ...]]) -> ReadError | None:
-    image, masks = job
+def _job(sample: Sample) -> _Job | None:
+    if sample.drawing is None:
+        return _Job(sample.path, sample.masks, sample.mask_threshold, sample.max_value, sample.labels)
+    files = getattr(sample.drawing, "files", None)
+    return None if files is None else _Job(files[0], files[1], 0, None, False)
+
+
+def _check(job: _Job, decode_masks: bool) -> Finding:
+    decode_masks = (
+        decode_masks and not job.labels
+    )  # labels are read in another way, in which every value has its meaning
+    oddities: list[tuple[str, str]] = []
     try:
-        size = checked_size(image)
-        for mask in masks:
+        size, pages = _size_and_pages(job.image, job.max_value)
+        for mask in job.masks:
             if (mask_size := checked_size(mask)) != size:
-                return mask_size_error(mask, mask_size, size)
+                return Finding(mask_size_error(mask, mask_size, size))
+            if decode_masks and (oddity := read_mask(mask, job.threshold).oddity):
+                oddities.append((mask, oddity))
     except ReadError as error:
-        return error
-    return None
+        return Finding(error)
+    return Finding(None, tuple(oddities), len(job.masks) if decode_masks else 0, pages)
 
 
 def checked_size(path: str) -> tuple[int, int]:
     """(width, height) of an image file, upright, from its header; decodes it only where its end looks wrong."""
+    return _size_and_pages(path, None)[0]
+
+
+def _size_and_pages(path: str, max_value: float | None) -> tuple[tuple[int, int], int]:
+    """Size and number of pages; a file of more than 8 bits is decoded where its values might exceed `max_value`."""
     length = file_size(path)
+    size, pages = (0, 0), 1
     try:
         with Image.open(path, formats=FORMATS) as image:
             size, whole = shown_size(image), _looks_whole(image, path, length)
+            pages = getattr(image, "n_frames", 1)
+            whole &= max_value is None or max_value >= 65535 or image.mode in NATIVE
     except Exception:  # decoders raise nearly anything on damaged files; `open_image` words it
         whole = False
-        size = (0, 0)
     if not whole:
-        size = open_image(path).size
-    return size
+        size = open_image(path, max_value).size
+    return size, pages
 
 
 def _looks_whole(image: Image.Image, path: str, length: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from anomaly_vlm.errors import UserError
 
 # What is decoded, whatever a file is called: a PostScript file named .png must not reach an interpreter.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+WHITE = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)  # of 8, 10, 12, 14 and 16 bits
 NATIVE = ("1", "L", "P", "RGB", "CMYK")  # modes that are resized as they are where the protocol converts afterwards
 
 
@@ -22,26 +25,19 @@ class ReadError(UserError):
         super().__init__(message.rsplit(name, 1)[-1])
 
 
-def open_image(path: str) -> Image.Image:
+def open_image(path: str, max_value: float | None = None) -> Image.Image:
     """The first frame of an image file, decoded, in one of the modes 1, L, P, RGB, CMYK.
 
-    EXIF rotation is applied, alpha dropped (the colours below it stay, as in the official codes), 16-bit grey scaled to 8.
+    EXIF rotation is applied, alpha dropped (the colours below it stay, as in the official codes).
+
+    Args:
+        path: The file.
+        max_value: What white is in files of more than 8 bits, see `eight_bit`.
 
     Raises:
-        ReadError: Missing, no image, truncated, or float values outside 0-255.
+        ReadError: Missing, no image, truncated, or values out of range.
     """
-    return _eight_bit(_decoded(path), path)
-
-
-def open_mask(path: str, threshold: int) -> np.ndarray:
-    """A mask file as bool [H, W]: True where the 8-bit grey value is above `threshold`.
-
-    16-bit values are compared at their own scale, so that small class numbers stay above 0.
-    """
-    image = _decoded(path)
-    if image.mode.startswith("I"):
-        return np.asarray(image) > threshold * 257
-    return np.asarray(_eight_bit(image, path).convert("L")) > threshold
+    return eight_bit(decode(path).image, path, max_value)
 
 
 def open_labels(path: str) -> np.ndarray:
@@ -50,7 +46,7 @@ def open_labels(path: str) -> np.ndarray:
     Raises:
         ReadError: No grey or palette image, or a value above 255.
     """
-    image = _decoded(path)
+    image = decode(path).image
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         raise ReadError(f"label file '{path}' has colours (mode {image.mode}): give the file of class numbers")
     values = np.asarray(image)
@@ -59,9 +55,31 @@ def open_labels(path: str) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def _decoded(path: str) -> Image.Image:
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded image file.
+
+    Attributes:
+        image: The first frame, upright.
+        format: Of the file, such as `JPEG`.
+        frames: Number of frames or pages in the file.
+    """
+
+    image: Image.Image
+    format: str
+    frames: int
+
+
+def decode(path: str) -> Decoded:
+    """Decodes the first frame of a file, in the mode of the file.
+
+    Raises:
+        ReadError: Missing, no image, or truncated.
+    """
     try:
         with Image.open(path, formats=FORMATS) as file:
+            form, frames = str(file.format), getattr(file, "n_frames", 1)
+            file.seek(0)
             file.load()
             image = _upright(file)
     except FileNotFoundError as error:
@@ -69,7 +87,7 @@ def _decoded(path: str) -> Image.Image:
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise ReadError(f"image file '{path}' cannot be read ({_reason(error)}): replace the file") from error
     image.info.pop("transparency", None)  # a transparent colour is an alpha channel too
-    return image
+    return Decoded(image, form, frames)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -90,22 +108,62 @@ def shown_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if turned else image.size
 
 
-def _eight_bit(image: Image.Image, path: str) -> Image.Image:
+def eight_bit(image: Image.Image, path: str, max_value: float | None = None) -> Image.Image:
+    """An image in one of the modes 1, L, P, RGB, CMYK, which have 8 bits a channel.
+
+    Args:
+        image: As it was decoded.
+        path: Where it comes from, for the message.
+        max_value: Value of white in 16-bit, 32-bit and float images; None: the least of `WHITE` that no pixel exceeds.
+
+    Raises:
+        ReadError: Values below 0, or above `max_value`.
+    """
     if image.mode in NATIVE:
         return image
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
-        top = 65535 if image.mode.startswith("I") else (1.0 if values.max() <= 1 else 255.0)
-        if not (values.min() >= 0 and values.max() <= top):
+        high = float(values.max(initial=0))
+        white = white_of(high, is_float=image.mode == "F") if max_value is None else max_value
+        if not (values.min(initial=0) >= 0 and high <= white):
             raise ReadError(
-                f"image file '{path}' has values from {values.min()} to {values.max()}: give 8 or 16 bits a"
-                " channel, or floats in 0-1"
+                f"image file '{path}' has values from {values.min()} to {values.max()}: expected 0 to {white:g}; set"
+                " max_value=N on the data set, the value of white"
             )
-        grey = values >> 8 if top == 65535 else np.rint(values * (255 / top))
+        grey = values >> 8 if white == 65535 and image.mode != "F" else np.rint(values * (255 / white))
         return Image.fromarray(grey.astype(np.uint8))
     if image.mode in ("LA", "La"):
         return image.convert("L")
     return image.convert("RGBA").convert("RGB") if image.mode == "PA" else image.convert("RGB")
+
+
+def white_of(high: float, *, is_float: bool) -> float:
+    """The value of white where the largest value is `high`: the least of `WHITE` that is not smaller; of floats also 1."""
+    if is_float and high <= 1:
+        return 1.0
+    return next((white for white in WHITE if high <= white), WHITE[-1])
+
+
+def guess_white(paths: Sequence[str], *, most: int = 64) -> float | None:
+    """The value of white in a set of files of more than 8 bits, guessed from some of them.
+
+    Args:
+        paths: The image files.
+        most: Number of files to look at, evenly spread.
+
+    Returns:
+        None where the files looked at have 8 bits a channel, or cannot be read.
+    """
+    chosen = [paths[len(paths) * i // most] for i in range(most)] if len(paths) > most else paths
+    found: list[float] = []
+    for path in chosen:
+        try:
+            with Image.open(path, formats=FORMATS) as file:
+                if file.mode == "F" or file.mode.startswith("I"):
+                    found.append(white_of(float(np.asarray(file).max(initial=0)), is_float=file.mode == "F"))
+        except Exception:  # the check of files says what is wrong with it
+            continue
+    return max(found, default=None)
 
 
 def _reason(error: Exception) -> str:

@@ -18,6 +18,7 @@ from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.transforms import preprocessed, read_sample
 from anomaly_vlm.data.types import PixelChange, Preprocess, Sample
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import expanded, write_text
 
 
 def pick(candidates: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
@@ -133,7 +134,7 @@ def read_list(path: str) -> dict[str, Any]:
     Raises:
         UserError: The file is missing or no such table.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise UserError(f"shots_list '{path}' does not exist: give a JSON file, category to file names")
     try:
@@ -154,7 +155,7 @@ def write_list(path: Path, chosen: Sequence[Sample], *, shots: int, seed: int) -
     for sample in chosen:
         table.setdefault(sample.category, []).append(sample.path)
     facts = {"dataset": chosen[0].dataset if chosen else "", "shots": shots, "seed": seed, "references": table}
-    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
 def at_size(samples: Sequence[Sample], preprocess: Preprocess, side: int) -> Tensor:

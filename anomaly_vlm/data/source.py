@@ -12,9 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
+from anomaly_vlm.data.images import guess_white
 from anomaly_vlm.data.readers.folder import read_unlabelled
-from anomaly_vlm.data.types import Sample
+from anomaly_vlm.data.types import VOID, Sample
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.files import expanded
 
 log = logging.getLogger("anomaly_vlm")
 SPLITS = ("train", "val", "test", "all")
@@ -53,7 +55,10 @@ class FileSource:
         categories: Only these, by their names on disk; None for all.
         published_categories: All that the complete set has; a warning names those that are missing.
         class_words: Name on disk -> word for prompts and tables, in place of the published one.
-        mask_threshold: A mask value above it is anomalous, 0 to 254 (of 255).
+        mask_threshold: A mask value above it is anomalous, 0 to 254 (of 255), as the protocols of published sets say; None:
+            what `data.masks` makes of the files.
+        mask_void: Value in mask files that marks pixels which do not count; None for none.
+        max_value: Value of white in image files of more than 8 bits, such as 4095; None: guessed from the files.
         protocol: Which reading of the set this is, where there are several, for the line that says what was used.
 
     Raises:
@@ -72,13 +77,16 @@ class FileSource:
         categories: Iterable[str] | None = None,
         published_categories: Iterable[str] | None = None,
         class_words: Mapping[str, str] | None = None,
-        mask_threshold: int = 0,
+        mask_threshold: int | None = None,
+        mask_void: int | None = None,
+        max_value: float | None = None,
         protocol: str = "",
     ) -> None:
         if split not in SPLITS:
             raise unknown_choice("split", str(split), SPLITS)
-        if isinstance(mask_threshold, bool) or not isinstance(mask_threshold, int) or not 0 <= mask_threshold < 255:
-            raise UserError(f"mask_threshold is {mask_threshold!r}: give a whole number from 0 to 254")
+        _check_number("mask_threshold", mask_threshold, 0, 254)
+        _check_number("mask_void", mask_void, 1, 255)
+        _check_number("max_value", max_value, 1, 2**32 - 1, whole=False)
         inspect.signature(reader).bind(Path())  # a misspelt option of the reader shows here
         self.name, self.reader, self.layout, self.origin, self.split = name, reader, layout, origin, split
         self.root = None if root is None else str(root)
@@ -86,7 +94,8 @@ class FileSource:
         self.categories = None if categories is None else _names(categories)
         self.published_categories = None if published_categories is None else _names(published_categories)
         self.class_words = {str(key): str(word) for key, word in (class_words or {}).items()}
-        self.mask_threshold = mask_threshold
+        self.mask_threshold, self.mask_void, self.max_value = mask_threshold, mask_void, max_value
+        self._white: float | None = None
         self.place = ""  # of this node below `dataset.SIDE.` in the configuration; a joint source sets it
 
     @property
@@ -132,21 +141,44 @@ class FileSource:
         """The chosen categories under their words, sorted."""
         found = self._chosen(found)
         self._check_words({sample.category for sample in found})
+        lookup, max_value = self._lookup(), self.max_value or self._guessed_white(found)
         renamed = [
             dataclasses.replace(
                 sample,
                 category=self.class_words.get(sample.category, sample.category),
                 dataset=self.name,
                 mask_threshold=self.mask_threshold,
+                max_value=max_value,
+                lookup=lookup if lookup and sample.kind == "mask" and len(sample.masks) == 1 else sample.lookup,
             )
             for sample in found
         ]
         return sorted(renamed, key=lambda s: (s.category, s.split, Path(s.path).parts))
 
+    def _lookup(self) -> tuple[int, ...] | None:
+        """Label of each value in mask files with void pixels."""
+        if self.mask_void is None:
+            return None
+        threshold = self.mask_threshold or 0
+        return tuple(VOID if value == self.mask_void else int(value > threshold) for value in range(256))
+
+    def _guessed_white(self, found: list[Sample]) -> float | None:
+        """The value of white in files of more than 8 bits: one for the whole set, so that its images stay comparable."""
+        paths = [sample.path for sample in found if sample.drawing is None]
+        if not paths or self._white is not None:
+            return self._white
+        self._white = guess_white(paths)
+        if self._white is not None and self._white < 65535:
+            log.warning(
+                "%s: images of more than 8 bits, whose values say that white is %g; if it is not, set max_value=65535 on the"
+                " data set", self.name, self._white,
+            )  # fmt: skip
+        return self._white
+
     def _root(self, side: str) -> Path:
         if self.root is None:
             raise self._absent(side, f"{self.name}: no folder given")
-        root = Path(self.root).expanduser()
+        root = expanded(self.root)
         if self.root.startswith(PACKAGE):
             package, _, inside = self.root.removeprefix(PACKAGE).partition("/")
             # Found without importing, as a plain name: the files are all that counts, no code is run.
@@ -251,6 +283,12 @@ def folder_source(images: Path, category: str) -> FileSource:
         reader=partial(read_unlabelled, category=category),
         layout="image files, in sub-folders or not",
     )
+
+
+def _check_number(name: str, value: object, low: int, high: int, *, whole: bool = True) -> None:
+    kinds = (int,) if whole else (int, float)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high):
+        raise UserError(f"{name} is {value!r}: give a {'whole ' if whole else ''}number from {low} to {high}")
 
 
 def _names(values: Iterable[str]) -> list[str]:

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anomaly_vlm.data.images import mask_size_error, open_image, open_labels, open_mask
+from anomaly_vlm.data.images import mask_size_error, open_image, open_labels
+from anomaly_vlm.data.masks import open_mask
 from anomaly_vlm.data.types import Preprocess, Sample
 
 
@@ -24,7 +25,7 @@ def read_sample(sample: Sample) -> tuple[Image.Image, Image.Image | None]:
         if sample.labels:
             return Image.fromarray(drawn.image), Image.fromarray(drawn.mask)
         return Image.fromarray(drawn.image), _grey(drawn.mask) if sample.kind == "mask" and drawn.mask.any() else None
-    image = open_image(sample.path)
+    image = open_image(sample.path, sample.max_value)
     return image, read_region(sample, image.size) if sample.masks else None
 
 

@@ -42,17 +42,18 @@ class Sample:
         path: Image file, or a readable virtual name (`procedural/test/gear/00012`) where `drawing` is set.
         category: Word for the text prompts and row of the results table.
         label: 0 normal, 1 anomalous, None unknown (prediction).
-        masks: Mask files, united by `> mask_threshold` (several in MVTec LOCO); empty for normal samples, for samples
+        masks: Mask files, whose anomalous pixels are united (several in MVTec LOCO); empty for normal samples, for samples
             without region and for sets without masks.
         defect: Defect type, `good` for normal samples.
         split: `train`, `val` or `test` as the data set's authors define it.
         dataset: Name of the data set.
         kind: What the labels are: `mask` (pixel masks), `image` (image labels only), `semantic` (train ids, 254 unknown
             objects, 255 void), `none`.
-        mask_threshold: A mask value above it (0-255) is anomalous.
+        mask_threshold: A mask value above it (0-255) is anomalous; None: as `data.masks` reads the file.
         drawing: Draws the image and its mask, for the procedural sets.
         lookup: 256 entries, value in the one mask file -> label (0 / 1 / 255, or train ids where `kind` is `semantic`),
             in place of the threshold.
+        max_value: Value of white in image files of more than 8 bits; None: guessed for each file.
     """
 
     path: str
@@ -63,9 +64,10 @@ class Sample:
     split: str = "test"
     dataset: str = ""
     kind: LabelKind = "mask"
-    mask_threshold: int = 0
+    mask_threshold: int | None = None
     drawing: Drawing | None = None
     lookup: tuple[int, ...] | None = None
+    max_value: float | None = None
 
     @property
     def labels(self) -> bool:

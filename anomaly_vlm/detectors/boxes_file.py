@@ -19,6 +19,7 @@ import torch
 from anomaly_vlm.detectors.base import Detector, Picture
 from anomaly_vlm.detectors.boxes import Queries
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.files import expanded
 
 
 class FileDetector(Detector):
@@ -42,7 +43,7 @@ class FileDetector(Detector):
             raise unknown_choice("detector.missing", str(missing), ["error", "none"])
         if path is None:
             raise UserError("detector=file needs the file with the boxes: set detector.path=FILE")
-        self.path, self.missing = Path(path).expanduser(), missing
+        self.path, self.missing = expanded(path), missing
         self.relative, self.images = read_boxes(self.path)
 
     def look(self, pictures: Sequence[Picture], captions: Sequence[str]) -> list[Queries]:

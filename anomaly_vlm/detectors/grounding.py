@@ -20,6 +20,7 @@ from anomaly_vlm.detectors.boxes import MAX_TOKENS, Queries, queries_of
 from anomaly_vlm.detectors.pixels import as_tensor
 from anomaly_vlm.detectors.stores import DetectionStore
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import expanded
 
 WAYS_OUT = (
     "give a local folder or file with detector.weights=PATH, boxes from a file with detector=file detector.path=FILE,"
@@ -164,7 +165,7 @@ def locate(
     Raises:
         UserError: It is nowhere.
     """
-    path = Path(weights).expanduser()
+    path = expanded(weights)
     if path.exists():
         return path
     if path.suffix or weights.startswith((".", "/", "~")) or weights.count("/") > 1:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
-from anomaly_vlm.reporting.tables import percent, shown_columns
+from anomaly_vlm.files import whole_file
+from anomaly_vlm.names import csv_cell
+from anomaly_vlm.reporting.tables import empty_table, percent, plain, shown_columns
 
 log = logging.getLogger("anomaly_vlm")
 FACTS = ("method", "backbone", "data")
@@ -66,14 +67,18 @@ def sweep_table(rows: Sequence[dict[str, Any]], *, csv_path: Path) -> Table:
     several = any(len(members) > 1 for members in groups.values())
 
     columns = shown_columns({f"mean/{name}": 0.0 for row in rows for name in row["means"]})
-    table = Table(title="\n".join(common) or None, title_justify="left", title_style="bold", pad_edge=False)
+    table = empty_table(common)
     for key in varying + facts or ["run"]:
-        table.add_column(key)
+        table.add_column(plain(key))
     for title in (["runs"] if several else []) + list(columns.values()):
         table.add_column(title, justify="right")
-    for shown, members in groups.items():
+    for named, members in groups.items():
         count = [str(len(members))] if several else []
-        table.add_row(*map(escape, shown), *count, *(spread([m["means"].get(key) for m in members]) for key in columns))
+        table.add_row(
+            *(plain(cell) for cell in named),
+            *count,
+            *(spread([m["means"].get(key) for m in members]) for key in columns),
+        )
     return table
 
 
@@ -87,12 +92,16 @@ def spread(values: Sequence[float | None]) -> str:
 
 def _write(path: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row["means"]))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(["run", *FACTS, "seed", *keys, *names])
         for row in rows:
-            facts = [row["run"], *(row[key] for key in FACTS), row["seed"]]
+            facts = [csv_cell(cell) for cell in (row["run"], *(row[key] for key in FACTS), row["seed"])]
             values = [row["means"].get(name) for name in names]
             writer.writerow(
-                [*facts, *(row["overrides"].get(key, "") for key in keys), *("" if v is None else v for v in values)]
+                [
+                    *facts,
+                    *(csv_cell(row["overrides"].get(key, "")) for key in keys),
+                    *("" if v is None else v for v in values),
+                ]
             )

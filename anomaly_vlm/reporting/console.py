@@ -7,6 +7,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from anomaly_vlm.names import shown
+
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -17,8 +19,8 @@ def is_first_process() -> bool:
 
 @rank_zero_only
 def say(line: str) -> None:
-    """One line to the person at the terminal, from the first process only."""
-    console.print(line, markup=False)
+    """One line to the person at the terminal, from the first process only; control characters appear as escapes."""
+    console.print(shown(line), markup=False)
 
 
 @rank_zero_only

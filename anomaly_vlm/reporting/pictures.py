@@ -9,6 +9,9 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from anomaly_vlm.files import whole_bytes
+from anomaly_vlm.names import shown
+
 TILE = 256  # side of one square picture in the panel, pixels
 GAP, BAND = 8, 22
 INK, PAPER, OUTLINE = (30, 30, 30), (255, 255, 255), (255, 60, 60)
@@ -127,8 +130,9 @@ def save_panel(
         (f"overlay, score {score:.3f}", picture),
         (f"map, {low:.3g} to {high:.3g}", with_boxes(_tile(colours, size), boxes, heat.shape)),
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _in_a_row(tiles, size, title).save(path, optimize=True)
+    path.parent.mkdir(exist_ok=True)  # not the folders above: where these have vanished, that is said
+    with whole_bytes(path, durable=False) as file:
+        _in_a_row(tiles, size, shown(title)).save(file, "PNG", optimize=True)
 
 
 def _in_a_row(tiles: Sequence[tuple[str, Image.Image]], size: tuple[int, int], title: str) -> Image.Image:

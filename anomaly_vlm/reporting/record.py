@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import anomaly_vlm
+from anomaly_vlm.files import write_text
 
 PACKAGES = (
     "torch",
@@ -68,6 +69,4 @@ def finite_or_none(value: Any) -> Any:
 def write_metrics(path: Path, results: Mapping[str, float], facts: Mapping[str, Any]) -> None:
     """Writes `{"results": ..., **facts}` as JSON, whole or not at all (a kill in mid-write leaves the old file)."""
     text = json.dumps(finite_or_none({**facts, "results": dict(results)}), indent=2, ensure_ascii=False, default=str)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, text + "\n")

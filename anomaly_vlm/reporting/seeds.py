@@ -11,8 +11,10 @@ from typing import Any
 
 from rich.table import Table
 
+from anomaly_vlm.files import whole_file, write_text
+from anomaly_vlm.names import csv_cell
 from anomaly_vlm.reporting.collect import FACTS, spread
-from anomaly_vlm.reporting.tables import COLUMNS, SELECTION_NOTE, categories
+from anomaly_vlm.reporting.tables import COLUMNS, SELECTION_NOTE, categories, empty_table, plain
 
 
 def seeds_table(rows: Sequence[dict[str, Any]], *, csv_path: Path, json_path: Path) -> Table:
@@ -33,25 +35,25 @@ def seeds_table(rows: Sequence[dict[str, Any]], *, csv_path: Path, json_path: Pa
         "mean": {key: statistics.mean(column) for key, column in defined.items() if column},
         "deviation": {key: statistics.stdev(column) for key, column in defined.items() if len(column) > 1},
     }
-    json_path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_text(json_path, json.dumps(summary, indent=1) + "\n")
     names = list(dict.fromkeys(key.rpartition("/")[2] for key in keys))
     groups = [*(categories(rows[0]["results"]) if rows else []), "mean"]
-    with csv_path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(csv_path) as file:
         writer = csv.writer(file)
         writer.writerow(["seed", "category", *names])
         for row in rows:
             for group in groups:
                 cells = [row["results"].get(f"{group}/{name}") for name in names]
-                writer.writerow([row["seed"], group, *("" if cell is None else cell for cell in cells)])
+                writer.writerow([row["seed"], csv_cell(group), *("" if cell is None else cell for cell in cells)])
 
     head = [str(rows[0][key]) for key in FACTS] if rows else []
     head += sorted({SELECTION_NOTE[row["selection"]] for row in rows if row.get("selection")})
     head.append(f"{len(rows)} seeds: mean ± standard deviation")
-    table = Table(title="\n".join(head), title_justify="left", title_style="bold", pad_edge=False)
+    table = empty_table(head)
     table.add_column("category", no_wrap=True)
     for title in COLUMNS.values():
         table.add_column(title, justify="right")
     for group in groups:
         cells = [spread(values.get(f"{group}/{key}", [])) for key in COLUMNS]
-        table.add_row(group, *cells, style="bold" if group == "mean" else None, end_section=group == groups[-2])
+        table.add_row(plain(group), *cells, style="bold" if group == "mean" else None, end_section=group == groups[-2])
     return table

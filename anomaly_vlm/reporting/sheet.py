@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from anomaly_vlm.data.transforms import read_sample
 from anomaly_vlm.data.types import UNKNOWN, VOID, Sample
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import whole_bytes
+from anomaly_vlm.names import shown
 from anomaly_vlm.reporting.pictures import INK, OUTLINE, PAPER, outline
 
 SIDE, GAP, LINE = 128, 6, 14  # pixels: height of a picture, between tiles, of a line of text
@@ -50,13 +52,19 @@ def contact_sheet(samples: Sequence[Sample], path: Path | str, *, columns: int =
         sheet.paste(image, (left, top))
         sheet.paste(marked, (left + side, top))
         state = {0: "good", 1: sample.defect, None: "unknown"}[sample.label]
-        draw.text((left, top + SIDE), _fitting(f"{sample.category}: {state}", draw, font, width), fill=INK, font=font)
         draw.text(
-            (left, top + SIDE + LINE - 2), _fitting(Path(sample.path).name, draw, font, width), fill=INK, font=font
+            (left, top + SIDE), _fitting(shown(f"{sample.category}: {state}"), draw, font, width), fill=INK, font=font
+        )
+        draw.text(
+            (left, top + SIDE + LINE - 2),
+            _fitting(shown(Path(sample.path).name), draw, font, width),
+            fill=INK,
+            font=font,
         )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(target, optimize=True)
+    with whole_bytes(target) as file:
+        sheet.save(file, "PNG", optimize=True)
 
 
 def spread(samples: Sequence[Sample], limit: int) -> list[Sample]:

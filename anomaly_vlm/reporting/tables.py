@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
+
+from anomaly_vlm.files import whole_file
+from anomaly_vlm.names import csv_cell, shown
 
 COLUMNS = {
     "image_auroc": "image AUROC",
@@ -34,6 +38,17 @@ SELECTION_NOTE = {
     "best_val": "epoch chosen on the validation set",
     "best_test": "epoch chosen ON THE TEST SET, as several papers did",
 }
+
+
+def plain(text: object) -> str:
+    """A text for a cell or a title, in which nothing is read as markup and nothing steers the terminal."""
+    return escape(shown(text))
+
+
+def empty_table(head: Sequence[str]) -> Table:
+    """A table with lines above it, and no columns yet."""
+    title = "\n".join(map(plain, head)) or None
+    return Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
 
 
 def percent(value: float | None) -> str:
@@ -67,7 +82,7 @@ def results_table(results: Mapping[str, float], *, head: Sequence[str]) -> Table
         results: `CATEGORY/NAME` and `mean/NAME` -> value in [0, 1] or NaN.
         head: Lines above the table: method and backbone, data, how the weights were chosen.
     """
-    table = Table(title="\n".join(head), title_justify="left", title_style="bold", pad_edge=False)
+    table = empty_table(head)
     road = is_road(results)
     table.add_column("score" if road else "category", no_wrap=True)
     columns = shown_columns(results)
@@ -76,7 +91,7 @@ def results_table(results: Mapping[str, float], *, head: Sequence[str]) -> Table
     names = categories(results)
     for i, name in enumerate(names):
         cells = (percent(results.get(f"{name}/{key}")) for key in columns)
-        table.add_row(name, *cells, end_section=i == len(names) - 1, style="bold" if road and i == 0 else None)
+        table.add_row(plain(name), *cells, end_section=i == len(names) - 1, style="bold" if road and i == 0 else None)
     if not road:
         table.add_row("mean", *(percent(results.get(f"mean/{key}")) for key in columns), style="bold")
     return table
@@ -89,10 +104,11 @@ def write_csv(path: Path, results: Mapping[str, float], facts: Mapping[str, Any]
     """
     rows = [*categories(results), "mean", "pooled"]
     names = list(dict.fromkeys(key.rpartition("/")[2] for key in results))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(["method", "backbone", "data", "seed", "category", *names])
         for row in rows:
             values = [results.get(f"{row}/{name}", math.nan) for name in names]
             cells = [repr(float(value)) if math.isfinite(value) else "" for value in values]
-            writer.writerow([facts["method"], facts["backbone"], facts["data"], facts["seed"], row, *cells])
+            named = [csv_cell(facts[key]) for key in ("method", "backbone", "data", "seed")]
+            writer.writerow([*named, csv_cell(row), *cells])

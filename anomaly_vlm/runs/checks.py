@@ -87,10 +87,17 @@ def writable_folder(path: str | Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write_test_{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        try:
+            probe.write_bytes(bytes(4096))  # a full disk still takes empty files
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"output folder '{path}' is not writable ({error.strerror or error}): give another with output_dir=FOLDER"
-        ) from error
+        raise not_writable(path, error) from error
     return path
+
+
+def not_writable(path: str | Path, error: OSError) -> UserError:
+    """The error of a folder that cannot be written."""
+    return UserError(
+        f"output folder '{path}' is not writable ({error.strerror or error}): give another with output_dir=FOLDER"
+    )

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import anomaly_vlm
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.runs.path_words import literal_paths
 
 GROUPS = (
     "method",
@@ -83,6 +84,7 @@ def data_name(cfg: DictConfig) -> str:
 
 def _compose(overrides: Sequence[str], config: str) -> DictConfig:
     _check_words(overrides)
+    overrides = literal_paths(overrides)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -112,6 +114,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         UserError: One that does not parse.
     """
     _check_words(overrides)
+    overrides = literal_paths(overrides)
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:

@@ -8,21 +8,40 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.runs.checks import check_values, writable_folder
+from anomaly_vlm.files import unique_folder, write_text
+from anomaly_vlm.runs.checks import check_values, not_writable, writable_folder
 from anomaly_vlm.runs.compose import compose, merge_overrides, parse
 from anomaly_vlm.runs.trust import read_config
 
 FOLDER_VARIABLE = "ANOMALY_VLM_RUN_FOLDER"  # tells the other processes of a DDP run where the first one writes
 
 
-def run_folder(cfg: DictConfig) -> Path:
-    """Makes the run's folder and names it in the configuration; the processes of a DDP run share the first one's."""
-    folder = writable_folder(os.environ.get(FOLDER_VARIABLE, cfg.output_dir))
+def run_folder(cfg: DictConfig, overrides: Sequence[str]) -> Path:
+    """Makes the run's folder and names it in the configuration; the processes of a DDP run share the first one's.
+
+    A folder that the user has not named is new: of two runs that start in the same second each gets its own.
+    """
+    shared = os.environ.get(FOLDER_VARIABLE)
+    named = any(word.lstrip("+").startswith("output_dir=") for word in overrides)
+    if shared is None and not named:
+        try:
+            cfg.output_dir = str(unique_folder(cfg.output_dir))
+        except OSError as error:
+            raise not_writable(cfg.output_dir, error) from error
+    folder = writable_folder(shared or cfg.output_dir)
     cfg.output_dir = str(folder)
     return folder
+
+
+def write_config(cfg: DictConfig, folder: Path) -> None:
+    """Writes `config.yaml` into a run's folder, whole, from the first process alone."""
+    from anomaly_vlm.reporting.console import is_first_process
+
+    if is_first_process():
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
 
 
 @contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning.pytorch import seed_everything
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.build import build, fit_references
 from anomaly_vlm.runs.checkpoints import Checkpoint
+from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.outcome import RunResult, write_outcome
 from anomaly_vlm.runs.trainer import build_trainer
@@ -28,6 +30,8 @@ def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None
     Raises:
         UserError: Wrong input, or a checkpoint that does not fit.
     """
+    if (folder / "checkpoints").is_dir():
+        raise UserError(f"'{folder}' is the folder of a training: give the evaluation another output_dir")
     seed_everything(cfg.seed, verbose=False)
     excluded = None if checkpoint is None else checkpoint.excluded_paths(cfg)
     run = build(cfg, sides=("test",), excluded_paths=excluded)
@@ -41,11 +45,12 @@ def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None
         learned_from = [*(learned_from if cfg.train_on == "dataset" else []), description.references]
     run.facts["data"] = ", ".join([*learned_from, description.sides["test"]])
     say(f"{run.facts['method']} on {run.facts['backbone']}: {run.facts['data']}")
+    if is_first_process():
+        (folder / "metrics.json").unlink(missing_ok=True)  # of an evaluation before: it says "done"
     precompute_detections(run, "test")
     trainer = build_trainer(cfg)
     fit_test_images(run, trainer)
     trainer.test(run.method, datamodule=run.data, verbose=False)
-    if is_first_process():
-        OmegaConf.save(cfg, folder / "config.yaml")
+    write_config(cfg, folder)
     facts = {} if checkpoint is None else {"checkpoint": checkpoint.spec}
     return write_outcome(run, run.method.evaluation.result, folder, facts)

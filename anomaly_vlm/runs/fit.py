@@ -15,52 +15,62 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import write_text
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.sheet import contact_sheet
 from anomaly_vlm.runs.build import Run, build, fit_references
 from anomaly_vlm.runs.checkpoints import Checkpoint
+from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.outcome import RunResult, write_outcome
+from anomaly_vlm.runs.same_run import check_same_run
+from anomaly_vlm.runs.saving import last_state
 from anomaly_vlm.runs.trainer import build_trainer
 from anomaly_vlm.runs.transductive import fit_test_images
 
 
-def fit(cfg: DictConfig, folder: Path) -> RunResult:
+def fit(cfg: DictConfig, folder: Path, *, resume: bool = False) -> RunResult:
     """Trains (or goes on training), evaluates and writes everything into `folder`.
 
     Args:
         cfg: The composed configuration.
         folder: Existing folder of the run. A `checkpoints/last.ckpt` in it is gone on from.
+        resume: Whether the user has asked to go on with what `folder` holds, with whatever has been changed since. Otherwise
+            it is gone on from only where its configuration is this one.
 
     Raises:
-        UserError: Wrong input; reported before any long work.
-        KeyboardInterrupt: The training was interrupted; its state is saved.
+        UserError: Wrong input, or a folder that holds another run; reported before any long work.
+        Stopped: By a signal; the state is saved.
     """
     started = time.monotonic()
+    if not resume:
+        check_same_run(cfg, folder)
     seed_everything(cfg.seed, verbose=False)
     learns, last = cfg.train_on != "nothing", folder / "checkpoints" / "last.ckpt"
+    state = last_state(folder) if learns else None
     run = build(cfg, sides=_sides(cfg))
     run.data.selection_side = {"best_val": "val", "best_test": "test"}.get(cfg.selection)  # type: ignore[assignment]
     if cfg.init:
         Checkpoint.read(cfg.init, trusted=cfg.trust).load_into(run.method)
     validating = run.data.selection_side is not None
-    trainer = build_trainer(cfg, callbacks=_savers(cfg, folder, validating), fitting=True, validating=validating)
+    trainer = build_trainer(
+        cfg, callbacks=_savers(cfg, folder, validating), fitting=True, validating=validating, last=last
+    )
     _announce(run, folder)
     fit_references(run, folder)
     if learns:
         try_one_step(run)
     precompute_detections(run, *dict.fromkeys(("test", run.data.selection_side or "test")))
-    untrained = _untrained(run, folder, resuming=last.is_file()) if learns else {}
+    untrained = _untrained(run, folder, resuming=state is not None) if learns else {}
     if learns:
-        train(run, trainer, last)
+        train(run, trainer, last, state)
     chosen = _choose(run, folder) if learns else last
 
     tester = trainer if trainer.world_size > 1 else build_trainer(cfg)
     fit_test_images(run, tester)
     tester.test(run.method, datamodule=run.data, verbose=False)
     if not learns:
-        last.parent.mkdir(exist_ok=True)
         tester.save_checkpoint(last, weights_only=False)  # the memory, for `predict`
     result = run.method.evaluation.result
     _log_results(trainer, result.means)
@@ -74,20 +84,14 @@ def fit(cfg: DictConfig, folder: Path) -> RunResult:
     return write_outcome(run, result, folder, facts)
 
 
-def train(run: Run, trainer: L.Trainer, last: Path) -> None:
-    """Lightning's loop, from `last` on where that exists, and the final state in it."""
+def train(run: Run, trainer: L.Trainer, last: Path, state: Path | None) -> None:
+    """Lightning's loop, from `state` on where there is one, and the final state in `last`."""
     for logger in trainer.loggers:
         logger.log_hyperparams({key: str(run.facts[key]) for key in ("method", "backbone", "data", "seed")})
-    if last.is_file():
-        say(f"resuming from {last}")
-        run.method.check_learned(read_tensors(last)["state_dict"], f"checkpoint '{last}'")
-    try:
-        trainer.fit(run.method, datamodule=run.data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    except SystemExit:  # how Lightning ends after Ctrl-C
-        if trainer.interrupted:
-            say(f"interrupted; 'make train RESUME={last.parent.parent}' goes on")
-            raise KeyboardInterrupt from None
-        raise
+    if state is not None:
+        say(f"resuming from {state}")
+        run.method.check_learned(read_tensors(state)["state_dict"], f"checkpoint '{state}'")
+    trainer.fit(run.method, datamodule=run.data, ckpt_path=None if state is None else str(state), weights_only=True)
     trainer.save_checkpoint(last, weights_only=False)
 
 
@@ -108,8 +112,7 @@ def _sides(cfg: DictConfig) -> tuple[str, ...]:
 
 def _announce(run: Run, folder: Path) -> None:
     """Says and writes what is about to run; three training scenes beside their labels, where these are classes."""
-    if is_first_process():
-        OmegaConf.save(run.cfg, folder / "config.yaml")
+    write_config(run.cfg, folder)
     say(f"{run.facts['method']} on {run.facts['backbone']}")
     say(run.facts["data"])
     say(f"output: {folder}")
@@ -127,7 +130,7 @@ def _untrained(run: Run, folder: Path, *, resuming: bool) -> dict[str, float]:
         build_trainer(run.cfg).test(run.method, datamodule=run.data, verbose=False)
         means = run.method.evaluation.result.means
         if is_first_process():
-            OmegaConf.save({"untrained": means}, record)
+            write_text(record, OmegaConf.to_yaml(OmegaConf.create({"untrained": means})))
         return means
     if not record.is_file():
         return {}

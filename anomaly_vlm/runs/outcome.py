@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,11 @@ import numpy as np
 import torch
 
 from anomaly_vlm.data import Batch, collate
+from anomaly_vlm.files import whole_file
 from anomaly_vlm.methods.base.evaluation import EvaluationResult
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.prediction import ImageRow, Prediction
+from anomaly_vlm.names import csv_cell, slug
 from anomaly_vlm.reporting.console import is_first_process, say, show
 from anomaly_vlm.reporting.pictures import choose, save_panel
 from anomaly_vlm.reporting.record import environment, write_metrics
@@ -99,11 +100,12 @@ def compare_lines(values: Mapping[str, float], untrained: Mapping[str, float]) -
 
 def write_images(path: Path, rows: Sequence[ImageRow]) -> None:
     """One row an image: path, category, label, score."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(["path", "category", "label", "score"])
         writer.writerows(
-            [row.path, row.category, "" if row.label < 0 else row.label, f"{row.score:.9g}"] for row in rows
+            [csv_cell(row.path), csv_cell(row.category), "" if row.label < 0 else row.label, f"{row.score:.9g}"]
+            for row in rows
         )
 
 
@@ -116,11 +118,13 @@ def write_pictures(run: Run, rows: Sequence[ImageRow], folder: Path) -> None:
     for category, chosen in by_category.items():
         predicted = [(row, *predict_one(run.method, collate([dataset[row.index]]))) for row in chosen]
         scale = common_scale([prediction.map for _, _, prediction in predicted])
+        place = folder / slug(category)
+        folder.mkdir(exist_ok=True)
         for row, batch, prediction in predicted:
             kind = {0: "normal", 1: "anomalous"}.get(row.label, "unlabelled")
             note = "".join(f"; {text}" for text in prediction.notes)
             save_panel(
-                folder / slug(category) / f"{slug(kind)}_{slug(Path(row.path).stem)}_{row.index}.png",
+                place / f"{slug(kind)}_{slug(Path(row.path).stem)}_{row.index}.png",
                 dataset.picture(row.index),
                 prediction.map[0].cpu().numpy(),
                 None if batch.mask is None else batch.mask[0].numpy(),
@@ -154,8 +158,3 @@ def predict_one(method: AnomalyMethod, batch: Batch) -> tuple[Batch, Prediction]
 def boxes_of(prediction: Prediction, row: int) -> np.ndarray | None:
     """The boxes `[n, 4]` of an image of a prediction; None where boxes had no part in it."""
     return prediction.boxes[row].cpu().numpy() if prediction.boxes else None
-
-
-def slug(text: str) -> str:
-    """A file name of plain characters."""
-    return re.sub(r"[^\w.-]+", "_", text).strip("_") or "image"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from anomaly_vlm.reporting.collect import collect_runs
 from anomaly_vlm.reporting.console import is_first_process, say, show
 from anomaly_vlm.reporting.seeds import seeds_table
 from anomaly_vlm.runs.checks import writable_folder
+from anomaly_vlm.runs.configs import write_config
+from anomaly_vlm.runs.same_run import check_same_run, is_finished
 
 
 def asks_for_several(cfg: DictConfig) -> bool:
@@ -18,28 +20,34 @@ def asks_for_several(cfg: DictConfig) -> bool:
     return cfg.seeds is not None and (cfg.train_on != "nothing" or cfg.shots > 0)
 
 
-def over_seeds(cfg: DictConfig, folder: Path, one_run: Callable[[DictConfig, Path], object]) -> float:
+def over_seeds(
+    cfg: DictConfig, folder: Path, one_run: Callable[[DictConfig, Path], object], *, resume: bool = False
+) -> float:
     """Runs each seed in a folder of its own; runs of this very configuration that are finished stay.
 
     Args:
         cfg: The composed configuration with its list `seeds`.
         folder: Existing folder of the study; `seed_N/` in it are the runs, `seeds.csv` and `seeds.json` the table.
         one_run: Runs one configuration in one folder.
+        resume: Whether the user has asked to go on with what `folder` holds, with whatever has been changed since.
 
     Returns:
         The mean over the seeds of `selection_metric`, NaN where none is defined.
+
+    Raises:
+        UserError: A seed's folder holds a run of another configuration; before the first run.
     """
-    if is_first_process():
-        OmegaConf.save(cfg, folder / "config.yaml")
-    for seed in cfg.seeds:
-        subfolder = folder / f"seed_{seed}"
-        one = cfg.copy()
-        one.seed, one.seeds, one.output_dir = seed, None, str(subfolder)
+    runs = {seed: (_of_seed(cfg, seed, folder / f"seed_{seed}"), folder / f"seed_{seed}") for seed in cfg.seeds}
+    if not resume:
+        for one, subfolder in runs.values():
+            check_same_run(one, subfolder)
+    write_config(cfg, folder)
+    for seed, (one, subfolder) in runs.items():
         if is_finished(one, subfolder):
             say(f"seed {seed}: finished before, kept")
             continue
         if is_first_process():
-            (subfolder / "metrics.json").unlink(missing_ok=True)  # of another configuration
+            (subfolder / "metrics.json").unlink(missing_ok=True)  # of the run before its options were changed
         one_run(one, writable_folder(subfolder))
     rows = [row for row in collect_runs(folder) if row["run"] in {f"seed_{seed}" for seed in cfg.seeds}]
     if is_first_process():
@@ -50,9 +58,8 @@ def over_seeds(cfg: DictConfig, folder: Path, one_run: Callable[[DictConfig, Pat
     return sum(defined) / len(defined) if defined else float("nan")
 
 
-def is_finished(cfg: DictConfig, folder: Path) -> bool:
-    """Whether a run of this configuration has ended in `folder` (which may have been moved since)."""
-    if not ((folder / "metrics.json").is_file() and (folder / "config.yaml").is_file()):
-        return False
-    stored, asked = (OmegaConf.to_container(c) for c in (OmegaConf.load(folder / "config.yaml"), cfg))
-    return {**stored, "output_dir": None} == {**asked, "output_dir": None}  # type: ignore[dict-item]
+def _of_seed(cfg: DictConfig, seed: int, folder: Path) -> DictConfig:
+    """The configuration of one seed's run."""
+    one = cfg.copy()
+    one.seed, one.seeds, one.output_dir = seed, None, str(folder)
+    return one

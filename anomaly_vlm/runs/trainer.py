@@ -14,16 +14,24 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.console import say
 from anomaly_vlm.reporting.progress import progress_bar
 from anomaly_vlm.runs.instantiate import instantiate
+from anomaly_vlm.runs.processes import watch
+from anomaly_vlm.runs.saving import WholeCheckpoints
+from anomaly_vlm.runs.stop_point import StopPoint
 
 
 def build_trainer(
-    cfg: DictConfig, *, callbacks: Sequence[Callback] = (), fitting: bool = False, validating: bool = False
+    cfg: DictConfig,
+    *,
+    callbacks: Sequence[Callback] = (),
+    fitting: bool = False,
+    validating: bool = False,
+    last: Path | None = None,
 ) -> L.Trainer:
     """A trainer as the configuration says.
 
@@ -32,6 +40,7 @@ def build_trainer(
         callbacks: Of the run, besides the progress bar.
         fitting: Whether it trains: loggers and the user's own callbacks are there only then.
         validating: Whether an epoch is chosen; without it there is no validation loop.
+        last: The state to go on from, which is also written where the training is stopped.
 
     Raises:
         UserError: The trainer does not fit this machine.
@@ -41,13 +50,15 @@ def build_trainer(
     loggers = [_logger(node, cfg) for node in cfg.logger.values()] if fitting else False
     quiet_lightning()
     options: dict[str, Any] = {} if validating or not fitting else {"limit_val_batches": 0}
+    options["plugins"] = [*_plugins(cfg), WholeCheckpoints()]
+    watch()
     if fitting and cfg.gradient_clip is not None:
         options["gradient_clip_val"] = cfg.gradient_clip
     try:
         trainer: L.Trainer = instantiate(
             cfg.trainer,
             trusted=cfg.trust,
-            callbacks=[*callbacks, *([bar] if bar is not None else []), *extra],
+            callbacks=[StopPoint(last), *callbacks, *([bar] if bar is not None else []), *extra],
             logger=loggers,
             enable_progress_bar=bar is not None,
             enable_checkpointing=any(type(callback).__name__ == "ModelCheckpoint" for callback in callbacks),
@@ -57,6 +68,14 @@ def build_trainer(
         reason = " ".join(str(error).split())
         raise UserError(f"the trainer does not fit this machine ({reason}): change trainer=... or its keys") from error
     return trainer
+
+
+def _plugins(cfg: DictConfig) -> list[Any]:
+    """Lightning plugins of the user's own."""
+    nodes = cfg.trainer.get("plugins")
+    if nodes is None:
+        return []
+    return [instantiate(node, trusted=cfg.trust) for node in (nodes if isinstance(nodes, ListConfig) else [nodes])]
 
 
 def flush_denormals() -> None:
@@ -122,6 +141,7 @@ def quiet_lightning() -> None:
         ".*in eval mode at the start of training.*",  # the frozen towers; that is meant
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
         ".*The dirpath has changed.*",  # a run's folder may be moved
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # the loss that a process sees is its own
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
         ".*Consider setting `persistent_workers=True`.*",

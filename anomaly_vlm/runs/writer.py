@@ -11,9 +11,10 @@ from lightning.pytorch.callbacks import Callback
 
 from anomaly_vlm.data import Batch
 from anomaly_vlm.methods.base.prediction import Prediction
+from anomaly_vlm.names import slug
 from anomaly_vlm.reporting.pictures import save_panel
 from anomaly_vlm.runs.build import Run
-from anomaly_vlm.runs.outcome import boxes_of, slug
+from anomaly_vlm.runs.outcome import boxes_of
 
 
 class PredictionWriter(Callback):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.files import expanded
 
 _FOLDER = Path(__file__).parent
 
@@ -32,7 +33,7 @@ def load_texts(table: str | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(table, Mapping):
         return dict(table)
     is_path = "/" in table or table.endswith(".json")
-    path = Path(table).expanduser() if is_path else _FOLDER / f"{table}.json"
+    path = expanded(table) if is_path else _FOLDER / f"{table}.json"
     if not is_path and not path.is_file():
         raise unknown_choice("table of texts", table, shipped())
     if not path.is_file():

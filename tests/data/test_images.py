@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomaly_vlm.data.images import ReadError, open_image, open_mask
+from anomaly_vlm.data.images import ReadError, open_image
+from anomaly_vlm.data.masks import open_mask
 from tests.data.trees import mask, picture
 
 
@@ -50,8 +51,8 @@ def test_float_images(tmp_path: Path) -> None:
     for name, values, expected in (("unit", [0.0, 0.5, 1.0], [0, 128, 255]), ("byte", [0.0, 2.0, 255.0], [0, 2, 255])):
         Image.fromarray(np.array([values], np.float32)).save(tmp_path / f"{name}.tif")
         assert rgb(tmp_path / f"{name}.tif")[0, :, 0].tolist() == expected
-    Image.fromarray(np.array([[-1.0, 300.0]], np.float32)).save(tmp_path / "wide.tif")
-    with pytest.raises(ReadError, match=r"wide\.tif' has values from -1\.0 to 300\.0"):
+    Image.fromarray(np.array([[-1.0, 30.0]], np.float32)).save(tmp_path / "wide.tif")
+    with pytest.raises(ReadError, match=r"wide\.tif' has values from -1\.0 to 30\.0"):
         open_image(str(tmp_path / "wide.tif"))
 
 

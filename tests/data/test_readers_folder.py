@@ -75,6 +75,92 @@ def test_unlabelled_images_of_all_sub_folders_in_order(tmp_path: Path) -> None:
     assert {(s.label, s.kind, s.category) for s in samples} == {(None, "none", "lid")}
 
 
+# ---- layouts and names that people have ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["ground_truth", "Ground_truth", "gt", "GT", "masks", "Mask", "mask_dir", "labels"])
+@pytest.mark.parametrize("inside", ["dent/", ""])
+def test_a_folder_of_masks_is_no_class_whatever_it_is_called(tmp_path: Path, folder: str, inside: str) -> None:
+    heap(tmp_path, "good/0.png", "dent/1.png")
+    mask(tmp_path / folder / f"{inside}1.png")
+    samples = read_folder(tmp_path)
+    assert [(s.label, len(s.masks)) for s in samples] == [(1, 1), (0, 0)]
+
+
+@pytest.mark.parametrize("folder", ["ground_truth", "Ground_truth", "gt"])
+def test_the_layout_of_mvtec_with_another_name_of_the_masks(tmp_path: Path, folder: str) -> None:
+    mvtec_category(tmp_path / "lid")
+    (tmp_path / "lid/ground_truth").rename(tmp_path / "lid" / folder)
+    assert sorted(len(s.masks) for s in read_folder(tmp_path) if s.split == "test") == [0, 0, 1, 1]
+    assert sorted(len(s.masks) for s in read_mvtec_ad(tmp_path, masks=folder.lower()) if s.label) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "7_gt.png",
+        "7-mask.png",
+        "mask_7.png",
+        "7_seg.bmp",
+        "7.png.png",
+        "7.webp",
+        "7_MASK.PNG",
+        "gt-7.png",
+        "7_label.tif",
+    ],
+)
+def test_masks_by_the_names_that_people_give_them(tmp_path: Path, name: str) -> None:
+    heap(tmp_path, "good/0.png", "dent/7.png", "dent/77.png")
+    mask(tmp_path / "ground_truth/dent" / name)
+    mask(tmp_path / "ground_truth/dent" / name.replace("7", "77", 1).replace("777", "77"))
+    found = {Path(s.path).name: s.masks for s in read_folder(tmp_path) if s.label}
+    assert found["7.png"] == (str(tmp_path / "ground_truth/dent" / name),)
+    assert len(found["77.png"]) == 1 and found["77.png"] != found["7.png"]
+
+
+def test_masks_that_belong_to_no_image_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    heap(tmp_path, "good/0.png", "dent/1.png")
+    for name in ("dent/1.png", "dent/2.png", "good/0.png", "lost.png"):
+        mask(tmp_path / "ground_truth" / name)
+    read_folder(tmp_path)
+    assert "2 mask files belong to no image" in caplog.text
+    assert "dent/2.png" in caplog.text and "lost.png" in caplog.text
+
+
+def test_images_in_sub_folders_and_behind_links(tmp_path: Path) -> None:
+    heap(tmp_path, "set/good/0.png", "set/dent/1.png", "set/dent/day1/1.png", "elsewhere/night/2.png")
+    mask(tmp_path / "set/ground_truth/dent/1.png")
+    mask(tmp_path / "set/ground_truth/dent/day1/1.png", box=(0, 0, 2, 2))
+    (tmp_path / "set/good/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "elsewhere")  # a circle ends
+    found = {Path(s.path).relative_to(tmp_path / "set").as_posix(): s for s in read_folder(tmp_path / "set")}
+    assert sorted(found) == ["dent/1.png", "dent/day1/1.png", "good/0.png", "good/more/night/2.png"]
+    assert found["dent/day1/1.png"].masks == (str(tmp_path / "set/ground_truth/dent/day1/1.png"),)
+    assert len(read_unlabelled(tmp_path / "set/good")) == 2
+
+
+def test_a_mask_belongs_to_the_image_of_its_full_name(tmp_path: Path) -> None:
+    heap(tmp_path, "good/0.png", "dent/x.png", "dent/x.jpg")
+    mask(tmp_path / "ground_truth/dent/x.png")
+    with pytest.raises(UserError, match=r"dent/x\.jpg' has no mask"):
+        read_folder(tmp_path)
+    mask(tmp_path / "ground_truth/dent/x.jpg")
+    assert [Path(s.masks[0]).name for s in read_folder(tmp_path) if s.label] == ["x.jpg", "x.png"]
+
+
+def test_two_images_cannot_share_a_mask(tmp_path: Path) -> None:
+    heap(tmp_path, "good/0.png", "dent/x.png", "dent/x.jpg")
+    mask(tmp_path / "ground_truth/dent/x_mask.png")
+    with pytest.raises(UserError, match=r"share the mask .*x_mask\.png': give them different names"):
+        read_folder(tmp_path)
+
+
+def test_folders_of_masks_are_not_scored_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    heap(tmp_path, "a.png", "masks/a.png")
+    assert [Path(s.path).name for s in read_unlabelled(tmp_path)] == ["a.png"]
+    assert "not scored: masks" in caplog.text
+
+
 # ---- meta.json -------------------------------------------------------------------------------------------------------
 
 

@@ -132,7 +132,7 @@ def test_joint_source_keeps_each_set(tmp_path: Path) -> None:
     parts = {"first": source(tmp_path / "a", name="a"), "second": source(tmp_path / "b", name="b", mask_threshold=127)}
     joint = JointSource(name="a+b", sources=parts)
     samples = joint.samples("train")
-    assert [(s.dataset, s.mask_threshold) for s in samples] == [("a", 0)] * 4 + [("b", 127)] * 4
+    assert [(s.dataset, s.mask_threshold) for s in samples] == [("a", None)] * 4 + [("b", 127)] * 4
     mvtec_category(tmp_path / "b/bottle")
     assert len(joint.samples("train")) == 12
     with pytest.raises(

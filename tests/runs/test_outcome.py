@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anomaly_vlm.runs.outcome import common_scale, compare_lines, slug
+from anomaly_vlm.names import slug
+from anomaly_vlm.runs.outcome import common_scale, compare_lines
 
 
 def test_one_hot_spot_does_not_darken_the_other_maps() -> None:

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
-from anomaly_vlm.data.readers.listing import IMAGE_SUFFIXES, MASK_ENDINGS, Masks, child, folders, images
+from anomaly_vlm.data.readers.listing import (
+    Masks,
+    check_pairs,
+    child,
+    folders,
+    images,
+    is_mask_folder,
+    mask_folder,
+    without_mask_words,
+)
 from anomaly_vlm.data.readers.mvtec_ad import read_category
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 
-MASK_FOLDER = "ground_truth"
+log = logging.getLogger("anomaly_vlm")
 
 
 def read_folder(root: Path, *, normal: str = "good", category: str = "object") -> list[Sample]:
     """`NORMAL/` and one folder a defect; `[CAT/]{train,test}/{NORMAL,DEFECT}`; or flat images without labels.
 
     Masks are optional: in `ground_truth/DEFECT/` (or flat in `ground_truth/`), named like their image or `NAME_mask.png`;
-    or beside the image as `NAME_mask.png`. Where one anomalous image has a mask, all must.
+    or beside the image as `NAME_mask.png`. The folder may have another name by which folders of masks go (`is_mask_folder`),
+    and so may the files (`Masks`). Where one anomalous image has a mask, all must. Sub-folders of a class are read too.
 
     Args:
         root: Folder of the set.
@@ -25,13 +36,13 @@ def read_folder(root: Path, *, normal: str = "good", category: str = "object") -
         category: Word for the text prompts, where the folders do not name categories.
 
     Raises:
-        UserError: Folders without a normal one, or a missing mask.
+        UserError: Folders without a normal one, a missing mask, or two images that share one.
     """
     if child(root, "test"):
         return _category(root, normal)
     if any(child(folder, "test") for folder in folders(root)):
         return [sample for folder in folders(root) for sample in _category(folder, normal)]
-    classes = [folder for folder in folders(root) if folder.name != MASK_FOLDER and images(folder)]
+    classes = [folder for folder in folders(root) if not is_mask_folder(folder) and images(folder, deep=True)]
     if not classes:
         return [_unlabelled(path, category) for path in images(root)]
     if not any(folder.name.lower() == normal.lower() for folder in classes):
@@ -41,25 +52,22 @@ def read_folder(root: Path, *, normal: str = "good", category: str = "object") -
             " their folder with the option reader.normal"
         )
     samples = [sample for folder in classes for sample in _class(root, folder, normal, category)]
+    places = [place for folder in (root, *classes) if (place := mask_folder(folder)) is not None]
+    check_pairs(samples, places)
     if any(sample.masks for sample in samples):
         for sample in samples:
             if sample.label and not sample.masks:
-                place = Path(sample.path).parent
-                (_mask_place(root, place) or Masks(place)).of(Path(sample.path))
+                path = Path(sample.path)
+                _masks_of(root, _class_folder(root, path), path).of(path)
         return samples
     return [dataclasses.replace(sample, kind="image") for sample in samples]
 
 
 def read_unlabelled(root: Path, *, category: str = "object") -> list[Sample]:
-    """All images below `root`, without labels, for prediction."""
-    found = [
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
-    ]
-    return [_unlabelled(path, category) for path in sorted(found, key=lambda p: p.relative_to(root).parts)]
+    """All images below `root`, without labels, for prediction; folders of masks are left out, and named."""
+    if root.is_dir() and (left_out := [folder.name for folder in folders(root) if is_mask_folder(folder)]):
+        log.warning("'%s': folders of masks are not scored: %s", root, ", ".join(left_out))
+    return [_unlabelled(path, category) for path in images(root, deep=True)]
 
 
 def _unlabelled(path: Path, category: str) -> Sample:
@@ -67,32 +75,48 @@ def _unlabelled(path: Path, category: str) -> Sample:
 
 
 def _category(folder: Path, normal: str) -> list[Sample]:
-    masks = MASK_FOLDER if (folder / MASK_FOLDER).is_dir() else None
-    return read_category(folder, normal=normal, masks=masks, test="test")
+    masks = mask_folder(folder)
+    return read_category(folder, normal=normal, masks=None if masks is None else masks.name, test="test")
 
 
-def _mask_place(root: Path, folder: Path) -> Masks | None:
-    place = child(root, MASK_FOLDER)
-    return None if place is None else Masks(child(place, folder.name) or place)
+def _class_folder(root: Path, image: Path) -> Path:
+    return root / image.relative_to(root).parts[0]
+
+
+def _masks_of(root: Path, folder: Path, image: Path) -> Masks:
+    """Where the mask of an image lies: in a folder of masks that has the same sub-folders, or beside the image."""
+    inside = image.parent.relative_to(folder)
+    common, own = mask_folder(root), mask_folder(folder)
+    place = own if common is None else child(common, folder.name) or common
+    if place is None:
+        return Masks(image.parent)
+    return Masks(place / inside if (place / inside).is_dir() else place)
 
 
 def _class(root: Path, folder: Path, normal: str, category: str) -> list[Sample]:
     label = 0 if folder.name.lower() == normal.lower() else 1
-    separate = _mask_place(root, folder)
-    found = images(folder)
-    stems = {path.stem for path in found}
-    if separate is None:  # masks beside their images are no images themselves
+    found = images(folder, deep=True)
+    beside = mask_folder(root) is None and mask_folder(folder) is None
+    if beside:  # masks beside their images are no images themselves
+        stems = {(path.parent, path.stem) for path in found}
         found = [
-            p for p in found if not any(p.stem.endswith(e) and p.stem.removesuffix(e) in stems for e in MASK_ENDINGS)
+            path
+            for path in found
+            if (name := without_mask_words(path.stem)) == path.stem or (path.parent, name) not in stems
         ]
-    masks = separate or Masks(folder)
-    return [
-        Sample(
-            path=str(path),
-            category=category,
-            label=label,
-            masks=masks.of(path) if label and masks.has(path) else (),
-            defect=folder.name if label else "good",
+    places: dict[Path, Masks] = {}
+    samples = []
+    for path in found:
+        if path.parent not in places:
+            places[path.parent] = _masks_of(root, folder, path)
+        masks = places[path.parent]
+        samples.append(
+            Sample(
+                path=str(path),
+                category=category,
+                label=label,
+                masks=masks.of(path) if label and masks.has(path) else (),
+                defect=folder.name if label else "good",
+            )
         )
-        for path in found
-    ]
+    return samples

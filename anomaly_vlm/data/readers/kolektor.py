@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly_vlm.data.images import mask_size_error, open_image, open_mask
+from anomaly_vlm.data.images import mask_size_error, open_image
+from anomaly_vlm.data.masks import open_mask
 from anomaly_vlm.data.readers.listing import Masks, child, folders, images
 from anomaly_vlm.data.readers.mvtec_ad import read_mvtec_ad
 from anomaly_vlm.data.types import Drawn, Sample

@@ -9,6 +9,7 @@ from typing import Any
 
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import write_text
 
 PHASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -88,7 +89,7 @@ def write_index(samples: Sequence[Sample], path: Path) -> None:
         phase = "validation" if sample.split == "val" else sample.split
         content.setdefault(phase, {}).setdefault(sample.category, []).append(entry)
     try:
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(
             f"index '{path}' cannot be written ({error.strerror}): give another file with index=FILE"

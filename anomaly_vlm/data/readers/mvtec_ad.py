@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anomaly_vlm.data.readers.listing import Masks, child, folders, images
+from anomaly_vlm.data.readers.listing import Masks, check_pairs, child, folders, images
 from anomaly_vlm.data.types import LabelKind, Sample
 
 
@@ -30,23 +30,34 @@ def read_category(folder: Path, *, normal: str, masks: str | None, test: str) ->
     """The samples of one category; its word is the folder's name."""
     kind: LabelKind = "image" if masks is None else "mask"
     category = folder.name or folder.resolve().name
-    samples = []
+    samples: list[Sample] = []
+    truth = None if masks is None else child(folder, masks) or folder / masks
     for split, place in (("train", "train"), ("val", "validation"), ("test", test)):
         for defect in folders(child(folder, place) or folder / place):
             if defect.name == "ground_truth":  # MVTec AD 2 keeps its masks inside the test folder
                 continue
             is_normal = defect.name.lower() == normal.lower()
-            found = Masks(folder / masks / defect.name) if masks is not None and not is_normal else None
-            for path in images(defect):
+            regions = None if truth is None or is_normal else child(truth, defect.name) or truth / defect.name
+            places: dict[Path, Masks] = {}
+            for path in images(defect, deep=True):
+                if regions is not None and path.parent not in places:
+                    places[path.parent] = _masks_of(regions, path.parent.relative_to(defect))
                 samples.append(
                     Sample(
                         path=str(path),
                         category=category,
                         label=0 if is_normal else 1,
-                        masks=found.of(path) if found else (),
+                        masks=places[path.parent].of(path) if places else (),
                         defect="good" if is_normal else defect.name,
                         split=split,
                         kind=kind,
                     )
                 )
+    if truth is not None and truth.is_dir():
+        check_pairs(samples, [truth])
     return samples
+
+
+def _masks_of(regions: Path, inside: Path) -> Masks:
+    """The masks of images in a sub-folder of a defect's folder, which may lie in a sub-folder of the same name."""
+    return Masks(regions / inside if (regions / inside).is_dir() else regions)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import FrozenTower
 from anomaly_vlm.backbone.weight_files import mismatches
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import is_damaged
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -26,12 +27,18 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint '{path}' does not exist: give an existing file")
     try:
+        if is_damaged(path):
+            before = path.with_name("previous.ckpt")
+            way = f"give the state before it, '{before}'" if before.is_file() and before != path else "restore the file"
+            raise UserError(f"checkpoint '{path}' is damaged (its content does not match its checksum): {way}")
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return dict(load_file(path))
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return content
+    except UserError:
+        raise
     except Exception as error:  # damaged and unsafe files surface as many classes
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,10 +11,12 @@ import lightning as L
 import torch
 import torch.distributed as dist
 
-from anomaly_vlm.data.types import Batch
+from anomaly_vlm.data.types import VOID, Batch
 from anomaly_vlm.methods.base.images import Images, predict_images
 from anomaly_vlm.methods.base.prediction import ImageRow, Prediction
 from anomaly_vlm.metrics import AnomalyMetrics
+
+log = logging.getLogger("anomaly_vlm")
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,11 @@ class Evaluation:
         self.metrics: Any = None
         self.result = EvaluationResult()
         self._rows: list[ImageRow] = []
+        self._regions: list[tuple[int, str, bool]] = []  # of anomalous images with a mask: index, path, any region left
 
     def start(self, method: Any) -> None:
         """Begins a pass with new metrics."""
-        self.metrics, self._rows = self.make_metrics(), []
+        self.metrics, self._rows, self._regions = self.make_metrics(), [], []
 
     def update(self, method: Any, batch: Batch) -> Prediction:
         """Predicts a batch and adds it to metrics and rows."""
@@ -68,6 +72,13 @@ class Evaluation:
     def measure(self, method: Any, batch: Batch) -> Prediction:
         """Predicts a batch and adds it to the metrics alone."""
         prediction: Prediction = method.predict(batch).checked(batch)
+        if batch.mask is not None:
+            left, void = ((batch.mask == value).flatten(1).any(dim=1).tolist() for value in (1, VOID))
+            for index, path, label, here, unknown in zip(
+                batch.index.tolist(), batch.path, batch.label.tolist(), left, void, strict=True
+            ):
+                if label == 1 and (here or not unknown):
+                    self._regions.append((index, path, here))
         self.metrics.update(
             prediction.score, prediction.map, batch.label, batch.mask, category=batch.category, index=batch.index
         )
@@ -75,14 +86,15 @@ class Evaluation:
 
     def finish(self, method: Any) -> EvaluationResult:
         """Ends the pass on all processes: gathers the rows, computes the scores of whole categories and the metrics."""
-        rows = self._rows
+        rows, regions = self._rows, self._regions
         if dist.is_available() and dist.is_initialized():
             gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, rows)
-            rows = [row for process in gathered for row in process]
+            dist.all_gather_object(gathered, (rows, regions))
+            rows, regions = ([row for process in gathered for row in process[part]] for part in (0, 1))
+        _name_empty_masks(sorted(set(regions)), method)
         rows = self._with_category_scores(method, sorted({row.index: row for row in rows}.values()))
         values = {key: float(value) for key, value in self.metrics.compute().items()}
-        self.metrics, self._rows = None, []
+        self.metrics, self._rows, self._regions = None, [], []
         self.result = EvaluationResult(values, rows)
         return self.result
 
@@ -99,6 +111,17 @@ class Evaluation:
         if final:
             self.metrics.replace_scores(final)
         return [replace(row, score=final.get(row.index, row.score)) for row in rows]
+
+
+def _name_empty_masks(regions: Sequence[tuple[int, str, bool]], method: Any) -> None:
+    """Says which anomalous images have no anomalous pixel at the size of the evaluation: thin regions vanish there."""
+    empty = [path for _, path, here in regions if not here]
+    if empty and method.global_rank == 0:
+        side = "" if method.preprocess is None else f" at {method.preprocess.mask_side} px"
+        log.warning(
+            "%d of %d masks are empty%s, so that their images count without a region (%s%s)",
+            len(empty), len(regions), side, ", ".join(empty[:3]), ", ..." if len(empty) > 3 else "",
+        )  # fmt: skip
 
 
 class Evaluated(L.LightningModule):

@@ -1,0 +1,47 @@
+"""Names that users and file systems give, made harmless where they are shown or become parts of files.
+
+A category or a file may be called anything: with line breaks, escape sequences, bytes that are no text, or a formula. What
+is computed with stays as it is; only what is shown goes through here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+
+LONGEST = 80  # characters of a name that becomes part of a file's
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
+
+
+def shown(text: object) -> str:
+    """A text in one line for people: control characters, line breaks and what is no text appear as Python's escapes.
+
+    So nothing that is printed can move the cursor, colour the terminal or break a table.
+    """
+    return "".join(_escaped(c) for c in str(text))
+
+
+def _escaped(character: str) -> str:
+    if character == " " or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def csv_cell(text: object) -> str:
+    """A text as the cell of a CSV file: in one line, with `'` in front where a spreadsheet would take it for a formula."""
+    ready = shown(text)
+    return f"'{ready}" if ready.startswith(FORMULA) and not _is_number(ready) else ready
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE) is not None
+
+
+def slug(text: str) -> str:
+    """A file name of plain characters, not longer than file systems allow; different long texts get different names."""
+    plain = re.sub(r"[^\w.-]+", "_", text).strip("_.") or "image"
+    if len(plain.encode("utf-8", "replace")) <= LONGEST:
+        return plain
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    return f"{plain.encode('utf-8', 'replace')[:LONGEST].decode('utf-8', 'ignore')}_{digest}"

@@ -1,0 +1,1 @@
+"""What a run does when the world around it breaks, through the real command line."""
