@@ -1,9 +1,9 @@
 """UniADet: what a text encoder supplies are two directions, normal and abnormal; they are learned directly instead.
 
 Gao, Wang, "One Language-Free Foundation Model Is Enough for Universal Vision Anomaly Detection", arXiv 2601.05552. The
-authors' code is not released. Formulas are those known from notes on the paper and the official README; where these are silent,
-a third party's program with published logs decides (github.com/CreatedTRYNA/UniADet_unofficial). Temperature, weight decay,
-`space` and the image score of the paper's zero-shot rows are not known for certain.
+authors' code is not released. Formulas are those known from notes on the paper and the official README; where these are
+silent, a third party's program with published logs decides (github.com/CreatedTRYNA/UniADet_unofficial). Temperature, weight
+decay, `space` and the image score of the paper's zero-shot rows are not known for certain.
 """
 
 from __future__ import annotations
