@@ -71,7 +71,7 @@ def run(folder: Path, *, quick: bool) -> None:
         rows.append([*row, f"{speed / work:.2f}", "reached" if speed / work >= AIM else "missed"])
         table.add_row(*rows[-1])
     show(table)
-    with (folder / "adaclip.csv").open("w", newline="") as file:
+    with (folder / "adaclip.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *rows])
     say(f"{torch.get_num_threads()} threads; written: {folder / 'adaclip.csv'}")
 

@@ -44,7 +44,7 @@ def run(folder: Path, *, quick: bool) -> None:
     rows: list[tuple[Any, ...]] = []
     for setting in settings:
         rows += [(str(setting), *row) for row in measure(setting, turns=1 if quick else 3)]
-    with (folder / "filo.csv").open("w", newline="") as file:
+    with (folder / "filo.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
     say(f"written: {folder / 'filo.csv'}")
 

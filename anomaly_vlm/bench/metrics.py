@@ -164,7 +164,7 @@ def show_limits(limits: list[Limit], quick: bool) -> None:
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     """The CSV, and a plot of CPU time and memory by contender."""
-    with (folder / "metrics.csv").open("w", newline="") as file:
+    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

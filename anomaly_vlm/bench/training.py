@@ -69,7 +69,7 @@ def run(folder: Path, *, quick: bool) -> None:
     for setting in settings:
         for name in CLASSES:
             rows += compare(setting, name, turns=1 if quick else 5)
-    with (folder / "training.csv").open("w", newline="") as file:
+    with (folder / "training.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
     say("AdaCLIP is not here: its image prompts enter the image tower, so that no token is frozen; see 'bench adaclip'")
     say(f"written: {folder / 'training.csv'}")

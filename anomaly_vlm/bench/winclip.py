@@ -48,7 +48,7 @@ def run(folder: Path, *, quick: bool) -> None:
     for limit in limits:
         table.add_row(limit.what, limit.bound, limit.measured, "yes" if limit.met else "NO")
     show(table)
-    with (folder / "winclip.csv").open("w", newline="") as file:
+    with (folder / "winclip.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("what", "limit", "measured", "met"), *limits])
     say(f"{torch.get_num_threads()} threads; written: {folder / 'winclip.csv'}")
 

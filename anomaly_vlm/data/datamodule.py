@@ -255,6 +255,8 @@ class AnomalyDataModule(L.LightningDataModule):
         # A generator of its own: a loader that draws from torch's global one would change a method's random numbers.
         return {
             "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers
+            > 0,  # they would start anew in each epoch, and import everything again
             "collate_fn": collate,
             "generator": torch.Generator().manual_seed(self.seed),
         }

@@ -146,7 +146,7 @@ def keep(state: Any, path: Path) -> None:
 def append(path: Path, row: dict[str, Any], columns: Sequence[str]) -> None:
     """Adds a row to a CSV file, with a head where the file is new."""
     new = not path.is_file()
-    with path.open("a", newline="") as file:
+    with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         if new:
             writer.writeheader()

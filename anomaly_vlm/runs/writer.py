@@ -27,14 +27,14 @@ class PredictionWriter(Callback):
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.folder = run, folder
         (folder / "pictures").mkdir(exist_ok=True)
-        with (folder / "scores.csv").open("w", newline="") as file:
+        with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(["path", "score"])
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Prediction, batch: Batch, *_: Any
     ) -> None:
         """Writes a batch's scores and pictures."""
-        with (self.folder / "scores.csv").open("a", newline="") as file:
+        with (self.folder / "scores.csv").open("a", newline="", encoding="utf-8") as file:
             rows = zip(batch.path, outputs.score.tolist(), strict=True)
             csv.writer(file).writerows([path, f"{score:.9g}"] for path, score in rows)
         dataset = self.run.data.dataset("test")

@@ -190,6 +190,14 @@ def test_index_phases_in_any_case_and_absolute_paths(tmp_path: Path) -> None:
     assert read_meta_json(tmp_path) == []
 
 
+def test_an_index_that_was_written_on_windows(tmp_path: Path) -> None:
+    content = {"test": {"7": [entry("7\\test\\é.png", "7\\masks\\é.png", name="7", anomaly=1)]}}
+    (tmp_path / "meta.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8-sig")
+    (sample,) = read_meta_json(tmp_path)
+    assert (sample.path, sample.masks) == (str(tmp_path / "7/test/é.png"), (str(tmp_path / "7/masks/é.png"),))
+    assert sample.category == "7"
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -27,7 +27,7 @@ def read_meta_json(root: Path, *, index: str = "meta.json") -> list[Sample]:
     if not path.is_file():
         return []
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows writes a mark in front
         listed = [
             (PHASES[phase.lower()], entry)
             for phase, categories in content.items()
@@ -44,7 +44,7 @@ def read_meta_json(root: Path, *, index: str = "meta.json") -> list[Sample]:
 
 
 def _sample(path: Path, split: str, entry: dict[str, Any], has_masks: bool) -> Sample:
-    image, label = path.parent / entry["img_path"], int(entry["anomaly"])
+    image, label = path.parent / _slashes(entry["img_path"]), int(entry["anomaly"])
     if label not in (0, 1):
         raise ValueError(f"anomaly is {entry['anomaly']!r}, expected 0 or 1")
     found = entry["mask_path"] or []
@@ -57,11 +57,16 @@ def _sample(path: Path, split: str, entry: dict[str, Any], has_masks: bool) -> S
         path=str(image),
         category=str(entry["cls_name"]),
         label=label,
-        masks=tuple(str(path.parent / mask) for mask in masks) if label else (),
+        masks=tuple(str(path.parent / _slashes(mask)) for mask in masks) if label else (),
         defect=(entry.get("specie_name") or "anomaly") if label else "good",
         split=split,
         kind="mask" if has_masks else "image",
     )
+
+
+def _slashes(name: str) -> str:
+    """A path with slashes: indices that were written on Windows have backslashes."""
+    return name if "/" in name else name.replace("\\", "/")
 
 
 def write_index(samples: Sequence[Sample], path: Path) -> None:
