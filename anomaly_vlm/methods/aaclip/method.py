@@ -2,8 +2,8 @@
 
 Ma, Zhang, Yao, Tang, Wu, Li, Yan, Jiang, Zhou, "AA-CLIP: Enhancing Zero-Shot Anomaly Detection via Anomaly-Aware CLIP", CVPR
 2025, arXiv 2503.06661; code github.com/Mwxinnn/AA-CLIP. Options named `published` do what that program does, `paper` what
-the text says. The published image score is stretched over the test images of a category (`image_score="category_minmax"`); the
-default takes the same constants from the training images, so that an image has a score alone.
+the text says. The published image score is stretched over the test images of a category (`image_score="category_minmax"`);
+the default takes the same constants from the training images, so that an image has a score alone.
 """
 
 from __future__ import annotations
