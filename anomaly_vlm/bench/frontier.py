@@ -20,6 +20,7 @@ from anomaly_vlm.bench._limits import at_most
 from anomaly_vlm.bench._measure import Measured, measure
 from anomaly_vlm.methods.base.few_shot import FewShot
 from anomaly_vlm.methods.base.images import BatchesOnDemand
+from anomaly_vlm.methods.base.transductive import Transductive
 from anomaly_vlm.reporting.console import say, show
 
 TOWER = "the bare tower"
@@ -109,8 +110,8 @@ def method(backbone: str, name: str, shots: int = 0, images: int = 8) -> Callabl
 
     def work() -> dict[str, Any]:
         with torch.inference_mode():
-            if built.is_transductive:
-                built.fit_test_category("gear", batches)  # type: ignore[attr-defined]
+            if isinstance(built, Transductive) and built.is_transductive:
+                built.fit_test_category("gear", batches)
             for batch in batches:
                 built.predict(batch)
         return {"images": images}
