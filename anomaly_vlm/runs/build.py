@@ -16,6 +16,7 @@ from anomaly_vlm.caching.folders import cache_folder
 from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data import AnomalyDataModule, Preprocess, Source
 from anomaly_vlm.data.augment import TrainingAugmentation
+from anomaly_vlm.data.class_aware import ClassAware
 from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.data.overlap import content_keys, shared_images
 from anomaly_vlm.data.references import ReferencePicks, write_list
@@ -181,6 +182,7 @@ def build_data(cfg: DictConfig, sides: tuple[str, ...], *, test: Source | None =
             mosaic_on=None if augment.mosaic_on is None else list(augment.mosaic_on),
             operations=[create(operation) for operation in augment.operations],
             crop=None if augment.crop is None else RandomCrop(**plain(augment.crop)),
+            class_aware=ClassAware(augment.get("class_aware", 0.0), tuple(augment.get("class_aware_grids", (2, 3)))),
         ),
         limits={"train": cfg.train_limit, "val": cfg.eval_limit, "test": cfg.eval_limit},
         picks=picks,

@@ -35,6 +35,7 @@ WORDS = {  # what a method needs to be small, besides SMALL
     "winclip": [*TINY, "shots=1"],
     "anomalydino": [*TINY, "method.angles=[0,45]", "dataset.test.categories=[gear]"],
     "subspacead": [*TINY, "method.rotations=2", "dataset.test.categories=[gear]"],
+    "musc": [*TINY, "dataset.test.categories=[gear]"],
     "filo": [*TINY, "method.mmci.kernels=[[1,1],[3,3]]"],
 }
 
@@ -63,8 +64,10 @@ def test_a_method_from_its_configuration_to_python(name: str, tmp_path: Path) ->
 
     image = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))
     method = load_checkpoint(checkpoint)
-    prediction, twice = (load(image, category="gear") for load in (method, load_checkpoint(checkpoint)))
-    assert prediction.map.shape == (1, 64, 96) and torch.isfinite(prediction.map).all()
+    count = 5 if method.is_transductive else 1  # a set of images that score each other
+    images = image if count == 1 else torch.stack([image.roll(i, dims=2) for i in range(count)])
+    prediction, twice = (load(images, category="gear") for load in (method, load_checkpoint(checkpoint)))
+    assert prediction.map.shape == (count, 64, 96) and torch.isfinite(prediction.map).all()
     assert torch.equal(prediction.score, twice.score) and torch.equal(prediction.map, twice.map)
 
 
