@@ -19,7 +19,7 @@ from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.class_aware import ClassAware
 from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.data.overlap import content_keys, shared_images
-from anomaly_vlm.data.references import ReferencePicks, write_list
+from anomaly_vlm.data.references import ReferencePicks, Remembered, write_list
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.base.few_shot import FewShot
@@ -54,7 +54,7 @@ def build(
     *,
     sides: tuple[str, ...],
     test: Source | None = None,
-    excluded_paths: set[str] | None = None,
+    remembered: Remembered | None = None,
 ) -> Run:
     """Builds data first, as what they need is checked before any weights are read, then backbone and method.
 
@@ -62,14 +62,14 @@ def build(
         cfg: The composed configuration.
         sides: Of `train`, `val`, `test` those that the command needs.
         test: A test set of the caller's own; None for that of the configuration.
-        excluded_paths: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
+        remembered: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
     """
     flush_denormals()
     check_gpu(cfg)
     create = partial(instantiate, trusted=cfg.trust)
     collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None}
     data = build_data(cfg, sides, test=test)
-    data.excluded_paths = excluded_paths
+    data.remembered = remembered
     data.check()
     backbone: Any = create(cfg.backbone)
     method = build_method(cfg, backbone, **collaborators)
@@ -198,6 +198,7 @@ def fit_references(run: Run, folder: Path) -> None:
     if is_first_process():
         write_list(folder / "references.json", picks.samples(), shots=run.cfg.shots, seed=run.cfg.seed)
     method.run_record["references"] = [sample.path for sample in picks.samples()]
+    method.run_record["reference_contents"] = content_keys(picks.samples())
     method.fit_references(run.data.references())
 
 

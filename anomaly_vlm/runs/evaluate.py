@@ -33,15 +33,15 @@ def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None
     if (folder / "checkpoints").is_dir():
         raise UserError(f"'{folder}' is the folder of a training: give the evaluation another output_dir")
     seed_everything(cfg.seed, verbose=False)
-    excluded = None if checkpoint is None else checkpoint.excluded_paths(cfg)
-    run = build(cfg, sides=("test",), excluded_paths=excluded)
+    remembered = None if checkpoint is None else checkpoint.remembered(cfg)
+    run = build(cfg, sides=("test",), remembered=remembered)
     learned_from = ["not trained"]
     if checkpoint is not None:
         checkpoint.load_into(run.method)
         learned_from = [checkpoint.trained_on]
         say_shared_images(run.data, checkpoint.train_images, run.facts)
     description = describe_data(run.data)
-    if excluded is None and cfg.shots:
+    if remembered is None and cfg.shots:
         fit_references(run, folder)
         learned_from = [*(learned_from if cfg.train_on == "dataset" else []), description.references]
     run.facts["data"] = ", ".join([*learned_from, description.sides["test"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,23 @@ def test_masks_that_vanish_are_counted(tmp_path: Path, caplog: pytest.LogCapture
     assert main(["evaluate", *words, f"dataset.test.root={tmp_path / 'parts'}", f"output_dir={tmp_path / 'out'}"]) == 0
     (told,) = [message for message in caplog.messages if "masks" in message]
     assert told.startswith("2 of 3 masks are empty at 96 px") and "dent/1.png" in told and "dent/2.png" in told
+
+
+def test_references_leave_the_test_set_however_their_paths_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for i in range(4):
+        picture(Path(f"parts/good/{i}.png"), size=(60, 60), value=10 * i)
+        picture(Path(f"parts/dent/{i}.png"), size=(60, 60), value=100 + i)
+    words = [*WORDS, "train_on=nothing", "shots=2"]
+    assert main(["train", *words, "dataset.test.root=parts", "output_dir=run"]) == 0
+    shutil.copytree("parts", "elsewhere")
+    ckpt = "ckpt=run/checkpoints/last.ckpt"
+    for i, root in enumerate(
+        ("parts", "./parts", str(tmp_path / "parts"), "../" + tmp_path.name + "/parts", "elsewhere")
+    ):
+        assert main(["evaluate", ckpt, f"dataset.test.root={root}", f"output_dir=again{i}"]) == 0
+        rows = Path(f"again{i}/images.csv").read_text().splitlines()
+        assert len(rows) == 1 + 8 - 2, root
+    assert caplog.text.count("2 of 8 test images are in the checkpoint's memory and left out") == 5
