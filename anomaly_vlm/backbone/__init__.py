@@ -1,6 +1,6 @@
 """Frozen open_clip towers, driven block by block, and image trunks. Usable alone: no Lightning, Hydra or data set here."""
 
-from anomaly_vlm.backbone.blocks import BlockOutputs, Prompts, plus_next_attention, run_blocks
+from anomaly_vlm.backbone.blocks import BlockOutputs, Prompts, ValueAttention, plus_next_attention, run_blocks
 from anomaly_vlm.backbone.clip import ClipBackbone, ImageTokens
 from anomaly_vlm.backbone.convnext import ConvNextBackbone, ImagePyramid
 from anomaly_vlm.backbone.frozen import FrozenClip, FrozenTower
@@ -25,6 +25,7 @@ __all__ = [
     "Prompts",
     "Tap",
     "TrunkBackbone",
+    "ValueAttention",
     "ViTBackbone",
     "convert_torchscript",
     "load_backbone",

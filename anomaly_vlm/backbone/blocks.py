@@ -1,8 +1,8 @@
 """The one loop over a tower's transformer blocks.
 
 Blocks are open_clip's own `ResidualAttentionBlock`s. What the methods add to a frozen tower is an argument of `run_blocks`:
-prompt tokens that enter at some blocks, the V-V attention path, and the layers whose output is wanted. Attention goes
-through `torch.nn.functional.scaled_dot_product_attention`.
+prompt tokens that enter at some blocks, the V-V attention path, adapters behind blocks, and the layers whose output is
+wanted. Attention goes through `torch.nn.functional.scaled_dot_product_attention`.
 """
 
 from __future__ import annotations
@@ -60,6 +60,28 @@ class Prompts:
         return x[:, :-n] if self.place == "end" else torch.cat([x[:, :1], x[:, 1 + n :]], dim=1)
 
 
+@dataclass(frozen=True)
+class ValueAttention:
+    """V-V attention in place of the ordinary one, in the one path, with the MLP behind it (AA-CLIP, stage 1).
+
+    Args:
+        first_block: 0-based block from which on attention is replaced.
+        over: What a token sees: the `tokens` of its own sequence, or in the `batch` the tokens at its own position, so that
+            what comes out depends on the other sequences.
+    """
+
+    first_block: int
+    over: Literal["tokens", "batch"] = "tokens"
+
+    def __call__(self, attn: nn.MultiheadAttention, normed: Tensor) -> Tensor:
+        """The attention of a block's normalised input `[B, T, D]`."""
+        x = normed.transpose(0, 1) if self.over == "batch" else normed
+        value = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)[2]
+        v = _heads(value, attn.num_heads)
+        seen = _attention(attn, v, v, v, causal=False)
+        return seen.transpose(0, 1) if self.over == "batch" else seen
+
+
 @dataclass
 class BlockOutputs:
     """What `run_blocks` returns.
@@ -97,6 +119,8 @@ def run_blocks(
     mask: Tensor | None = None,
     taps: Collection[int] = (),
     vv_from: int | None = None,
+    value_attention: ValueAttention | None = None,
+    adapters: Sequence[nn.Module] = (),
     first_block: int = 0,
     until: int | None = None,
 ) -> BlockOutputs:
@@ -112,6 +136,9 @@ def run_blocks(
         vv_from: 0-based block from which a second path `v` runs beside the ordinary one: at each block the V-V
             attention `softmax(v v^T / sqrt(d)) v` of the *ordinary* path's input, through the block's own output
             projection, is added to `v`; no MLP, nothing flows back (AnomalyCLIP, section 3.3 "DPAM").
+        value_attention: What takes the place of the ordinary attention from a block on.
+        adapters: Modules `[B, T, D] -> [B, T, D]` behind the tower's first blocks; what they return enters the next block
+            and is what a tap sees.
         first_block: 0-based number of the first block that runs.
         until: 0-based number of the block before which to stop. None runs to the end.
 
@@ -127,12 +154,17 @@ def run_blocks(
         if prompts is not None:
             x = prompts.enter(i, x)
         attn = block.attn
-        qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
-        q, k, v = (_heads(part, attn.num_heads) for part in qkv.chunk(3, dim=-1))
-        if vv_from is not None and i >= vv_from:
-            dual = (x if dual is None else dual) + block.ls_1(_attention(attn, v, v, v, causal))
-        x = x + block.ls_1(_attention(attn, q, k, v, causal, mask))
+        if value_attention is not None and i >= value_attention.first_block:
+            x = x + block.ls_1(value_attention(attn, block.ln_1(x)))
+        else:
+            qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+            q, k, v = (_heads(part, attn.num_heads) for part in qkv.chunk(3, dim=-1))
+            if vv_from is not None and i >= vv_from:
+                dual = (x if dual is None else dual) + block.ls_1(_attention(attn, v, v, v, causal))
+            x = x + block.ls_1(_attention(attn, q, k, v, causal, mask))
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        if i < len(adapters):
+            x = adapters[i](x)
         if i + 1 in taps:
             out.taps[i + 1] = x if dual is None else dual
             out.ordinary[i + 1] = x

@@ -10,7 +10,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from anomaly_vlm.backbone.blocks import Prompts, run_blocks
+from anomaly_vlm.backbone.blocks import Prompts, ValueAttention, run_blocks
 from anomaly_vlm.backbone.frozen import Activation, FrozenClip, drivable, set_activation
 from anomaly_vlm.backbone.positions import POS_RESIZE, PosResize, resize_positions
 from anomaly_vlm.backbone.stem import HybridStem
@@ -147,6 +147,8 @@ class ClipBackbone(FrozenClip, BlockTaps):
         layers: Sequence[int] = (),
         prompts: Prompts | None = None,
         vv_from: int | None = None,
+        value_attention: ValueAttention | None = None,
+        adapters: Sequence[nn.Module] = (),
         token_sets: Tensor | None = None,
     ) -> ImageTokens:
         """Runs the image tower.
@@ -156,6 +158,8 @@ class ClipBackbone(FrozenClip, BlockTaps):
             layers: 1-based blocks whose tokens are returned.
             prompts: Tokens that enter on the way, appended behind the patches or overwriting (see `Prompts`).
             vv_from: 0-based first block of the V-V path (see `run_blocks`).
+            value_attention: See `run_blocks`.
+            adapters: See `run_blocks`.
             token_sets: [W, k] indices into the 1 + N tokens (0 is the class token). Each row makes a short sequence of its
                 own of every image, cut before `ln_pre` with its original positions (WinCLIP's windows). All outputs
                 then have the batch size B * W, windows of one image next to each other.
@@ -164,7 +168,16 @@ class ClipBackbone(FrozenClip, BlockTaps):
             ImageTokens
         """
         x, grid = self.embed_image(images)
-        return self.encode_embedded(x, grid, layers=layers, prompts=prompts, vv_from=vv_from, token_sets=token_sets)
+        return self.encode_embedded(
+            x,
+            grid,
+            layers=layers,
+            prompts=prompts,
+            vv_from=vv_from,
+            value_attention=value_attention,
+            adapters=adapters,
+            token_sets=token_sets,
+        )
 
     def encode_embedded(
         self,
@@ -174,13 +187,21 @@ class ClipBackbone(FrozenClip, BlockTaps):
         layers: Sequence[int] = (),
         prompts: Prompts | None = None,
         vv_from: int | None = None,
+        value_attention: ValueAttention | None = None,
+        adapters: Sequence[nn.Module] = (),
         token_sets: Tensor | None = None,
     ) -> ImageTokens:
         """`encode_image` from what `embed_image` returned: `x` [B, 1 + N, Dv] and the patch grid."""
         if token_sets is not None:
             x = x[:, token_sets].flatten(0, 1)  # [B, W, k, Dv] -> [B * W, k, Dv]
         out = run_blocks(
-            self.visual.transformer.resblocks, self.visual.ln_pre(x), prompts=prompts, taps=layers, vv_from=vv_from
+            self.visual.transformer.resblocks,
+            self.visual.ln_pre(x),
+            prompts=prompts,
+            taps=layers,
+            vv_from=vv_from,
+            value_attention=value_attention,
+            adapters=adapters,
         )
         strip = prompts.strip if prompts is not None else lambda tokens: tokens
         cls_token = out.last[:, 0]

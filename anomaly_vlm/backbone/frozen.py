@@ -138,6 +138,8 @@ class FrozenClip(FrozenTower):
         states: Tensor | None = None,
         first_block: int = 0,
         prompts: Prompts | None = None,
+        adapters: Sequence[nn.Module] = (),
+        projection: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Text features [N, C], not normalised: `ln_final`, the end token's position, `text_projection`.
 
@@ -147,14 +149,17 @@ class FrozenClip(FrozenTower):
                 a cached `text_states`).
             first_block: 0-based block to start at.
             prompts: Tokens that enter on the way.
+            adapters: See `run_blocks`.
+            projection: [N, Dt] -> [N, C] in place of the tower's own `text_projection`.
         """
         x = self.embed_text(tokens) if states is None else states
         blocks = self.text.transformer.resblocks
-        x = run_blocks(blocks, x, prompts=prompts, causal=True, first_block=first_block).last
+        x = run_blocks(blocks, x, prompts=prompts, causal=True, first_block=first_block, adapters=adapters).last
         end = tokens.argmax(dim=-1)
         if prompts is not None and prompts.place == "start":
             end = end + prompts.inserted
-        return self._project_text(x[torch.arange(x.shape[0], device=x.device), end])
+        ends = x[torch.arange(x.shape[0], device=x.device), end]
+        return self._project_text(ends) if projection is None else projection(self.text.ln_final(ends))
 
     @torch.no_grad()
     def encode_sentences(self, sentences: Sequence[str]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anomaly_vlm.data.class_aware import ClassAware
 from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.errors import UserError
 
@@ -57,6 +58,7 @@ class TrainingAugmentation:
         mosaic_on: Names of the data sets whose samples get one; None for all.
         operations: `kornia.augmentation` modules on image and mask together.
         crop: A random crop before them; None for none.
+        class_aware: Mosaics and cells that keep the category, and change the label where they must.
     """
 
     def __init__(
@@ -66,14 +68,17 @@ class TrainingAugmentation:
         mosaic_on: Sequence[str] | None = None,
         operations: Sequence[Any] = (),
         crop: RandomCrop | None = None,
+        class_aware: ClassAware | None = None,
     ) -> None:
         self.mosaic, self.mosaic_on = mosaic, None if mosaic_on is None else tuple(mosaic_on)
         self.operations, self.crop = Augment(operations) if len(operations) else None, crop
+        self.class_aware = class_aware or ClassAware()
 
     def changes(self, datasets: Iterable[str]) -> bool:
         """Whether images of any of these data sets are changed."""
         mosaics = self.mosaic > 0 and any(self.makes_mosaics_of(name) for name in datasets)
-        return mosaics or self.operations is not None or self.crop is not None
+        class_aware = self.class_aware.probability > 0
+        return mosaics or class_aware or self.operations is not None or self.crop is not None
 
     def makes_mosaics_of(self, dataset: str) -> bool:
         """Whether samples of a data set may become mosaics."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anomaly_vlm.data.augment import TrainingAugmentation
+from anomaly_vlm.data.class_aware import class_aware_view
 from anomaly_vlm.data.images import read_bytes
 from anomaly_vlm.data.transforms import (
     mosaic,
@@ -27,7 +28,7 @@ from anomaly_vlm.data.transforms import (
 from anomaly_vlm.data.types import UNKNOWN, VOID, Batch, Preprocess, Sample
 from anomaly_vlm.errors import UserError
 
-MOSAIC, AUGMENT, CROP = 1, 2, 3  # streams of random numbers
+MOSAIC, AUGMENT, CROP, CLASS_AWARE = 1, 2, 3, 4  # streams of random numbers
 StoredTokens = Callable[[str | None], dict[str, Tensor] | None]
 
 
@@ -56,11 +57,13 @@ class Pixels(NamedTuple):
         image: uint8 [3, S, S].
         mask: uint8 [S, S] (the semantic labels of a sample that has some), or None.
         key: Key of the exact pixels, or None.
+        label: Label of the pixels where it may differ from the sample's; else None.
     """
 
     image: Tensor
     mask: Tensor | None
     key: str | None
+    label: int | None = None
 
 
 class PixelCache:
@@ -126,7 +129,7 @@ class AnomalyDataset(Dataset[Item]):
     def __getitem__(self, position: int | tuple[int, int]) -> Item:
         epoch, i = position if isinstance(position, tuple) else (0, position)
         sample = self.samples[i]
-        tiles = self._tiles(epoch, i)
+        tiles = self._tiles(epoch, i) or self._class_aware(epoch, i)
         operations, crop = self.augment.operations, self.augment.crop
         if tiles is None and operations is None and crop is None and (served := self._served(i)) is not None:
             return served
@@ -138,7 +141,7 @@ class AnomalyDataset(Dataset[Item]):
         if operations is not None:
             image, mask = operations(image, mask, int(self._random(epoch, i, AUGMENT).integers(2**63)))
             key = None
-        label = -1 if sample.label is None else sample.label
+        label = -1 if sample.label is None else sample.label if pixels.label is None else pixels.label
         item = Item(normalise(image, self.preprocess), label, mask, sample.category, sample.path, i, key)
         if sample.kind == "semantic" and mask is not None:
             item.mask = torch.where(mask == UNKNOWN, 1, torch.where(mask == VOID, VOID, 0)).to(torch.uint8)
@@ -222,6 +225,24 @@ class AnomalyDataset(Dataset[Item]):
         tiles = [read_sample(self.samples[pool[j]]) for j in random.integers(len(pool), size=4)]
         image, mask = mosaic(tiles)
         return Pixels(resize_image(image, self.preprocess), self._fitted(sample, mask), None)
+
+    def _class_aware(self, epoch: int, i: int) -> Pixels | None:
+        """A mosaic or a cell of a sample with masks, where a draw says that it gets one in this epoch."""
+        sample, options = self.samples[i], self.augment.class_aware
+        if not options.probability or sample.kind != "mask" or sample.labels:
+            return None
+        random = self._random(epoch, i, CLASS_AWARE)
+        if random.random() >= options.probability:
+            return None
+        pool = [j for j in self._category[sample.dataset, sample.category] if sample.label or not self.samples[j].label]
+
+        def draw_other() -> tuple[tuple[Image.Image, Image.Image | None], bool]:
+            other = self.samples[pool[int(random.integers(len(pool)))]]
+            return read_sample(other), bool(other.label)
+
+        grid = int(random.choice(list(options.grids)))
+        view = class_aware_view(read_sample(sample), bool(sample.label), draw_other, grid, random)
+        return Pixels(resize_image(view.image, self.preprocess), self._fitted(sample, view.mask), None, view.label)
 
     def _mask(self, sample: Sample, pixels: Pixels) -> Tensor | None:
         if not self.has_masks:

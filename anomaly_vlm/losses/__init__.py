@@ -6,7 +6,7 @@ from anomaly_vlm.losses.few_shot import alignment_loss, contrastive_loss, level_
 from anomaly_vlm.losses.focal import focal_loss
 from anomaly_vlm.losses.maps import map_losses, training_mask
 from anomaly_vlm.losses.masks import bce_of_logits, cross_entropy_with_void
-from anomaly_vlm.losses.prompts import orthogonality_loss, prior_loss
+from anomaly_vlm.losses.prompts import mean_cosine_square, orthogonality_loss, prior_loss
 from anomaly_vlm.losses.terms import KINDS, PROBABILITY, LossTerm, build_terms
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "level_loss",
     "map_losses",
     "margin_loss",
+    "mean_cosine_square",
     "orthogonality_loss",
     "prior_loss",
     "training_mask",

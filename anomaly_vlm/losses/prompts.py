@@ -27,6 +27,19 @@ def orthogonality_loss(features: Tensor, *, pairs: Literal["unordered", "ordered
     return 2 * total if pairs == "ordered" else total
 
 
+def mean_cosine_square(normal: Tensor, abnormal: Tensor) -> Tensor:
+    r"""Square of the mean cosine of normal and abnormal text features (AA-CLIP, stage 1).
+
+    Args:
+        normal: [B, C] unit rows, one of each image's category.
+        abnormal: [B, C] unit rows.
+
+    Returns:
+        Scalar.
+    """
+    return (normal * abnormal).sum(dim=-1).mean().square()
+
+
 def prior_loss(offset: Tensor, label: Tensor, *, over: Literal["mean", "sum"] = "mean") -> Tensor:
     r"""Squared norm of the prompt offsets of normal images, summed over them; 0 where the batch has none.
 

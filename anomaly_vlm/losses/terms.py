@@ -17,7 +17,7 @@ from anomaly_vlm.losses.dice import dice_loss
 from anomaly_vlm.losses.few_shot import alignment_loss, contrastive_loss, level_loss, margin_loss
 from anomaly_vlm.losses.focal import focal_loss
 from anomaly_vlm.losses.masks import bce_of_logits, cross_entropy_with_void
-from anomaly_vlm.losses.prompts import orthogonality_loss, prior_loss
+from anomaly_vlm.losses.prompts import mean_cosine_square, orthogonality_loss, prior_loss
 
 KINDS: dict[str, Callable[..., Tensor]] = {
     "alignment": alignment_loss,
@@ -30,6 +30,7 @@ KINDS: dict[str, Callable[..., Tensor]] = {
     "focal_of_logits": focal_of_logits,
     "levels": level_loss,
     "margin": margin_loss,
+    "mean_cosine_square": mean_cosine_square,
     "orthogonality": orthogonality_loss,
     "prior": prior_loss,
 }

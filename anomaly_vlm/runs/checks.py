@@ -72,9 +72,10 @@ def check_values(cfg: DictConfig) -> None:
         size = OmegaConf.select(cfg, key)
         if isinstance(size, bool) or not isinstance(size, int | float) or not 0 <= size < math.inf:
             raise UserError(f"{key} is {size!r}: give a number of gigabytes, at least 0")
-    mosaic = cfg.augment.mosaic
-    if isinstance(mosaic, bool) or not isinstance(mosaic, int | float) or not 0 <= mosaic <= 1:
-        raise UserError(f"augment.mosaic is {mosaic!r}: give a probability from 0 to 1")
+    for key in ("augment.mosaic", "augment.class_aware"):
+        share = OmegaConf.select(cfg, key, default=0.0)
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise UserError(f"{key} is {share!r}: give a probability from 0 to 1")
     if cfg.selection == "best_val" and cfg.dataset.val is None:
         raise UserError(
             "selection=best_val needs a validation set: add source@dataset.val=NAME, or choose selection=last"

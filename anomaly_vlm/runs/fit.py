@@ -20,6 +20,7 @@ from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.sheet import contact_sheet
 from anomaly_vlm.runs.build import Run, build, fit_references
+from anomaly_vlm.runs.calibrate import calibrate
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.detect import precompute_detections
@@ -92,6 +93,7 @@ def train(run: Run, trainer: L.Trainer, last: Path, state: Path | None) -> None:
         say(f"resuming from {state}")
         run.method.check_learned(read_tensors(state)["state_dict"], f"checkpoint '{state}'")
     trainer.fit(run.method, datamodule=run.data, ckpt_path=None if state is None else str(state), weights_only=True)
+    calibrate(run)
     trainer.save_checkpoint(last, weights_only=False)
 
 

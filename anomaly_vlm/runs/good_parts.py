@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from anomaly_vlm.data import FileSource, Sample, collate
+from anomaly_vlm.data.references import Remembered
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import whole_file, write_text
 from anomaly_vlm.methods.base.few_shot import FewShot
@@ -123,19 +124,19 @@ def fit_good_parts(
     run = _built(cfg, good, checkpoint, typed_shots)
     write_config(cfg, folder)
     say(f"{run.facts['method']} on {run.facts['backbone']}")
-    held_paths = run.data.excluded_paths or {sample.path for sample in run.data.picks.samples()}
+    held = run.data.remembered or Remembered(frozenset(sample.path for sample in run.data.picks.samples()))
     parts = good.samples("test")
-    memory = [sample for sample in parts if sample.path in held_paths]
-    rest = [sample for sample in parts if sample.path not in held_paths]
+    rest = held.without(parts)
+    memory = sorted(set(parts) - set(rest), key=lambda sample: sample.path)
     learns = checkpoint is None and cfg.train_on != "nothing" and bool(run.method.loss_terms)
-    leave_out = [] if checkpoint is not None and run.data.excluded_paths else memory
+    leave_out = [] if run.data.remembered is not None else memory
     if cfg.train_on == "references" and learns:
         leave_out = []  # what is learned cannot be unlearned for one part
     _check_counts(run, len(memory), len(rest), len(leave_out))
     quiet = cfg.copy()
     quiet.callbacks.progress = "none"
     trainer = build_trainer(quiet)
-    if checkpoint is None or run.data.excluded_paths is None:
+    if run.data.remembered is None:
         fit_references(run, folder)
     if learns:
         _train(run, folder)
@@ -233,14 +234,14 @@ def _left_out(run: Run, trainer: L.Trainer, samples: Sequence[Sample]) -> list[S
 def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typed_shots: bool) -> Run:
     """The run, with the number of parts in the memory and the weights of a checkpoint."""
     method_class: Any = target_class(cfg.method, trusted=cfg.trust)
-    excluded = None
+    remembered = None
     if checkpoint is not None and checkpoint.record.get("references"):
-        excluded = checkpoint.excluded_paths(cfg)
+        remembered = checkpoint.remembered(cfg)
     elif not typed_shots and issubclass(method_class, FewShot):
         count = len(good.samples("test"))
         cfg.shots = max(1, count // 2) if cfg.train_on == "references" else count
     sides = ("train", "test") if checkpoint is None and cfg.train_on == "dataset" else ("test",)
-    run = build(cfg, sides=sides, test=good, excluded_paths=excluded)
+    run = build(cfg, sides=sides, test=good, remembered=remembered)
     if run.method.is_transductive:
         raise UserError(
             f"{run.facts['method']} scores images by comparing them with each other, so that no threshold holds for the"
@@ -249,8 +250,9 @@ def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typ
     if checkpoint is not None:
         checkpoint.load_into(run.method)
         run.method.run_record["trained_on"] = checkpoint.trained_on
-        if excluded is not None:
-            run.method.run_record["references"] = list(checkpoint.record["references"])
+        if remembered is not None:
+            for key in ("references", "reference_contents"):
+                run.method.run_record[key] = list(checkpoint.record.get(key, []))
     return run
 
 

@@ -35,6 +35,7 @@ WORDS = {  # what a method needs to be small, besides SMALL
     "winclip": [*TINY, "shots=1"],
     "anomalydino": [*TINY, "method.angles=[0,45]", "dataset.test.categories=[gear]"],
     "subspacead": [*TINY, "method.rotations=2", "dataset.test.categories=[gear]"],
+    "musc": [*TINY, "dataset.test.categories=[gear]"],
     "filo": [*TINY, "method.mmci.kernels=[[1,1],[3,3]]"],
 }
 
@@ -56,14 +57,17 @@ def test_a_method_from_its_configuration_to_python(name: str, tmp_path: Path) ->
         words.remove("dataset.train.size=48")
     assert main(["train", *words, "output_dir=run"]) == 0
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert main(["evaluate", f"ckpt={checkpoint}", "output_dir=again"]) == 0
+    anew = [word for word in words if word.startswith(("eval_limit=", "dataset.test.categories="))]
+    assert main(["evaluate", f"ckpt={checkpoint}", *anew, "output_dir=again"]) == 0
     first, again = (json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in ("run", "again"))
     assert first["results"] == again["results"] and first["results"]
 
     image = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))
     method = load_checkpoint(checkpoint)
-    prediction, twice = (load(image, category="gear") for load in (method, load_checkpoint(checkpoint)))
-    assert prediction.map.shape == (1, 64, 96) and torch.isfinite(prediction.map).all()
+    count = 5 if method.is_transductive else 1  # a set of images that score each other
+    images = image if count == 1 else torch.stack([image.roll(i, dims=2) for i in range(count)])
+    prediction, twice = (load(images, category="gear") for load in (method, load_checkpoint(checkpoint)))
+    assert prediction.map.shape == (count, 64, 96) and torch.isfinite(prediction.map).all()
     assert torch.equal(prediction.score, twice.score) and torch.equal(prediction.map, twice.map)
 
 

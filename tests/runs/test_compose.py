@@ -63,7 +63,7 @@ def test_defaults() -> None:
         (["method=adaclip", "backbone=vit_l14_33"], "unknown backbone 'vit_l14_33'.*did you mean vit_l14_336"),
         (["method=adaclip", "source@dataset.test=visaa"], "unknown data set 'visaa'"),
         (["method=adaclip", "source@dataset.tset=visa"], "unknown data side"),
-        ([], "no method given: add method=NAME, one of adaclip"),
+        ([], "no method given: add method=NAME, one of aaclip"),
         (["method=adaclip", "epochss=3"], "unknown key 'epochss': nearest are epochs"),
         (["method=adaclip", "rgb=before"], r"unknown key 'rgb'.*pixels\.rgb"),
         (["method=adaclip", "seed=1,2"], "several values in one run.*anomaly-vlm sweep"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.methods.shared.stages import first_stage_epochs
 from anomaly_vlm.options import AtLeast, PositiveInt
 
 
@@ -41,11 +42,8 @@ class StageOptions:
 
     @property
     def first_in_run(self) -> int:
-        """Epochs of stage 1 in this run. A shorter run has at least one epoch of each stage that there is."""
-        if self.second == 0 or self.first == 0 or self.epochs is None or self.epochs >= self.first + self.second:
-            return self.first
-        share = self.first / (self.first + self.second)
-        return min(max(1, round(self.epochs * share)), max(1, self.epochs - 1))
+        """Epochs of stage 1 in this run, see `first_stage_epochs`."""
+        return first_stage_epochs(self.first, self.second, self.epochs)
 
     @property
     def rates(self) -> dict[str, float]:

@@ -75,33 +75,47 @@ def nearest_similarities(queries: Tensor, tiles: Iterable[Tensor], count: int) -
     return best
 
 
-def aligned_distance(queries: Tensor, bank: Tensor, *, radius: int, neighbours: int = 1) -> Tensor:
-    """Computes the mean halved cosine distance of each patch to the nearest ones at about its own position.
+def aligned_similarities(queries: Tensor, bank: Tensor, *, radius: int) -> Tensor:
+    """Computes the largest cosine of each patch to those at about its own position, in each image of the bank.
 
     For parts that always lie the same way: a part at a wrong place finds nothing like it there.
 
     Args:
-        queries: `[B, rows, columns, D]`, any norm.
-        bank: Patches of R images on the same grid, `[R, rows, columns, D]`, any norm.
+        queries: `[B, rows, columns, D]`, unit rows.
+        bank: Patches of R images on the same grid, `[R, rows, columns, D]`, unit rows.
         radius: How far from its own position, in rows and in columns, a patch may look; 0 for its own position alone.
-        neighbours: Number of nearest patches that the mean runs over, at most those that there are at every position.
+
+    Returns:
+        `[B, rows, columns, R]`.
+    """
+    rows, columns = bank.shape[1:3]
+    best = queries.new_full((*queries.shape[:3], len(bank)), -1.0)
+    for down in range(-min(radius, rows - 1), min(radius, rows - 1) + 1):
+        for right in range(-min(radius, columns - 1), min(radius, columns - 1) + 1):
+            here = (slice(max(0, -down), rows - max(0, down)), slice(max(0, -right), columns - max(0, right)))
+            there = (slice(max(0, down), rows + min(0, down)), slice(max(0, right), columns + min(0, right)))
+            near = torch.einsum("bhwd,rhwd->bhwr", queries[:, *here], bank[:, *there])
+            best[:, *here] = torch.maximum(best[:, *here], near)
+    return best
+
+
+def aligned_distance(queries: Tensor, bank: Tensor, *, radius: int, neighbours: int = 1) -> Tensor:
+    """Computes the mean halved cosine distance of each patch to the nearest ones at about its own position.
+
+    Args:
+        queries: See `aligned_similarities`, of any norm.
+        bank: See `aligned_similarities`, of any norm.
+        radius: See `aligned_similarities`.
+        neighbours: Number of images of the bank that the mean runs over, the nearest patch of each; at most all.
 
     Returns:
         Distances `[B, rows, columns]`, float32, in [0, 1].
     """
-    rows, columns = bank.shape[1:3]
-    queries, bank = F.normalize(queries.float(), dim=-1), F.normalize(bank.float(), dim=-1)
-    best = queries.new_empty(*queries.shape[:3], 0)
-    for down in range(-radius, radius + 1):
-        for right in range(-radius, radius + 1):
-            near = queries.new_full((*queries.shape[:3], len(bank)), -1.0)
-            here = (slice(max(0, -down), rows - max(0, down)), slice(max(0, -right), columns - max(0, right)))
-            there = (slice(max(0, down), rows + min(0, down)), slice(max(0, right), columns + min(0, right)))
-            if queries[:, *here].numel():
-                near[:, *here] = torch.einsum("bhwd,rhwd->bhwr", queries[:, *here], bank[:, *there])
-            best = torch.cat([best, near], dim=-1)
-            best = best.topk(min(neighbours, best.shape[-1]), dim=-1).values
-    return ((1 - best) / 2).clamp_min(0).mean(dim=-1)
+    with torch.autocast(queries.device.type, enabled=False):
+        unit, rows = F.normalize(queries.float(), dim=-1), F.normalize(bank.float(), dim=-1)
+        near = aligned_similarities(unit, rows, radius=radius)
+    nearest = near.topk(min(neighbours, len(bank)), dim=-1).values
+    return ((1 - nearest) / 2).clamp_min(0).mean(dim=-1)
 
 
 def _squared_distance(queries: Tensor, rows: Tensor) -> Tensor:

@@ -1,0 +1,20 @@
+"""`Calibrated`: methods that look at their training images once more, after training, to set constants of their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from anomaly_vlm.data.types import Batch
+from anomaly_vlm.methods.base.method import AnomalyMethod
+
+
+class Calibrated(AnomalyMethod):
+    """A method whose state holds constants that it finds in the training images, with the learned weights."""
+
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Sets the constants.
+
+        Args:
+            batches: The training images as an evaluation would see them, without augmentation, on the method's device.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no calibrate")

@@ -1,0 +1,34 @@
+"""After training: a method that sets constants of its scores looks at the training images once more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch.utils.data import DataLoader
+
+from anomaly_vlm.data import Batch, collate
+from anomaly_vlm.data.dataset import AnomalyDataset
+from anomaly_vlm.methods.base.calibrated import Calibrated
+from anomaly_vlm.reporting.console import say
+from anomaly_vlm.runs.build import Run
+
+
+def calibrate(run: Run) -> None:
+    """Hands the training images, without augmentation, to a method that sets constants of its scores by them."""
+    if not isinstance(run.method, Calibrated):
+        return
+    samples = run.data.samples("train")
+    say(f"{len(samples):,} training images once more, for the range of the scores")
+    run.method.eval()
+    run.method.calibrate(_batches(run))
+
+
+def _batches(run: Run) -> Iterator[Batch]:
+    assert run.data.preprocess is not None
+    dataset = AnomalyDataset(run.data.samples("train"), replace(run.data.preprocess, mask_size=None))
+    loader = DataLoader(
+        dataset, batch_size=run.data.eval_batch_size, num_workers=run.data.num_workers, collate_fn=collate
+    )
+    for batch in loader:
+        yield replace(batch, unencoded=batch.unencoded.to(run.method.device))
