@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.class_aware import class_aware_view
-from anomaly_vlm.data.images import read_bytes
+from anomaly_vlm.data.images import read_bytes, shown_size
 from anomaly_vlm.data.transforms import (
     mosaic,
     normalise,
@@ -155,6 +155,11 @@ class AnomalyDataset(Dataset[Item]):
     def original(self, i: int) -> np.ndarray:
         """The pixels of sample i at its own size, uint8 [H, W, 3]."""
         return np.asarray(read_sample(self.samples[i])[0].convert("RGB"))
+
+    def own_size(self, i: int) -> tuple[int, int]:
+        """Width and height in pixels of sample i at its own size, where it lies in a file."""
+        with Image.open(self.samples[i].path) as file:
+            return shown_size(file)
 
     def _random(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *key])
