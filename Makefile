@@ -16,7 +16,7 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
 export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate predict sweep report data descriptions nano nano-report cache test test-all lint format bench docs clean
+.PHONY: help setup train evaluate predict sweep report data descriptions nano nano-report cache test test-all test-faults lint format bench docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -84,10 +84,13 @@ cache: $(VENV)/.run ## list the token caches on disk; ARGS=clear=all removes the
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 test: $(VENV)/.dev ## the tests, on all cores (about 4 minutes on 2); ARGS="-n 0 tests/data" runs a part of them in one process
-	@$(PYTEST) -m "not slow and not gpu" $(ARGS)
+	@$(PYTEST) -m "not slow and not gpu and not faults" $(ARGS)
 
 test-all: $(VENV)/.dev ## the slow tests too
-	@$(PYTEST) -m "not gpu" $(ARGS)
+	@$(PYTEST) -m "not gpu and not faults" $(ARGS)
+
+test-faults: $(VENV)/.dev ## runs broken on purpose, 40 minutes on 2 cores; writes docs/reliability.md
+	@OMP_NUM_THREADS=1 ANOMALY_VLM_RELIABILITY=docs/reliability.md $(BIN)/python -m pytest -m faults tests/faults $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -57,9 +57,11 @@ def whole_bytes(path: str | Path, *, durable: bool = True) -> Iterator[IO[bytes]
             if durable:
                 os.fsync(file.fileno())
         unfinished.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     if durable:
         sync_folder(path.parent)

@@ -13,7 +13,7 @@ from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.files import os_error_line
 from anomaly_vlm.names import shown
 from anomaly_vlm.runs import processes
-from anomaly_vlm.runs.stopping import Stopped, requested, stoppable
+from anomaly_vlm.runs.stopping import Stopped, goes_on_with, requested, stoppable
 
 DEBUG = "--debug"
 SECONDS_FOR_OTHERS = 3.0  # that a process of a distributed run waits to see whether another one has died
@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         with stoppable():
-            status = dispatch(*arguments)
+            with goes_on_with(*arguments):
+                status = dispatch(*arguments)
             sys.stdout.flush()
             return status
     except Exception as error:

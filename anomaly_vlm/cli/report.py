@@ -8,6 +8,7 @@ from pathlib import Path
 
 from anomaly_vlm.cli.arguments import pop_key
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import os_error_line
 
 HELP = """usage: anomaly-vlm report [runs=FOLDER]    default: outputs
 """
@@ -25,10 +26,14 @@ def run(arguments: Sequence[str]) -> int:
     if not root.is_dir():
         raise UserError(f"runs={root}: no such folder: give one that holds runs")
     from anomaly_vlm.reporting.collect import collect_runs, sweep_table
-    from anomaly_vlm.reporting.console import show
+    from anomaly_vlm.reporting.console import say, show
 
     rows = collect_runs(root)
     if not rows:
         raise UserError(f"no run (metrics.json) below '{root}': train first, or give another folder")
-    show(sweep_table(rows, csv_path=root / "sweep.csv"))
+    try:
+        show(sweep_table(rows, csv_path=root / "sweep.csv"))
+    except OSError as error:
+        show(sweep_table(rows, csv_path=None))
+        say(f"the table is not written: {os_error_line(error)}")
     return 0

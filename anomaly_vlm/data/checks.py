@@ -16,7 +16,9 @@ from PIL import Image
 from anomaly_vlm.data.images import FORMATS, NATIVE, ReadError, file_size, mask_size_error, open_image, shown_size
 from anomaly_vlm.data.masks import describe_oddities, read_mask
 from anomaly_vlm.data.types import Sample
+from anomaly_vlm.errors import UserError
 
+OTHER_ROWS = ("mean", "mean_count", "pooled")  # of the results, beside one a category
 log = logging.getLogger("anomaly_vlm")
 MOST_MASKS = 256  # masks that are decoded before a run, which takes a second or two
 TAIL = 4096  # bytes at the end of a file in which its end marker must lie
@@ -153,3 +155,24 @@ def _tail(path: str, length: int) -> bytes:
     with Path(path).open("rb") as file:
         file.seek(max(0, length - TAIL))
         return file.read()
+
+
+def check_categories(name: str, samples: Sequence[Sample]) -> None:
+    """Raises a `UserError` where a category has the name of another row of the results, or none."""
+    for sample in samples:
+        if sample.label is not None and (sample.category in OTHER_ROWS or not sample.category.strip()):
+            what = f"a category called '{sample.category}'" if sample.category.strip() else "a category without a name"
+            raise UserError(
+                f"{name} has {what} ('{sample.path}'), but results have a row a category, and rows {', '.join(OTHER_ROWS)}"
+                f" beside: give it another word with dataset.SIDE.class_words={{{sample.category or '...'}: WORD}}"
+            )
+
+
+def need_labels(samples: Sequence[Sample], what: str) -> None:
+    """Raises a `UserError` where a sample has no label."""
+    for sample in samples:
+        if sample.label is None:
+            raise UserError(
+                f"{what} has no labels ('{sample.path}'): sort the images into good/ and a folder for each defect, or use"
+                " 'predict'"
+            )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -12,14 +13,16 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from anomaly_vlm.data.augment import TrainingAugmentation
-from anomaly_vlm.data.checks import check_files
+from anomaly_vlm.data.checks import check_categories, check_files, need_labels
 from anomaly_vlm.data.dataset import AnomalyDataset, Item, PixelCache, StoredTokens, collate
 from anomaly_vlm.data.limits import balanced
-from anomaly_vlm.data.references import ReferencePicks, at_size, changed, positions_by_category
+from anomaly_vlm.data.references import ReferencePicks, Remembered, at_size, changed, positions_by_category
 from anomaly_vlm.data.sampler import BatchesSampler, EpochSampler, ShardSampler
 from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.types import Batch, Preprocess, References, Sample
 from anomaly_vlm.errors import UserError
+
+log = logging.getLogger("anomaly_vlm")
 
 
 class TrainLoader(DataLoader[Item]):
@@ -63,7 +66,7 @@ class AnomalyDataModule(L.LightningDataModule):
     Attributes:
         preprocess: Set once the backbone is built, before any loader is asked for.
         selection_side: `val` or `test`, which `val_dataloader` serves; None for no validation loop.
-        excluded_paths: Reference images in a checkpoint's memory, which leave the test set in place of the picks.
+        remembered: Reference images in a checkpoint's memory, which leave the test set in place of the picks.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class AnomalyDataModule(L.LightningDataModule):
         self.picks, self.train_on = picks or ReferencePicks(), train_on
         self.preprocess: Preprocess | None = None
         self.selection_side: Literal["val", "test"] | None = None
-        self.excluded_paths: set[str] | None = None
+        self.remembered: Remembered | None = None
         self._cache = PixelCache(cache_mb * 10**6) if num_workers == 0 and cache_mb else None
         self._stored_tokens: StoredTokens | None = None
         self._samples: dict[str, list[Sample]] = {}
@@ -125,8 +128,9 @@ class AnomalyDataModule(L.LightningDataModule):
                 raise UserError(
                     f"{source.name} has no images for side {side}: choose another source@dataset.{side}=NAME"
                 )
+            check_categories(source.name, found)
             if side != "test":
-                _need_labels(found, f"the {side} set {source.name}")
+                need_labels(found, f"the {side} set {source.name}")
             else:
                 found = self._without_references(found)
             self._totals[side] = len(found)
@@ -142,10 +146,14 @@ class AnomalyDataModule(L.LightningDataModule):
         """Test samples without the reference images of this run or of the checkpoint's memory."""
         if not self.picks.num_shots:
             return found
-        taken = self.excluded_paths
-        if taken is None:
-            taken = {sample.path for sample in self.picks.samples()}
-        return [sample for sample in found if sample.path not in taken]
+        if self.remembered is None:
+            return Remembered(frozenset(sample.path for sample in self.picks.samples())).without(found)
+        left = self.remembered.without(found)
+        if len(left) < len(found):
+            log.warning(
+                "%d of %d test images are in the checkpoint's memory and left out", len(found) - len(left), len(found)
+            )
+        return left
 
     def references(self) -> list[References]:
         """The reference images as batches, one a category."""
@@ -174,7 +182,7 @@ class AnomalyDataModule(L.LightningDataModule):
     def check(self) -> None:
         """Looks at every file of all sides, in threads; see `check_files`."""
         sides = [self.samples(side) for side, source in self.sources.items() if source is not None]
-        picked = self.picks.samples() if self.excluded_paths is None else []
+        picked = self.picks.samples() if self.remembered is None else []
         check_files(sample for samples in (*sides, picked) for sample in samples)
 
     # ---- loaders -----------------------------------------------------------------------------------------------------
@@ -238,7 +246,7 @@ class AnomalyDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Item]:
         """The test side in order, with labels."""
-        _need_labels(self.samples("test"), "the test set")
+        need_labels(self.samples("test"), "the test set")
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Item]:
@@ -276,12 +284,3 @@ class AnomalyDataModule(L.LightningDataModule):
         if done < batches:
             return self.trainer.current_epoch, done
         return loop.epoch_progress.current.ready, 0  # that epoch was complete, whether or not it was counted as such
-
-
-def _need_labels(samples: Sequence[Sample], what: str) -> None:
-    for sample in samples:
-        if sample.label is None:
-            raise UserError(
-                f"{what} has no labels ('{sample.path}'): sort the images into good/ and a folder for each defect, or use"
-                " 'predict'"
-            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,34 @@ import torch
 from torch import Tensor
 
 from anomaly_vlm.data.dataset import AnomalyDataset
+from anomaly_vlm.data.overlap import shared_images
 from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.transforms import preprocessed, read_sample
 from anomaly_vlm.data.types import PixelChange, Preprocess, Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import expanded, write_text
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """The reference images in a checkpoint's memory, which leave the test set.
+
+    Attributes:
+        paths: As the run that picked them wrote them.
+        contents: What `overlap.content_keys` makes of them, by which they are known under other paths and on other machines.
+    """
+
+    paths: frozenset[str] = frozenset()
+    contents: frozenset[int] = frozenset()
+
+    def without(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples that are not among them."""
+        left = [sample for sample in samples if sample.path not in self.paths]
+        if not self.contents:
+            return left
+        normal = [sample for sample in left if sample.label != 1]  # references are normal images
+        shared = set(shared_images(normal, list(self.contents)))
+        return [sample for sample in left if sample.path not in shared]
 
 
 def pick(candidates: Sequence[Sample], shots: int, seed: int) -> list[Sample]:

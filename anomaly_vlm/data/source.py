@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -60,6 +61,7 @@ class FileSource:
         mask_void: Value in mask files that marks pixels which do not count; None for none.
         max_value: Value of white in image files of more than 8 bits, such as 4095; None: guessed from the files.
         protocol: Which reading of the set this is, where there are several, for the line that says what was used.
+        outside: Whether an index in the set may list files outside `root`.
 
     Raises:
         UserError: A wrong option; from `samples`, a missing or empty root, unknown categories, or what the reader finds.
@@ -81,6 +83,7 @@ class FileSource:
         mask_void: int | None = None,
         max_value: float | None = None,
         protocol: str = "",
+        outside: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise unknown_choice("split", str(split), SPLITS)
@@ -90,7 +93,7 @@ class FileSource:
         inspect.signature(reader).bind(Path())  # a misspelt option of the reader shows here
         self.name, self.reader, self.layout, self.origin, self.split = name, reader, layout, origin, split
         self.root = None if root is None else str(root)
-        self.protocol = protocol
+        self.protocol, self.outside = protocol, outside
         self.categories = None if categories is None else _names(categories)
         self.published_categories = None if published_categories is None else _names(published_categories)
         self.class_words = {str(key): str(word) for key, word in (class_words or {}).items()}
@@ -135,7 +138,21 @@ class FileSource:
         found = self.reader(root)
         if not found:
             raise self._absent(side, f"no images of {self.name} in '{root}'")
+        if not self.outside:
+            self._check_places(side, root, found)
         return found
+
+    def _check_places(self, side: str, root: Path, found: list[Sample]) -> None:
+        """Raises a `UserError` where a stored path leads out of the set's folder; links inside it are the user's own."""
+        base = os.path.normpath((root.parent if root.is_file() else root).absolute())
+        for sample in found:
+            for path in (sample.path, *sample.masks):
+                place = os.path.normpath(Path(path).absolute())
+                if place != base and not place.startswith(base.rstrip(os.sep) + os.sep):
+                    raise UserError(
+                        f"{self.name} in '{root}' lists '{path}', which lies outside: move the file, or allow it with"
+                        f" ++dataset.{side}.{self.place}outside=true"
+                    )
 
     def _finished(self, found: list[Sample]) -> list[Sample]:
         """The chosen categories under their words, sorted."""

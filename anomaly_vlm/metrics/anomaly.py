@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anomaly_vlm.metrics._engine.group import Group
-from anomaly_vlm.metrics._engine.image import ImageEngine
+from anomaly_vlm.metrics._engine.image import ImageEngine, image_engine
 from anomaly_vlm.metrics._engine.inputs import (
     ArrayLike,
     CheckedImage,
@@ -15,11 +15,11 @@ from anomaly_vlm.metrics._engine.inputs import (
     PixelOptions,
     Values,
     as_names,
-    checked_recall,
     to_numpy,
 )
-from anomaly_vlm.metrics._engine.metric import CurveMetric, pixel_engine
+from anomaly_vlm.metrics._engine.metric import CurveMetric, Engine, pixel_engine
 from anomaly_vlm.metrics._engine.pixel import PixelEngine
+from anomaly_vlm.metrics._engine.whole_images import WholeImageEngine, WholeImageOptions
 
 
 class AnomalyMetrics(CurveMetric):
@@ -30,7 +30,11 @@ class AnomalyMetrics(CurveMetric):
 
     Args:
         pixel: Options of `PixelMetrics`.
-        image: Options of `ImageMetrics`.
+        image: Options of `ImageMetrics`, and `calibration_bins`: with it, `image_calibration_error` is computed.
+        whole_images: Further values that need the pixels of each image by itself, and 4 B of memory for every pixel:
+            `aupimo` (True, or bounds of the false-positive rate) gives `pixel_aupimo`; `seg_f1_sigmas` gives
+            `pixel_seg_f1`, the F1 at the mean plus so many standard deviations of the scores of normal images;
+            `mean_f1` gives `pixel_mean_f1`, the mean over thresholds 0.2 to 0.8 of rescaled scores. None for none of them.
         **kwargs: Options of `torchmetrics.Metric`.
 
     Raises:
@@ -38,12 +42,19 @@ class AnomalyMetrics(CurveMetric):
     """
 
     def __init__(
-        self, pixel: Mapping[str, Any] | None = None, image: Mapping[str, Any] | None = None, **kwargs: Any
+        self,
+        pixel: Mapping[str, Any] | None = None,
+        image: Mapping[str, Any] | None = None,
+        whole_images: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
-        engines: dict[str, PixelEngine | ImageEngine] = {
+        engines: dict[str, Engine] = {
             "pixel": pixel_engine(PixelOptions.checked(**(pixel or {}))),
-            "image": ImageEngine(checked_recall(**{"recall": 0.95, **(image or {})})),
+            "image": image_engine(**(image or {})),
         }
+        options = WholeImageOptions.checked(**{"aupimo": None, **(whole_images or {})})
+        if options != WholeImageOptions(aupimo=None):
+            engines["whole_images"] = WholeImageEngine(options)
         super().__init__(engines, **kwargs)
 
     @property
@@ -96,6 +107,8 @@ class AnomalyMetrics(CurveMetric):
             images = pixel.prepare(maps, masks, mask_names, index)
         image.commit(scored)
         pixel.commit(images)
+        if isinstance(whole := self.engines.get("whole_images"), WholeImageEngine):
+            whole.commit(images)
         self._changed()
 
     def replace_scores(self, scores: Mapping[int, float]) -> None:
@@ -117,4 +130,7 @@ class AnomalyMetrics(CurveMetric):
         """Returns the values of both engines; the pixel engine names the categories of the image engine too."""
         image = self.engines["image"]
         names = [name for name in image.ledger.order(group) if name is not None]
-        return {**self.engines["pixel"].results(group, names), **image.results(group)}
+        values = {**self.engines["pixel"].results(group, names), **image.results(group)}
+        if "whole_images" in self.engines:
+            values.update(self.engines["whole_images"].results(group, names))
+        return values

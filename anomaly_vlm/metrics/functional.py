@@ -12,7 +12,14 @@ from torch import Tensor
 
 from anomaly_vlm.metrics._engine.group import Group
 from anomaly_vlm.metrics._engine.image import ImageEngine
-from anomaly_vlm.metrics._engine.inputs import ArrayLike, PixelOptions, as_tensors, checked_recall
+from anomaly_vlm.metrics._engine.inputs import (
+    ArrayLike,
+    PixelOptions,
+    as_tensors,
+    checked_recall,
+    count_void_only,
+    refuse_void_only,
+)
 from anomaly_vlm.metrics._engine.metric import pixel_engine
 from anomaly_vlm.metrics._engine.regions import EIGHT_NEIGHBOURS
 
@@ -52,7 +59,8 @@ def pixel_metrics(
         **options: Options of `PixelMetrics`.
 
     Raises:
-        ValueError: Names the first bad image and the value, or an option that is out of its range.
+        ValueError: Names the first bad image and the value, or an option that is out of its range; or no mask holds a 1, but
+            some hold 255, as if it stood for that.
 
     Example:
         >>> import numpy as np
@@ -62,7 +70,9 @@ def pixel_metrics(
     """
     engine = pixel_engine(PixelOptions.checked(**options))
     engine.add(maps, masks, category, index)
-    return as_tensors(engine.results(Group()))
+    values = engine.results(Group())
+    refuse_void_only(values, count_void_only(masks))
+    return as_tensors(values)
 
 
 def image_metrics(

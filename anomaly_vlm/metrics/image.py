@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anomaly_vlm.metrics._engine.image import ImageEngine
-from anomaly_vlm.metrics._engine.inputs import ArrayLike, checked_recall
+from anomaly_vlm.metrics._engine.image import image_engine
+from anomaly_vlm.metrics._engine.inputs import ArrayLike
 from anomaly_vlm.metrics._engine.metric import CurveMetric
 
 
@@ -18,6 +18,7 @@ class ImageMetrics(CurveMetric):
 
     Args:
         recall: In (0, 1]; 0.95 gives `image_fpr95`.
+        calibration_bins: With it, `image_calibration_error` is computed, see `functional.calibration_error`.
         **kwargs: Options of `torchmetrics.Metric`.
 
     Raises:
@@ -30,8 +31,8 @@ class ImageMetrics(CurveMetric):
         tensor(0.8333, dtype=torch.float64)
     """
 
-    def __init__(self, recall: float = 0.95, **kwargs: Any) -> None:
-        super().__init__({"image": ImageEngine(checked_recall(recall))}, **kwargs)
+    def __init__(self, recall: float = 0.95, calibration_bins: int | None = None, **kwargs: Any) -> None:
+        super().__init__({"image": image_engine(recall, calibration_bins)}, **kwargs)
 
     def update(
         self,

@@ -12,12 +12,22 @@ from typing import Any
 
 from rich.table import Table
 
+from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import whole_file
-from anomaly_vlm.names import csv_cell
-from anomaly_vlm.reporting.tables import empty_table, percent, plain, shown_columns
+from anomaly_vlm.names import csv_cell, shown
+from anomaly_vlm.reporting.tables import SELECTION_NOTE, empty_table, percent, plain, shown_columns
 
 log = logging.getLogger("anomaly_vlm")
 FACTS = ("method", "backbone", "data")
+LARGEST = 100_000_000  # bytes of a record; one with 10,000 categories has a tenth of it
+KINDS: dict[str, Any] = {  # what a record holds
+    "method": str | None,
+    "backbone": str | None,
+    "data": str | None,
+    "seed": int | str | None,
+    "selection": str | None,
+    "overrides": list | None,
+}
 
 
 def collect_runs(root: Path) -> list[dict[str, Any]]:
@@ -29,24 +39,54 @@ def collect_runs(root: Path) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(root.rglob("metrics.json"), key=_natural):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            means = {k.removeprefix("mean/"): v for k, v in content["results"].items() if k.startswith("mean/")}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            log.warning("'%s' is no record of a run (%s): left out", path, error)
+            content = read_record(path)
+        except UserError as error:
+            log.warning("%s: left out", shown(error))
             continue
+        results = content["results"]
         row: dict[str, Any] = {"run": path.parent.relative_to(root).as_posix()}
         row.update({key: content.get(key) for key in (*FACTS, "seed", "selection")})
         row["overrides"] = dict(word.lstrip("+~").partition("=")[::2] for word in content.get("overrides") or [])
-        row["means"], row["results"] = means, content["results"]
+        row["means"] = {key.removeprefix("mean/"): v for key, v in results.items() if key.startswith("mean/")}
+        row["results"] = results
         rows.append(row)
     return rows
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a run, checked: it may have been written by another program, or be damaged.
+
+    Raises:
+        UserError: It cannot be read, is no JSON, or has another form than a run writes.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"'{path}' is no record of a run (more than {LARGEST:,} bytes)")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' is no record of a run ({str(error)[:100] or type(error).__name__})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
+        raise UserError(f"'{path}' is no record of a run (it has no table of results)")
+    for key, value in content["results"].items():
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15
+        ):
+            raise UserError(f"'{path}' is no record of a run ({key[:80]} is {str(value)[:40]}, no number)")
+    for key, kinds in KINDS.items():
+        if not isinstance(content.get(key), kinds):
+            raise UserError(f"'{path}' is no record of a run ({key} is {str(content.get(key))[:40]})")
+    if content.get("selection") not in (None, *SELECTION_NOTE):
+        raise UserError(f"'{path}' is no record of a run (selection is {str(content.get('selection'))[:40]})")
+    if not all(isinstance(word, str) for word in content.get("overrides") or []):
+        raise UserError(f"'{path}' is no record of a run (its overrides are no texts)")
+    return content
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.parts]
 
 
-def sweep_table(rows: Sequence[dict[str, Any]], *, csv_path: Path) -> Table:
+def sweep_table(rows: Sequence[dict[str, Any]], *, csv_path: Path | None) -> Table:
     """What differs between the runs beside their means, for printing; and a CSV with one row a run.
 
     Runs that differ in their seed alone share a row: mean and standard deviation. Where nothing but the seed differs, each
@@ -54,7 +94,8 @@ def sweep_table(rows: Sequence[dict[str, Any]], *, csv_path: Path) -> Table:
     """
     shown_anyway = ("seed", *FACTS)
     keys = [key for key in dict.fromkeys(k for row in rows for k in row["overrides"]) if key not in shown_anyway]
-    _write(csv_path, rows, keys)
+    if csv_path is not None:
+        _write(csv_path, rows, keys)
     varying = [key for key in keys if len({row["overrides"].get(key) for row in rows}) > 1]
     facts = [key for key in FACTS if len({row[key] for row in rows}) > 1]
     common = [str(rows[0][key]) for key in FACTS if rows and key not in facts]

@@ -32,7 +32,14 @@ ROAD = {  # of methods that score road scenes: rows are scores of the same masks
     "component_f1": "F1*",
     "known_accuracy": "known-class accuracy",
 }
-LEGACY = {"pixel_aupro_legacy": "AUPRO, 200 steps"}
+ASKED_FOR = {  # by the configuration
+    "pixel_aupro_legacy": "AUPRO, 200 steps",
+    "pixel_aupimo": "AUPIMO",
+    "pixel_seg_f1": "SegF1",
+    "pixel_mean_f1": "mean F1",
+    "image_calibration_error": "calibration error",
+}
+WIDEST = 48  # characters of a cell; the files hold all of it
 SELECTION_NOTE = {
     "last": "weights of the last epoch",
     "best_val": "epoch chosen on the validation set",
@@ -41,13 +48,14 @@ SELECTION_NOTE = {
 
 
 def plain(text: object) -> str:
-    """A text for a cell or a title, in which nothing is read as markup and nothing steers the terminal."""
-    return escape(shown(text))
+    """A text for a cell, in which nothing is read as markup, and which leaves room for the numbers beside it."""
+    ready = shown(text)
+    return escape(ready if len(ready) <= WIDEST else ready[: WIDEST - 1] + "…")
 
 
 def empty_table(head: Sequence[str]) -> Table:
     """A table with lines above it, and no columns yet."""
-    title = "\n".join(map(plain, head)) or None
+    title = "\n".join(escape(shown(line)) for line in head) or None
     return Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
 
 
@@ -68,11 +76,18 @@ def is_road(results: Mapping[str, float]) -> bool:
 
 
 def shown_columns(results: Mapping[str, float]) -> dict[str, str]:
-    """The table's columns: those of road scenes where there are components; the 200-threshold AUPRO only where computed."""
+    """The table's columns: those of road scenes where there are components; and those that were asked for."""
     if is_road(results):
         return ROAD
-    extra = {key: title for key, title in LEGACY.items() if f"mean/{key}" in results}
-    return {**COLUMNS, **extra}
+    extra = {key: title for key, title in ASKED_FOR.items() if f"mean/{key}" in results}
+    limits = {key: f"AUPRO at {key.rpartition('limit')[2]}" for key in _aupro_limits(results)}
+    return {**COLUMNS, **limits, **extra}
+
+
+def _aupro_limits(results: Mapping[str, float]) -> list[str]:
+    """Names of the AUPRO values at limits of the false-positive rate other than 0.3."""
+    names = (key.removeprefix("mean/") for key in results if key.startswith("mean/pixel_aupro_limit"))
+    return [name for name in names if "/" not in name]
 
 
 def results_table(results: Mapping[str, float], *, head: Sequence[str]) -> Table:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm import __version__
@@ -16,7 +18,8 @@ from anomaly_vlm.data import AnomalyDataModule, Preprocess, Source
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.class_aware import ClassAware
 from anomaly_vlm.data.crops import RandomCrop
-from anomaly_vlm.data.references import ReferencePicks, write_list
+from anomaly_vlm.data.overlap import content_keys, shared_images
+from anomaly_vlm.data.references import ReferencePicks, Remembered, write_list
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.base.few_shot import FewShot
@@ -51,7 +54,7 @@ def build(
     *,
     sides: tuple[str, ...],
     test: Source | None = None,
-    excluded_paths: set[str] | None = None,
+    remembered: Remembered | None = None,
 ) -> Run:
     """Builds data first, as what they need is checked before any weights are read, then backbone and method.
 
@@ -59,14 +62,14 @@ def build(
         cfg: The composed configuration.
         sides: Of `train`, `val`, `test` those that the command needs.
         test: A test set of the caller's own; None for that of the configuration.
-        excluded_paths: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
+        remembered: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
     """
     flush_denormals()
     check_gpu(cfg)
     create = partial(instantiate, trusted=cfg.trust)
     collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None}
     data = build_data(cfg, sides, test=test)
-    data.excluded_paths = excluded_paths
+    data.remembered = remembered
     data.check()
     backbone: Any = create(cfg.backbone)
     method = build_method(cfg, backbone, **collaborators)
@@ -81,10 +84,32 @@ def build(
         "seed": cfg.seed,
         "image_size": method.preprocess.size if method.preprocess else None,
     }
+    note_training_images(data, method, facts, with_train="train" in sides)
     learned_from = "train" in sides or cfg.train_on != "dataset"
     method.run_record["trained_on"] = description.train if learned_from else "nothing"
     attach_cache(cfg, data, method)
     return Run(cfg, data, method, facts)
+
+
+def note_training_images(
+    data: AnomalyDataModule, method: AnomalyMethod, facts: dict[str, Any], *, with_train: bool
+) -> None:
+    """Records which images are learned from, for later evaluations, and says where the test set has some of them."""
+    if with_train and data.train_on == "dataset":
+        keys = content_keys(data.samples("train"))
+        method.run_record["train_images"] = torch.tensor(sorted(set(keys)), dtype=torch.int64)
+        say_shared_images(data, keys, facts)
+
+
+def say_shared_images(data: AnomalyDataModule, keys: Sequence[int], facts: dict[str, Any]) -> None:
+    """Says and records how many test images are among those that were trained on."""
+    shared = shared_images(data.samples("test"), keys)
+    if shared:
+        facts["test_images_trained_on"] = len(shared)
+        say(
+            f"warning: {len(shared):,} of {len(data.samples('test')):,} test images were trained on, such as '{shared[0]}':"
+            " the results do not say how unseen images are told apart"
+        )
 
 
 def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> AnomalyMethod:
@@ -99,6 +124,11 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         UserError: A wrong option, or `shots` that the method has no use for.
     """
     method_class: Any = target_class(cfg.method, trusted=cfg.trust)
+    metrics = partial(AnomalyMetrics, **metric_options(plain(cfg.metrics)))
+    try:
+        metrics()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"metrics: {error}") from error
     method: AnomalyMethod = instantiate(
         cfg.method,
         trusted=cfg.trust,
@@ -106,7 +136,7 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         losses=build_terms(plain(cfg.loss), partial(own_function, trusted=cfg.trust)),
         optimizer=instantiate(cfg.optimizer, trusted=cfg.trust) if cfg.optimizer else None,
         scheduler=instantiate(cfg.scheduler, trusted=cfg.trust) if cfg.scheduler else None,
-        evaluation=method_class.evaluation_type(partial(AnomalyMetrics, pixel=plain(cfg.metrics))),
+        evaluation=method_class.evaluation_type(metrics),
         **collaborators,
     )
     if method.reference_support == "required" and not cfg.shots:
@@ -123,6 +153,14 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         "fingerprint": backbone.fingerprint(),
     }
     return method
+
+
+def metric_options(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The node `metrics` of a configuration as arguments of `AnomalyMetrics`."""
+    groups = {"whole_images": ("aupimo", "seg_f1_sigmas", "mean_f1"), "image": ("calibration_bins",)}
+    found = {group: {key: options[key] for key in keys if key in options} for group, keys in groups.items()}
+    taken = {key for keys in groups.values() for key in keys}
+    return {"pixel": {key: value for key, value in options.items() if key not in taken}, **found}
 
 
 def build_data(cfg: DictConfig, sides: tuple[str, ...], *, test: Source | None = None) -> AnomalyDataModule:
@@ -160,6 +198,7 @@ def fit_references(run: Run, folder: Path) -> None:
     if is_first_process():
         write_list(folder / "references.json", picks.samples(), shots=run.cfg.shots, seed=run.cfg.seed)
     method.run_record["references"] = [sample.path for sample in picks.samples()]
+    method.run_record["reference_contents"] = content_keys(picks.samples())
     method.fit_references(run.data.references())
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 import anomaly_vlm
+from anomaly_vlm.data.references import Remembered
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.methods.base.method import AnomalyMethod
@@ -102,14 +104,20 @@ class Checkpoint:
         return DictConfig(self.record["config"])
 
     @property
+    def train_images(self) -> list[int]:
+        """Content of the images that it was trained on, see `data.overlap`; empty where it does not say."""
+        keys = self.record.get("train_images")
+        return [int(key) for key in keys.flatten().tolist()] if isinstance(keys, torch.Tensor) else []
+
+    @property
     def trained_on(self) -> str:
         """What the learned weights were made from, in words."""
         if self.published:
             return f"published weights {Path(self.spec.removeprefix(PUBLISHED)).name}"
         return str(self.record["trained_on"])
 
-    def excluded_paths(self, cfg: DictConfig) -> set[str] | None:
-        """Paths of the reference images in the checkpoint's memory, which leave the test set.
+    def remembered(self, cfg: DictConfig) -> Remembered | None:
+        """The reference images in the checkpoint's memory, which leave the test set.
 
         None where it has no memory, so that `shots` images of each category are picked now. Published files name none.
 
@@ -118,14 +126,14 @@ class Checkpoint:
         """
         if self.published:
             method_class: Any = target_class(cfg.method, trusted=cfg.trust)
-            return set() if method_class.reference_support == "required" else None
-        held, shots = set(self.record.get("references", [])), self.record["config"]["shots"]
+            return Remembered() if method_class.reference_support == "required" else None
+        held, shots = frozenset(self.record.get("references", [])), self.record["config"]["shots"]
         if held and cfg.shots != shots:
             raise UserError(
                 f"the checkpoint's memory holds {shots} images of each category, this run says shots={cfg.shots}: leave"
                 " shots out, or give a checkpoint without a memory (trained with shots=0)"
             )
-        return held or None
+        return Remembered(held, frozenset(self.record.get("reference_contents", []))) if held else None
 
     def load_into(self, method: AnomalyMethod) -> None:
         """Puts the learned weights into a built method.

@@ -14,6 +14,7 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import unique_folder, write_text
 from anomaly_vlm.runs.checks import check_values, not_writable, writable_folder
 from anomaly_vlm.runs.compose import compose, merge_overrides, parse
+from anomaly_vlm.runs.inherited import drop_limits_of_training
 from anomaly_vlm.runs.trust import read_config
 
 FOLDER_VARIABLE = "ANOMALY_VLM_RUN_FOLDER"  # tells the other processes of a DDP run where the first one writes
@@ -88,8 +89,7 @@ def from_checkpoint(stored: DictConfig, overrides: Sequence[str], command: str, 
     cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "loss"))
     if has_memory:
         cfg.shots_list = None
-    if command == "predict":
-        cfg.eval_limit = None  # of the training run's own trial: every image that is given is scored
+    drop_limits_of_training(cfg, overrides, keep_categories=has_memory)
     if not any(word.startswith("trainer") for word in overrides):
         fit_machine(cfg, processes=command == "evaluate")
     if not any(word.startswith("output_dir=") for word in overrides):

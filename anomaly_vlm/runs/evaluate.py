@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
-from anomaly_vlm.runs.build import build, fit_references
+from anomaly_vlm.runs.build import build, fit_references, say_shared_images
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.detect import precompute_detections
@@ -33,14 +33,15 @@ def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None
     if (folder / "checkpoints").is_dir():
         raise UserError(f"'{folder}' is the folder of a training: give the evaluation another output_dir")
     seed_everything(cfg.seed, verbose=False)
-    excluded = None if checkpoint is None else checkpoint.excluded_paths(cfg)
-    run = build(cfg, sides=("test",), excluded_paths=excluded)
+    remembered = None if checkpoint is None else checkpoint.remembered(cfg)
+    run = build(cfg, sides=("test",), remembered=remembered)
     learned_from = ["not trained"]
     if checkpoint is not None:
         checkpoint.load_into(run.method)
         learned_from = [checkpoint.trained_on]
+        say_shared_images(run.data, checkpoint.train_images, run.facts)
     description = describe_data(run.data)
-    if excluded is None and cfg.shots:
+    if remembered is None and cfg.shots:
         fit_references(run, folder)
         learned_from = [*(learned_from if cfg.train_on == "dataset" else []), description.references]
     run.facts["data"] = ", ".join([*learned_from, description.sides["test"]])

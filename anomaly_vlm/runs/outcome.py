@@ -19,10 +19,12 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.prediction import ImageRow, Prediction
 from anomaly_vlm.names import csv_cell, slug
 from anomaly_vlm.reporting.console import is_first_process, say, show
+from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.reporting.pictures import choose, save_panel
 from anomaly_vlm.reporting.record import environment, write_metrics
 from anomaly_vlm.reporting.tables import SELECTION_NOTE, results_table, write_csv
 from anomaly_vlm.runs.build import Run
+from anomaly_vlm.runs.inherited import TRAINER_KEYS
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ class RunResult:
 def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mapping[str, Any]) -> RunResult:
     """Writes every file of an evaluation and prints its table, from the first process alone."""
     facts = {**run.facts, **facts, "choices": dict(run.cfg.choices)}
-    if run.cfg.eval_limit is not None:
-        facts["note"] = f"a trial on {run.cfg.eval_limit} test images only"
+    facts.update(counted(run, len(result.rows)))
+    meant, done = (describe_data(run.data, evaluated=n).sides["test"] for n in (None, len(result.rows)))
+    facts["data"] = str(facts["data"]).replace(meant, done)
     checkpoint = folder / facts["checkpoint"] if facts.get("checkpoint") else None
     outcome = RunResult(result.values, result.rows, facts, folder, checkpoint)
     if not is_first_process():
@@ -72,6 +75,21 @@ def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mappi
         say(f"heat maps: {folder / 'pictures'}")
     say(f"results: {folder / 'metrics.json'}, {folder / 'results.csv'}, {folder / 'images.csv'}")
     return outcome
+
+
+def counted(run: Run, evaluated: int) -> dict[str, Any]:
+    """How many images were evaluated and what limited the run, as facts of the record and a note for the table's head."""
+    there, notes = run.data.total("test"), []
+    if run.cfg.eval_limit is not None:
+        notes.append(f"a trial on {run.cfg.eval_limit} test images only")
+    if evaluated < len(run.data.samples("test")):
+        notes.append(f"ONLY {evaluated:,} of {there:,} test images were evaluated")
+    limits = {key: run.cfg.trainer.get(key) for key in TRAINER_KEYS if run.cfg.trainer.get(key)}
+    if limits:
+        notes.append("trainer: " + ", ".join(f"{key}={value}" for key, value in limits.items()))
+    if run.facts.get("test_images_trained_on"):
+        notes.append(f"{run.facts['test_images_trained_on']:,} of the test images were TRAINED ON")
+    return {"images": evaluated, "images_in_test_set": there, **({"note": "; ".join(notes)} if notes else {})}
 
 
 def table_head(facts: Mapping[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ QUICK = [
 ]
 
 
+LIMIT = "eval_limit=13"  # of QUICK, which an evaluation of its checkpoint does not inherit
 SMALL_PICTURES = ["dataset.train.size=64", "dataset.test.size=64"]
 
 

@@ -16,6 +16,7 @@ from tests.e2e.test_few_shot import QUICK
 from tests.e2e.test_resume_and_ddp import program
 
 pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore:.*the (pixel|image) values.*undefined.*")]
+ANEW = [word for word in QUICK if word.startswith(("eval_limit=", "dataset.test.categories="))]  # not inherited
 WORDS = [
     "method=april_gan",
     *QUICK[1:],
@@ -60,12 +61,12 @@ def test_training_and_references_together(runs: Path) -> None:
 
 def test_references_for_a_checkpoint_without_a_memory(runs: Path, capsys: pytest.CaptureFixture) -> None:
     """One training, any number of shots: `shots=2` with the zero-shot run's checkpoint is the few-shot run."""
-    words = [f"ckpt={runs / 'zero/checkpoints/last.ckpt'}", "shots=2", "output_dir=again"]
+    words = [f"ckpt={runs / 'zero/checkpoints/last.ckpt'}", "shots=2", *ANEW, "output_dir=again"]
     assert main(["evaluate", *words]) == 0
     assert "trained on procedural (8 of" in (said := capsys.readouterr().out) and "2 normal images" in said
     assert results(Path("again")) == results(runs / "few")
     assert Path("again/references.json").read_text() == (runs / "few/references.json").read_text()
-    assert main(["evaluate", f"ckpt={runs / 'few/checkpoints/last.ckpt'}", "output_dir=third"]) == 0
+    assert main(["evaluate", f"ckpt={runs / 'few/checkpoints/last.ckpt'}", *ANEW, "output_dir=third"]) == 0
     assert results(Path("third")) == results(runs / "few")
 
 
@@ -93,7 +94,7 @@ def test_scores_of_an_evaluation_are_stretched_over_each_category(runs: Path) ->
 @pytest.mark.slow
 def test_two_processes_evaluate_to_the_numbers_of_one(runs: Path, tmp_path: Path) -> None:
     """The stretch runs over the images of both."""
-    words = [f"ckpt={runs / 'few/checkpoints/last.ckpt'}", "eval_batch_size=3", "pictures.per_category=0"]
+    words = [f"ckpt={runs / 'few/checkpoints/last.ckpt'}", "eval_batch_size=3", "pictures.per_category=0", *ANEW]
     done = subprocess.run(
         program("evaluate", *words, "trainer=ddp_cpu", "output_dir=two"),
         capture_output=True, text=True, timeout=180, cwd=tmp_path,

@@ -67,14 +67,16 @@ def test_a_run_over_seeds_ends_in_one_table_and_goes_on_where_it_stopped(capsys:
     assert json.loads(Path("run/seeds.json").read_text()) == summary
 
 
-def test_seeds_of_other_options_are_run_again(capsys: pytest.CaptureFixture):
+def test_seeds_of_other_options_are_refused_and_more_seeds_are_added(refused, capfd: pytest.CaptureFixture):
+    """The folder of a study holds one configuration; what it has of other options is never reported under these."""
+    assert main(["train", *QUICK, "shots=1", "seeds=[0,1]", "output_dir=run"]) == 0
+    before = Path("run/config.yaml").read_text(), Path("run/seeds.json").read_text()
+    told = refused(["train", *QUICK, "shots=2", "seeds=[0,1]", "output_dir=run"])
+    assert "'run/seed_0' holds another run (shots=1, now 2" in told
+    assert (Path("run/config.yaml").read_text(), Path("run/seeds.json").read_text()) == before
     assert main(["train", *QUICK, "shots=1", "seeds=[0,1,2]", "output_dir=run"]) == 0
-    first = json.loads(Path("run/seeds.json").read_text())
-    assert main(["train", *QUICK, "shots=2", "seeds=[0,1]", "output_dir=run"]) == 0
-    assert "finished before" not in capsys.readouterr().out
-    second = json.loads(Path("run/seeds.json").read_text())
-    assert second["seeds"] == [0, 1] and second["mean"] != first["mean"]
-    assert json.loads(Path("run/seed_1/metrics.json").read_text())["data"].startswith("2 normal images")
+    assert "seed 1: finished before, kept" in capfd.readouterr().out
+    assert json.loads(Path("run/seeds.json").read_text())["seeds"] == [0, 1, 2]
 
 
 def test_evaluate_without_a_checkpoint_runs_over_seeds():
@@ -121,7 +123,7 @@ def test_a_list_of_picks_is_used_as_it_is():
 def test_a_checkpoint_knows_its_references():
     """Other picks of another seed neither leave the test set nor matter to what the memory says."""
     assert main(["train", *QUICK, "shots=2", "output_dir=run"]) == 0
-    assert main(["evaluate", "ckpt=run/checkpoints/last.ckpt", "seed=9", "output_dir=again"]) == 0
+    assert main(["evaluate", "ckpt=run/checkpoints/last.ckpt", "eval_limit=16", "seed=9", "output_dir=again"]) == 0
     assert results(Path("again")) == results(Path("run"))
 
 
@@ -131,7 +133,7 @@ def test_a_checkpoint_needs_no_list_of_picks(tmp_path, monkeypatch):
     assert main(["train", *QUICK, "shots=1", "shots_list=first/references.json", "output_dir=run"]) == 0
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    assert main(["evaluate", "ckpt=../run/checkpoints/last.ckpt", "output_dir=again"]) == 0
+    assert main(["evaluate", "ckpt=../run/checkpoints/last.ckpt", "eval_limit=16", "output_dir=again"]) == 0
     assert results(Path("again")) == results(Path("../run"))
 
 

@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*the (pixel|image) values.*undefined.*"),
 ]
 METHODS = ["promptad", "finegrainedad"]
+LIMIT = next(word for word in QUICK if word.startswith("eval_limit="))  # an evaluation does not inherit it
 BASE = [
     *QUICK[1:],
     "shots=2",
@@ -40,7 +41,7 @@ def test_a_step_a_category_and_a_checkpoint_that_needs_no_references(
     assert content["global_step"] == 3 * 2  # epochs x categories
     assert content["lr_schedulers"][0]["last_epoch"] == 3
     assert "2 normal images of each category as references" in capsys.readouterr().out
-    assert main(["evaluate", "ckpt=run/checkpoints/last.ckpt", "output_dir=again"]) == 0
+    assert main(["evaluate", "ckpt=run/checkpoints/last.ckpt", LIMIT, "output_dir=again"]) == 0
     assert results(Path("run")) == results(Path("again"))
 
 

@@ -51,7 +51,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(run: Path, *words: str) -> int:
-    return main(["evaluate", f"ckpt={run / 'checkpoints' / 'last.ckpt'}", *words])
+    return main(["evaluate", f"ckpt={run / 'checkpoints' / 'last.ckpt'}", "eval_limit=8", *words])
 
 
 def test_a_run_is_labelled_and_draws_its_boxes(run: Path) -> None:
@@ -77,8 +77,7 @@ def test_a_stopped_run_goes_on_in_its_stage(run: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(FiLo, "on_train_epoch_start", stop)
     folder = tmp_path / "again"
     words = ["compare_untrained=false", "checkpoint.every_steps=1", f"output_dir={folder}"]
-    with pytest.raises(RuntimeError, match="stopped"):
-        main(["train", *QUICK, *words])
+    assert main(["train", *QUICK, *words]) == 1
     monkeypatch.undo()
     assert main(["train", f"resume={folder}"]) == 0
     whole, resumed = (

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from anomaly_vlm.cli import main
-from tests.e2e.conftest import QUICK, results
+from tests.e2e.conftest import LIMIT, QUICK, results
 
 pytestmark = pytest.mark.e2e
 Refused = Callable[[list[str]], str]
@@ -198,7 +198,7 @@ def test_a_gpu_that_is_not_there(trained: Path, tmp_path: Path, refused, capfd: 
     trainer |= {"accelerator": "gpu", "devices": -1, "strategy": "ddp", "precision": "bf16-mixed"}
     torch.save(stored, tmp_path / "gpu.ckpt")
     ckpt = f"ckpt={tmp_path / 'gpu.ckpt'}"
-    assert main(["evaluate", ckpt, f"output_dir={tmp_path / 'again'}"]) == 0
+    assert main(["evaluate", ckpt, LIMIT, f"output_dir={tmp_path / 'again'}"]) == 0
     assert "goes on with the CPU" in capfd.readouterr().out
     assert results(tmp_path / "again") == results(trained)
     (tmp_path / "parts").mkdir()

@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parents[1] / "checkpoints"
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.ckpt")))
 def test_an_old_checkpoint_evaluates_to_its_numbers(name: str, tmp_path: Path) -> None:
     words = [f"ckpt={FOLDER / name}.ckpt", "output_dir=out", "pictures.per_category=0", "cache.tokens=off"]
+    words.append("eval_limit=24")  # of their runs, and not inherited
     assert main(["evaluate", *words]) == 0
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
     expected = json.loads((FOLDER / f"{name}.json").read_text())

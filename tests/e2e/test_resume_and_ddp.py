@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from anomaly_vlm.cli import main
-from tests.e2e.conftest import QUICK, SMALL_PICTURES, results
+from tests.e2e.conftest import LIMIT, QUICK, SMALL_PICTURES, results
 
 pytestmark = pytest.mark.e2e
 # 8 steps an epoch; mosaics and k-means++ draw random numbers in every step
@@ -78,7 +78,7 @@ def test_a_finished_run_resumes_to_its_evaluation(trained: Path, tmp_path: Path)
 
 def test_two_processes_evaluate_to_the_numbers_of_one(trained: Path, tmp_path: Path) -> None:
     ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
-    words = [ckpt, "eval_batch_size=1", "pictures.per_category=0"]
+    words = [ckpt, LIMIT, "eval_batch_size=1", "pictures.per_category=0"]
     assert main(["evaluate", *words, f"output_dir={tmp_path / 'one'}"]) == 0
     done = subprocess.run(
         program("evaluate", *words, "trainer=ddp_cpu"),

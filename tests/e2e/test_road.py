@@ -58,12 +58,13 @@ def test_evaluation_repeats_and_takes_other_texts(
     road_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     ckpt = f"ckpt={road_run / 'checkpoints' / 'last.ckpt'}"
-    assert main(["evaluate", ckpt, f"output_dir={tmp_path / 'same'}"]) == 0
+    few = "dataset.test.test_count=3"  # not inherited
+    assert main(["evaluate", ckpt, few, f"output_dir={tmp_path / 'same'}"]) == 0
     assert "known-class accuracy" in capsys.readouterr().out
     same = results(tmp_path / "same")
     assert same == pytest.approx(results(road_run), abs=1e-6, nan_ok=True)
     words = ["method.ood_prompts=[caravan,[box,crate]]", "method.merge=cityscapes_groups"]
-    assert main(["evaluate", ckpt, *words, f"output_dir={tmp_path / 'other'}"]) == 0
+    assert main(["evaluate", ckpt, few, *words, f"output_dir={tmp_path / 'other'}"]) == 0
     assert results(tmp_path / "other")["max/pixel_ap"] != same["max/pixel_ap"]
 
 

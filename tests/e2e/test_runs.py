@@ -15,7 +15,7 @@ from PIL import Image
 from anomaly_vlm.backbone import load_vit
 from anomaly_vlm.cli import main
 from anomaly_vlm.methods.base.published import layout_of
-from tests.e2e.conftest import QUICK, SMALL_PICTURES, results
+from tests.e2e.conftest import LIMIT, QUICK, SMALL_PICTURES, results
 
 pytestmark = pytest.mark.e2e
 
@@ -52,7 +52,7 @@ def test_a_checkpoint_holds_the_learned_part_alone_and_no_code(trained: Path) ->
 
 def test_evaluate_from_the_checkpoint_alone(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     ckpt = trained / "checkpoints" / "last.ckpt"
-    assert main(["evaluate", f"ckpt={ckpt}", f"output_dir={tmp_path / 'again'}", "eval_batch_size=5"]) == 0
+    assert main(["evaluate", f"ckpt={ckpt}", f"output_dir={tmp_path / 'again'}", LIMIT, "eval_batch_size=5"]) == 0
     out = capsys.readouterr().out
     assert "random weights" in out and "trained on procedural (12 of" in out
     before, after = results(trained), results(tmp_path / "again")

@@ -84,6 +84,7 @@ def test_its_own_models_are_asked_once(
             [
                 "evaluate",
                 ckpt,
+                "eval_limit=6",
                 *models,
                 "pixels.mask_size=32",
                 "method.language=general",
@@ -99,7 +100,7 @@ def test_its_own_models_are_asked_once(
     monkeypatch.setattr(TransformersDetector, "load", lambda self: pytest.fail("the detector was read again"))
     monkeypatch.setattr(SamSegmenter, "load", lambda self: pytest.fail("SAM was read again"))
     words = ["method.without=[confidence]", "method.language=general", f"output_dir={tmp_path / 'two'}"]
-    assert main(["evaluate", ckpt, *models, *words]) == 0
+    assert main(["evaluate", ckpt, "eval_limit=6", *models, *words]) == 0
     one, two = (record(tmp_path / name)["results"] for name in ("one", "two"))
     assert one != two
 

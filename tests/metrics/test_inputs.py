@@ -205,3 +205,20 @@ def test_one_kind_of_scores_in_a_single_metric() -> None:
 def test_rounding_to_half_is_checked() -> None:
     with pytest.raises(ValueError, match="image 0: the map holds inf"):
         PixelMetrics(half=True).update(torch.tensor([[1e6, 0.0]]), torch.tensor([[1, 0]]))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_masks_of_0_and_255_are_refused_and_void_pixels_are_not() -> None:
+    maps, mask = np.random.default_rng(0).random((2, 6, 6)), np.zeros((2, 6, 6), np.uint8)
+    mask[0, 2:4, 2:4] = 255
+    for metric in (AUPRO(), AUROC()):
+        metric.update(maps, mask)
+        with pytest.raises(ValueError, match=r"no pixel of any mask is 1, but 1 masks hold 255.*mask // 255"):
+            metric.compute()
+        metric.update(maps, mask // 255)
+        assert metric.compute() >= 0  # now 255 has its meaning
+        metric.reset()
+        metric.update(maps, mask // 255)
+        assert metric.compute() >= 0
+    with pytest.raises(ValueError, match="mask // 255"):
+        pixel_metrics(maps, mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Self
 
@@ -25,6 +26,7 @@ from anomaly_vlm.metrics._engine.inputs import (
     Values,
     as_index,
     as_names,
+    checked_recall,
     recall_name,
     to_numpy,
     widen_bfloat16,
@@ -87,6 +89,36 @@ class ScoredImages(NamedTuple):
         return ScoredImages(self.scores[keep], self.anomalous[keep], self.numbers[keep])
 
 
+def calibration_error(scores: np.ndarray, labels: np.ndarray, bins: int) -> float:
+    """Computes the expected calibration error of scores that are read as probabilities (Guo et al., ICML 2017).
+
+    Args:
+        scores: `[N]` image scores.
+        labels: `[N]` 0 or 1.
+        bins: Number of bins of equal width in [0, 1]; a score on an edge falls into the lower bin.
+
+    Returns:
+        Mean over the images of the distance between the mean score and the share of anomalous images of their bin; NaN
+        without images, or where a score lies outside [0, 1] and is no probability.
+    """
+    if not scores.size or scores.min() < 0 or scores.max() > 1:
+        return math.nan
+    which = np.clip(np.ceil(scores.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
+    confidence, share = (np.bincount(which, weights=values, minlength=bins) for values in (scores, labels))
+    return float(np.abs(confidence - share).sum() / scores.size)
+
+
+def image_engine(recall: float = 0.95, calibration_bins: int | None = None) -> ImageEngine:
+    """Returns an empty image engine for options of `ImageMetrics`.
+
+    Raises:
+        ValueError: An option is out of its range.
+    """
+    if calibration_bins is not None and (int(calibration_bins) != calibration_bins or calibration_bins < 1):
+        raise ValueError(f"calibration_bins is {calibration_bins}: give a whole number of at least 1")
+    return ImageEngine(checked_recall(recall), calibration_bins)
+
+
 class ImageEngine:
     """The state of image metrics on one process: the scores as they came, 5 B an image, 13 B with `index`.
 
@@ -94,16 +126,17 @@ class ImageEngine:
 
     Args:
         recall: Recall in (0, 1] at which the false-positive rate is taken.
+        calibration_bins: Bins of the calibration error, see `calibration_error`; None for no such value.
     """
 
-    def __init__(self, recall: float) -> None:
-        self.recall = recall
+    def __init__(self, recall: float, calibration_bins: int | None = None) -> None:
+        self.recall, self.calibration_bins = recall, calibration_bins
         self.ledger = Ledger()
         self.chunks: dict[Category, list[ScoredImages]] = {}
 
     def fresh(self) -> Self:
         """Returns an empty engine with the same options."""
-        return type(self)(self.recall)
+        return type(self)(self.recall, self.calibration_bins)
 
     def add(
         self, scores: ArrayLike, targets: ArrayLike, category: Names = None, index: ArrayLike | None = None
@@ -199,8 +232,20 @@ class ImageEngine:
     def results(self, group: Group, more: Sequence[Category] = ()) -> Values:
         """Returns all values by name; NaN where undefined."""
         categories = {name: self._values(*counts) for name, counts in self.counts(group, more).items()}
+        if self.calibration_bins is not None:
+            repeats = self.ledger.repeats(group)
+            for name, values in categories.items():
+                values["image_calibration_error"] = self._calibration_error(name, repeats, group, pooled=name is None)
         pooled = categories.pop(None)
         return with_means(categories, pooled)
+
+    def _calibration_error(self, category: Category, repeats: set[int], group: Group, *, pooled: bool) -> float:
+        assert self.calibration_bins is not None
+        names = list(self.chunks) if pooled else [category]
+        parts = [self._counting(name, repeats) for name in names] or [(NO_SCORES, NO_LABELS)]
+        scores = np.concatenate(group.gather(np.concatenate([scores for scores, _ in parts])))
+        labels = np.concatenate(group.gather(np.concatenate([marks for _, marks in parts]).astype(np.int64)))
+        return calibration_error(scores, labels, self.calibration_bins)
 
     def polygons(self, group: Group, category: Category) -> dict[str, Polygon]:
         """Returns ROC and PR of a category; of all images for None."""
@@ -253,6 +298,10 @@ class ImageEngine:
         Raises:
             ValueError: The recall differs, or `Ledger.check_merge` refuses.
         """
+        if self.calibration_bins != other.calibration_bins:
+            raise ValueError(
+                f"cannot merge a metric of calibration_bins={other.calibration_bins} into one of {self.calibration_bins}"
+            )
         if self.recall != other.recall:
             raise ValueError(f"cannot merge a metric of recall={other.recall:g} into one of recall={self.recall:g}")
         self.ledger.check_merge(other.ledger)

@@ -452,3 +452,22 @@ def _images_of(batch: ArrayLike, what: str) -> Iterable[object]:
 
 def _size(array: Tensor | Array) -> str:
     return "x".join(str(side) for side in array.shape)
+
+
+def count_void_only(masks: ArrayLike) -> int:
+    """Counts the masks that hold 255 and no 1: masks with void pixels alone, or masks whose author writes 255 for 1."""
+    images = [to_numpy(as_image(item, "mask")) for item in _images_of(masks, "mask")]
+    return sum(bool((image == 255).any() and not (image == 1).any()) for image in images)
+
+
+def refuse_void_only(values: Values, void_only: int) -> None:
+    """Refuses values that are undefined because masks hold 255, which means void, where they should hold 1.
+
+    Raises:
+        ValueError: No pixel is anomalous, and some masks hold void pixels alone.
+    """
+    if void_only and all(math.isnan(value) for name, value in values.items() if has_mean(name)):
+        raise ValueError(
+            f"no pixel of any mask is 1, but {void_only} masks hold 255, which means void: give masks of 0 and 1, such as"
+            " mask // 255"
+        )

@@ -1,0 +1,53 @@
+"""What was tried, as `docs/reliability.md`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+TABLE: dict[str, tuple[int, int]] = {}  # kind of fault -> tries, of them not as they should be
+EXPECTED = {  # kind -> what must follow
+    "kill at a file operation, training": "goes on to the weights and numbers of the unbroken run, bit by bit",
+    "kill at a file operation, evaluation": "the same command ends in the same numbers",
+    "kill at a file operation, prediction": "the same command ends in the same scores",
+    "kill at a file operation, sweep": "the same sweep ends in the same table",
+    "kill at a file operation, seeds": "goes on to the same table",
+    "kill at any moment, training": "goes on to the weights and numbers of the unbroken run, bit by bit",
+    "kill at any moment, evaluation": "the same command ends in the same numbers",
+    "kill at any moment, prediction": "the same command ends in the same scores",
+    "kill at any moment, token cache": "no entry is half there; the next run has the numbers of the unbroken one",
+    "SIGTERM": "status 143, one line with the command that goes on; it ends in the numbers of the unbroken run",
+    "Ctrl-C": "status 130, one line with the command that goes on; it ends in the numbers of the unbroken run",
+    "flipped bit or cut in a checkpoint": "recognised; training goes on from the state before, in one line",
+    "file size limit": "status 2, one line; every file that is there is whole",
+    "full file system": "status 2, one line; every file that is there is whole",
+    "read-only folder": "status 2, one line",
+    "output folder vanishes": "status 2, one line",
+    "no folder for temporary files": "the run ends well",
+    "a process of several dies": "all end within a minute, with a line",
+    "hostile names": "status 0; nothing that steers a terminal, a spreadsheet or a table",
+    "overrides": "status 0 or 2, one line",
+    "broken checkpoint": "status 2, one line",
+    "broken file of a run, a cache or an index": "status 0 or 2, one line",
+    "no network": "the command runs",
+}
+
+
+def write_table(path: Path) -> None:
+    """Writes the table; kinds that were not tried are named as such."""
+    lines = [
+        "# What was broken, and what followed",
+        "",
+        "Made by `make test-faults`, which drives the real command line and compares with the unbroken run.",
+        f"Last made on {platform.system()}, {os.cpu_count()} cores.",
+        "",
+        "| what happens | tries | failures | what must follow |",
+        "| --- | ---: | ---: | --- |",
+    ]
+    for kind, expected in EXPECTED.items():
+        tries, bad = TABLE.get(kind, (0, 0))
+        lines.append(f"| {kind} | {tries or 'not tried here'} | {bad if tries else ''} | {expected} |")
+    unknown = set(TABLE) - set(EXPECTED)
+    assert not unknown, f"kinds without an expectation: {unknown}"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
