@@ -13,15 +13,15 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
   $(if $(SHOTS),shots=$(SHOTS)) $(if $(SEEDS),'seeds=[$(SEEDS)]') $(ARGS)
 
 # Paths reach the shell through the environment, so that any character of a name stays as it is.
-export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS
+export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS GOOD BAD
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate predict sweep report data descriptions nano nano-report cache test test-all test-faults lint format bench docs clean
+.PHONY: help setup train evaluate fit inspect predict sweep report data descriptions nano nano-report cache test test-all test-faults lint format bench docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
-	@echo "  variables: METHOD DATASET BACKBONE TRAIN TEST TRAIN_DATA DATA TRAINER LOGGER SEED SHOTS SEEDS EXPERIMENT RESUME CKPT IMAGES CATEGORIES BENCH"
+	@echo "  variables: METHOD DATASET BACKBONE TRAIN TEST TRAIN_DATA DATA TRAINER LOGGER SEED SHOTS SEEDS EXPERIMENT RESUME CKPT IMAGES GOOD BAD CATEGORIES BENCH"
 	@echo "  ARGS=\"any.hydra=override other=value\" is passed on as it is; EXTRAS=wandb,sweep installs extras; UV=1 installs with uv"
 
 $(VENV)/.run: pyproject.toml
@@ -57,7 +57,15 @@ train: $(VENV)/.run ## train and evaluate: METHOD=adaclip [DATASET= BACKBONE= ..
 evaluate: $(VENV)/.run ## evaluate a checkpoint: CKPT=outputs/.../last.ckpt [DATASET= DATA= ...]
 	@$(RUN) evaluate $(if $(CKPT),"ckpt=$$CKPT") $(OVERRIDES)
 
-predict: $(VENV)/.run ## scores and heat maps of a folder: IMAGES=FOLDER [CKPT=FILE]; without CKPT what the suite ships
+PARTS = $(if $(GOOD),"good=$$GOOD") $(if $(BAD),"bad=$$BAD") $(if $(CKPT),"ckpt=$$CKPT") $(if $(IMAGES),"images=$$IMAGES") $(OVERRIDES)
+
+fit: $(VENV)/.run ## learn from good parts, choose the threshold: METHOD=winclip GOOD=FOLDER [SHOTS= BAD=FOLDER]
+	@$(RUN) fit $(PARTS)
+
+inspect: $(VENV)/.run ## fit, then predict: METHOD=winclip GOOD=FOLDER IMAGES=FOLDER
+	@$(RUN) inspect $(PARTS)
+
+predict: $(VENV)/.run ## scores, decisions, heat maps: IMAGES=FOLDER [CKPT=FILE]; without CKPT what the suite ships
 	@$(RUN) predict $(if $(CKPT),"ckpt=$$CKPT") $(if $(IMAGES),"images=$$IMAGES") $(OVERRIDES)
 
 sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2"

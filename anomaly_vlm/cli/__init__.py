@@ -21,7 +21,9 @@ SECONDS_FOR_OTHERS = 3.0  # that a process of a distributed run waits to see whe
 COMMANDS = {
     "train": ("anomaly_vlm.cli.train", "train a method, evaluate it, write table, pictures and checkpoint"),
     "evaluate": ("anomaly_vlm.cli.evaluate", "evaluate a checkpoint (ckpt=FILE), or a method that needs no training"),
-    "predict": ("anomaly_vlm.cli.predict", "scores and heat maps of a folder of images (ckpt=FILE images=FOLDER)"),
+    "fit": ("anomaly_vlm.cli.fit", "learn from good parts, choose the threshold, write a checkpoint (good=FOLDER)"),
+    "inspect": ("anomaly_vlm.cli.inspect", "fit and predict in one go (good=FOLDER images=FOLDER)"),
+    "predict": ("anomaly_vlm.cli.predict", "scores, decisions and heat maps of images (ckpt=FILE images=FOLDER)"),
     "sweep": ("anomaly_vlm.cli.sweep", "Hydra multirun of train, ending in one table"),
     "report": ("anomaly_vlm.cli.report", "one table of all runs below a folder"),
     "data": ("anomaly_vlm.cli.data", "check a data set, draw a contact sheet, write its index"),

@@ -1,9 +1,8 @@
-"""`anomaly-vlm predict`: scores and heat maps of a folder of images."""
+"""`anomaly-vlm predict`: scores, decisions and heat maps of images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from anomaly_vlm.cli.arguments import asks_for_help, pop_key
 from anomaly_vlm.cli.evaluate import configured
@@ -14,9 +13,10 @@ from anomaly_vlm.runs.configs import run_folder
 DEFAULT = "package:adaclip"
 HELP = """usage: anomaly-vlm predict images=FOLDER [ckpt=FILE] [category=WORD] [key=value ...]
 
-Writes scores.csv (path, score) and a heat map beside each image into the output folder.
-ckpt: what 'train' wrote (default: package:adaclip, which the suite ships: nano CLIP, trained on drawn pictures)
-category: what the images show, for the text prompts (default: object)
+Writes scores.csv and heat maps into the output folder; with a checkpoint of 'fit' also a decision for each image.
+images: a folder (sub-folders included), a file, a pattern such as 'parts/*.png', a .txt file of paths, or [a.png,b.png]
+ckpt: what 'fit' or 'train' wrote (default: package:adaclip, which the suite ships: nano CLIP, trained on drawn pictures)
+category: what the images show, for the text prompts (default: the one that the checkpoint knows, else object)
 """
 
 
@@ -29,19 +29,26 @@ def run(arguments: Sequence[str]) -> int:
     category, overrides = pop_key(rest, "category")
     if images is None:
         raise UserError("no images given: add images=FOLDER, a folder with the images to score")
-    if not Path(images).is_dir():
-        raise UserError(f"images={images}: no such folder: give a folder with the images to score")
+    check_images(images)
     if spec is None and not any(word.startswith("method=") for word in overrides):
         spec = DEFAULT
     cfg, checkpoint = configured(spec, overrides, "predict")
     if cfg.shots and (checkpoint is None or checkpoint.remembered(cfg) is None):
         raise UserError(
             f"method={cfg.name} with shots={cfg.shots} has no reference images at prediction: give ckpt=FILE, a .ckpt that"
-            " 'train' wrote with them"
+            " 'fit' or 'train' wrote with them"
         )
+    known = category or "object" if checkpoint is None else checkpoint.category(category)
     from anomaly_vlm.runs.predict import predict
 
     folder = run_folder(cfg, overrides)
     with stopping.goes_on_with(*stopping.same_command("predict", arguments, output_dir=folder)):
-        predict(cfg, Path(images), folder, category=category or "object", checkpoint=checkpoint)
+        predict(cfg, images, folder, category=known, checkpoint=checkpoint)
     return 0
+
+
+def check_images(images: str) -> None:
+    """Raises a `UserError` where there are no images, before anything else is read."""
+    from anomaly_vlm.data.own_images import image_files
+
+    image_files(images)

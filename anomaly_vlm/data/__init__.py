@@ -6,7 +6,8 @@ turns samples into batches, with CLIP's own transform and an order that is a fun
 
 from anomaly_vlm.data.datamodule import AnomalyDataModule
 from anomaly_vlm.data.dataset import AnomalyDataset, Item, collate
-from anomaly_vlm.data.source import FileSource, JointSource, Source, folder_source
+from anomaly_vlm.data.own_images import own_images
+from anomaly_vlm.data.source import FileSource, JointSource, Source
 from anomaly_vlm.data.types import Batch, Drawing, Drawn, Preprocess, References, Sample
 
 __all__ = [
@@ -23,5 +24,5 @@ __all__ = [
     "Sample",
     "Source",
     "collate",
-    "folder_source",
+    "own_images",
 ]

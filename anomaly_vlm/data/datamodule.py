@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -157,20 +157,21 @@ class AnomalyDataModule(L.LightningDataModule):
 
     def references(self) -> list[References]:
         """The reference images as batches, one a category."""
-        preprocess, picked = self._preprocess(), self.picks.samples()
-        found = []
-        for positions in positions_by_category(picked):
-            rows = [picked[i] for i in positions]
-            dataset = AnomalyDataset(
-                rows,
-                preprocess,
-                cache=self._cache,
-                name=f"references {rows[0].category}",
-                stored_tokens=self._stored_tokens,
-            )
+        return self.references_of(self.picks.samples())
+
+    def references_of(self, samples: Sequence[Sample]) -> list[References]:
+        """Normal images as the batches that a few-shot method is fitted to, one a category."""
+        preprocess, found = self._preprocess(), []
+        for positions in positions_by_category(samples):
+            rows = [samples[i] for i in positions]
+            dataset = self.dataset_of(rows, name=f"references {rows[0].category}")
             batch = collate([dataset[i] for i in range(len(rows))])
             found.append(References(batch, partial(at_size, rows, preprocess), partial(changed, rows, preprocess)))
         return found
+
+    def dataset_of(self, samples: Sequence[Sample], *, name: str = "") -> AnomalyDataset:
+        """Further samples as a data set that is preprocessed, and served with tokens, as the sides are."""
+        return AnomalyDataset(samples, self._preprocess(), name=name, stored_tokens=self._stored_tokens)
 
     @property
     def augmented(self) -> bool:

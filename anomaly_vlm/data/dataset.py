@@ -152,6 +152,10 @@ class AnomalyDataset(Dataset[Item]):
         """The pixels of sample i as the method sees them, uint8 [S, S, 3], whether or not its tokens are stored."""
         return self._pixels(i).image.permute(1, 2, 0).numpy()
 
+    def original(self, i: int) -> np.ndarray:
+        """The pixels of sample i at its own size, uint8 [H, W, 3]."""
+        return np.asarray(read_sample(self.samples[i])[0].convert("RGB"))
+
     def _random(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *key])
 

@@ -8,13 +8,11 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 from anomaly_vlm.data.images import guess_white
-from anomaly_vlm.data.readers.folder import read_unlabelled
 from anomaly_vlm.data.types import VOID, Sample
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.files import expanded
@@ -278,28 +276,6 @@ class JointSource:
                         f" share one row of the results: rename one with sources.{key}.class_words"
                     )
                 owner[name] = key
-
-
-def folder_source(images: Path, category: str) -> FileSource:
-    """A folder of images without labels, sub-folders included, for prediction.
-
-    Args:
-        images: The folder.
-        category: What the images show, for the text prompts.
-
-    Raises:
-        UserError: There is no image.
-    """
-    if not read_unlabelled(images):
-        raise UserError(
-            f"no images in '{images}': give a folder with png, jpg, bmp, tif or webp files, with images=FOLDER"
-        )
-    return FileSource(
-        name=images.resolve().name,
-        root=images,
-        reader=partial(read_unlabelled, category=category),
-        layout="image files, in sub-folders or not",
-    )
 
 
 def _check_number(name: str, value: object, low: int, high: int, *, whole: bool = True) -> None:

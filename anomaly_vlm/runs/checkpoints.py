@@ -16,6 +16,8 @@ from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.published import load_published
+from anomaly_vlm.methods.shared.category_memory import of_categories
+from anomaly_vlm.metrics.thresholds import Threshold
 from anomaly_vlm.runs.instantiate import target_class
 from anomaly_vlm.runs.migrate import migrated
 from anomaly_vlm.runs.trust import foreign_config
@@ -116,6 +118,34 @@ class Checkpoint:
             return f"published weights {Path(self.spec.removeprefix(PUBLISHED)).name}"
         return str(self.record["trained_on"])
 
+    @property
+    def thresholds(self) -> dict[str, Threshold]:
+        """By category where OK ends; empty where no good parts were learned from."""
+        return {name: Threshold.from_record(entry) for name, entry in self.record.get("thresholds", {}).items()}
+
+    @property
+    def categories(self) -> list[str]:
+        """Categories that the file holds references or thresholds of; empty where it takes any."""
+        return sorted({*of_categories(self.state), *self.record.get("thresholds", {})})
+
+    def category(self, asked: str | None) -> str:
+        """The category of images of which the user has said this word, or none.
+
+        Raises:
+            UserError: The file holds others, or several and none was said.
+        """
+        known = self.categories
+        if not known:
+            return asked or "object"
+        if asked is None and len(known) == 1:
+            return known[0]
+        same = [name for name in known if asked is not None and _plain(name) == _plain(asked)]
+        if asked is not None and (asked in known or len(same) == 1):
+            return asked if asked in known else same[0]
+        words = ", ".join(f'"category={name}"' for name in known)
+        found = "no category was given" if asked is None else f"category '{asked}' is not among them"
+        raise UserError(f"the checkpoint knows {len(known)} categories and {found}: add one of {words}")
+
     def remembered(self, cfg: DictConfig) -> Remembered | None:
         """The reference images in the checkpoint's memory, which leave the test set.
 
@@ -159,3 +189,9 @@ class Checkpoint:
             )
         method.check_learned(self.state, f"checkpoint '{self.spec}'")
         method.load_state_dict(self.state, strict=False)
+        method.decision_thresholds = self.thresholds
+
+
+def _plain(name: str) -> str:
+    """A category's name as it is compared: without case, `_` like a space."""
+    return name.casefold().replace("_", " ").strip()

@@ -76,7 +76,7 @@ def resumed(folder: Path, overrides: Sequence[str]) -> DictConfig:
 
 
 def from_checkpoint(stored: DictConfig, overrides: Sequence[str], command: str, *, has_memory: bool) -> DictConfig:
-    """A checkpoint's configuration for `evaluate` or `predict`; data, trainer and batch size may change.
+    """A checkpoint's configuration for `evaluate`, `predict` or `fit`; data, trainer and batch size may change.
 
     Args:
         stored: As the checkpoint carries it.

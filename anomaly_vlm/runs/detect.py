@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from anomaly_vlm.data.transforms import read_sample
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.detectors import Detector, Picture
 from anomaly_vlm.methods.base.detections import UsesDetections
+from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.reporting.console import console, is_first_process, say
 from anomaly_vlm.runs.build import Run
 
@@ -19,18 +20,21 @@ SECONDS = 5.0  # between lines of progress
 
 
 def precompute_detections(run: Run, *sides: str) -> None:
-    """Fills `method.detections` for all images of these sides, where the method has a detector that looks at images.
+    """Fills `method.detections` for all images of these sides, where the method has a detector that looks at images."""
+    detect(run.method, [sample for side in sides for sample in run.data.samples(side)])
+
+
+def detect(method: AnomalyMethod, samples: Iterable[Sample]) -> None:
+    """Fills `method.detections` for these images, where the method has a detector that looks at images.
 
     Answers that the detector has stored on disk are read; a stopped run goes on where it was.
     """
-    method = run.method
     if not isinstance(method, UsesDetections) or not isinstance(method.detector, Detector):
         return
     detector = method.detector
     todo = [
         (sample, caption)
-        for side in sides
-        for sample in run.data.samples(side)
+        for sample in samples
         for caption in method.captions(sample.category)
         if (sample.path, caption) not in method.detections
     ]

@@ -56,7 +56,7 @@ def fit(cfg: DictConfig, folder: Path, *, resume: bool = False) -> RunResult:
         Checkpoint.read(cfg.init, trusted=cfg.trust).load_into(run.method)
     validating = run.data.selection_side is not None
     trainer = build_trainer(
-        cfg, callbacks=_savers(cfg, folder, validating), fitting=True, validating=validating, last=last
+        cfg, callbacks=savers(cfg, folder, validating), fitting=True, validating=validating, last=last
     )
     _announce(run, folder)
     fit_references(run, folder)
@@ -140,7 +140,7 @@ def _untrained(run: Run, folder: Path, *, resuming: bool) -> dict[str, float]:
     return {str(key).removeprefix("mean/"): value for key, value in stored.items()}
 
 
-def _savers(cfg: DictConfig, folder: Path, validating: bool) -> list[Any]:
+def savers(cfg: DictConfig, folder: Path, validating: bool) -> list[Any]:
     """The state to resume from, every few steps; and the best epoch where one is chosen."""
     saver = partial(
         ModelCheckpoint,

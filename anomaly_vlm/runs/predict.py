@@ -1,4 +1,4 @@
-"""Scores and heat maps of images without labels."""
+"""Scores, decisions and heat maps of images without labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from anomaly_vlm.data import folder_source
+from anomaly_vlm.data import own_images
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.console import say
 from anomaly_vlm.reporting.describe import describe_data
@@ -19,21 +19,22 @@ from anomaly_vlm.runs.writer import PredictionWriter
 
 
 def predict(
-    cfg: DictConfig, images: Path, folder: Path, *, category: str = "object", checkpoint: Checkpoint | None = None
+    cfg: DictConfig, images: str, folder: Path, *, category: str = "object", checkpoint: Checkpoint | None = None
 ) -> Path:
     """Predicts image by image; a row and a picture are written as soon as they are there.
 
     Args:
         cfg: The composed configuration.
-        images: Folder of images, sub-folders included.
-        folder: Existing folder for `scores.csv` and `pictures/`.
+        images: A folder, a file, a pattern or a list, see `data.own_images`.
+        folder: Existing folder for `scores.csv`, `regions.csv` and `pictures/`.
         category: What the images show, for the text prompts.
         checkpoint: Learned weights; None for a method that needs no training.
 
     Returns:
         The file of scores.
     """
-    run = build(cfg, sides=("test",), test=folder_source(images, category))
+    max_value = None if checkpoint is None else checkpoint.record.get("max_value")
+    run = build(cfg, sides=("test",), test=own_images(images, category, max_value=max_value))
     if checkpoint is not None:
         checkpoint.load_into(run.method)
     elif run.method.learnable():
@@ -44,8 +45,11 @@ def predict(
     learned_from = "" if checkpoint is None else f", {checkpoint.trained_on}"
     say(f"{run.facts['method']} on {run.facts['backbone']}{learned_from}: {describe_data(run.data).sides['test']}")
     precompute_detections(run, "test")
-    trainer = build_trainer(cfg, callbacks=[PredictionWriter(run, folder)])
+    writer = PredictionWriter(run, folder)
+    trainer = build_trainer(cfg, callbacks=[writer])
     fit_test_images(run, trainer)
     trainer.predict(run.method, datamodule=run.data, return_predictions=False)
+    for line in writer.summary():
+        say(line)
     say(f"scores: {folder / 'scores.csv'}, heat maps: {folder / 'pictures'}")
     return folder / "scores.csv"

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import keep_previous, sealed, whole_bytes
 from anomaly_vlm.methods.base.checkpoints import read_tensors
+from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.reporting.console import is_first_process, say
 
 FOLDER, LAST, PREVIOUS, DAMAGED = "checkpoints", "last.ckpt", "previous.ckpt", "damaged.ckpt"
@@ -39,6 +40,13 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a checkpoint of tensors and plain containers, whatever `weights_only` says."""
         return read_tensors(Path(path))
+
+
+def save_method(method: AnomalyMethod, path: Path) -> None:
+    """Writes what a method has learned and what its run says of itself, outside a training."""
+    checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}
+    method.on_save_checkpoint(checkpoint)
+    WholeCheckpoints().save_checkpoint(checkpoint, path)
 
 
 def last_state(folder: Path) -> Path | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_vlm.data import AnomalyDataModule, FileSource, JointSource, Sample, folder_source
+from anomaly_vlm.data import AnomalyDataModule, FileSource, JointSource, Sample, own_images
+from anomaly_vlm.data.own_images import image_files
 from anomaly_vlm.data.readers.class_folders import read_class_folders
 from anomaly_vlm.data.readers.mvtec_ad import read_mvtec_ad
 from anomaly_vlm.errors import UserError
@@ -146,10 +147,10 @@ def test_joint_source_keeps_each_set(tmp_path: Path) -> None:
         JointSource(name="none", sources={})
 
 
-def test_folder_source_for_prediction(tmp_path: Path) -> None:
+def test_own_images_for_prediction(tmp_path: Path) -> None:
     picture(tmp_path / "parts/a/1.png")
     picture(tmp_path / "parts/2.png")
-    found = folder_source(tmp_path / "parts", "lid")
+    found = own_images(str(tmp_path / "parts"), "lid")
     data = AnomalyDataModule(test=found)
     assert [(s.path, s.category, s.label) for s in data.samples("test")] == [
         (str(tmp_path / "parts/2.png"), "lid", None),
@@ -158,4 +159,29 @@ def test_folder_source_for_prediction(tmp_path: Path) -> None:
     assert describe_data(data).sides["test"] == "tested on parts (2 images)"
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no images in '.*empty': give a folder"):
-        folder_source(tmp_path / "empty", "lid")
+        own_images(str(tmp_path / "empty"), "lid")
+
+
+def test_ways_to_name_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/1.png", "a/2.PNG", "b/[x].png", "a/notes.txt"):
+        picture(tmp_path / name)
+    (tmp_path / "list.txt").write_text(f"# parts\na/1.png\n\n{tmp_path / 'b' / '[x].png'}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    def named(spec: str) -> list[str]:
+        return [file.name for file in image_files(spec)[1]]
+
+    assert named("a") == ["1.png", "2.PNG"] and named("a/1.png") == ["1.png"]
+    assert named("**/*.png") == ["1.png", "[x].png"] and named("b/[x].png") == ["[x].png"]
+    assert named("list.txt") == ["1.png", "[x].png"] and named("[a/1.png, b/[x].png]") == ["1.png", "[x].png"]
+    assert image_files("list.txt")[0] == tmp_path
+    for wrong, words in {"c": "no such file or folder", "*.bmp": "no images", "[]": "no images"}.items():
+        with pytest.raises(UserError, match=words):
+            image_files(wrong)
+
+
+def test_copies_count_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(tmp_path / "parts/1.png")
+    (tmp_path / "parts/2.png").write_bytes((tmp_path / "parts/1.png").read_bytes())
+    assert len(own_images(str(tmp_path / "parts"), "lid", label=0, once=True).samples("test")) == 1
+    assert "1 of 2 files are copies of others" in caplog.text

@@ -16,6 +16,7 @@ from anomaly_vlm.losses.terms import checked_terms
 from anomaly_vlm.methods.base.checkpoints import LearnedState
 from anomaly_vlm.methods.base.evaluation import Evaluated, Evaluation
 from anomaly_vlm.methods.base.prediction import Prediction
+from anomaly_vlm.metrics.thresholds import Threshold
 from anomaly_vlm.options import checked_constructor
 
 COLLABORATORS = ("backbone", "losses", "optimizer", "scheduler", "evaluation", "detector", "segmenter")  # no options
@@ -84,6 +85,7 @@ class AnomalyMethod(Evaluated, LearnedState):
         self.evaluation = self.evaluation_type() if evaluation is None else evaluation
         self.run_record: dict[str, Any] = {}
         self.preprocess: Preprocess | None = None  # of images; None for the backbone's defaults
+        self.decision_thresholds: Mapping[str, Threshold] = {}  # by category, where a checkpoint holds any
 
     def check_backbone(self, backbone: FrozenTower, **_: Any) -> None:
         """Raises a `UserError` where the method does not run on this kind of backbone; called before options are checked."""

@@ -1,0 +1,286 @@
+"""Learning from good parts: a few-shot memory of them (or none), and the threshold between OK and NOT OK.
+
+A good part must be scored by a method that has not learned from it, or its score says nothing about the next part. So parts
+that a method holds in a memory are scored with a memory without them (leave one out, in folds where there are many), and
+where a method trains on its references, it gets some of the parts and the others are scored.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import lightning as L
+import torch
+from lightning.pytorch import seed_everything
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from anomaly_vlm.data import FileSource, Sample, collate
+from anomaly_vlm.data.references import Remembered
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import whole_file, write_text
+from anomaly_vlm.methods.base.few_shot import FewShot
+from anomaly_vlm.metrics.thresholds import (
+    Rule,
+    Threshold,
+    better_than_chance,
+    counts_at,
+    from_good_parts,
+    split_in_two,
+    with_rule,
+)
+from anomaly_vlm.names import csv_cell
+from anomaly_vlm.options import PositiveFloat, Range, check_arguments
+from anomaly_vlm.reporting.console import say
+from anomaly_vlm.runs.build import Run, build, fit_references
+from anomaly_vlm.runs.checkpoints import Checkpoint
+from anomaly_vlm.runs.configs import write_config
+from anomaly_vlm.runs.detect import counted, detect
+from anomaly_vlm.runs.fit import savers, train, try_one_step
+from anomaly_vlm.runs.instantiate import target_class
+from anomaly_vlm.runs.saving import save_method
+from anomaly_vlm.runs.trainer import build_trainer
+
+log = logging.getLogger("anomaly_vlm")
+FOLDS = 20  # of leaving out: of up to 20 parts each is left out alone
+Inside = Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)]
+
+
+@dataclass(frozen=True)
+class VerdictOptions:
+    """How the threshold is chosen.
+
+    Args:
+        false_alarms: Share of good parts that may be rejected.
+        rule: `false_alarms` needs good parts alone; `max_f1`, `no_miss` and `cost` need defective ones too.
+        cost_ratio: For the rule `cost`: how many false alarms a miss is worth.
+        split: Share of the labelled images that these rules choose on; the others are reported.
+    """
+
+    false_alarms: Inside = 0.05
+    rule: Rule = "false_alarms"
+    cost_ratio: PositiveFloat = 10.0
+    split: Inside = 0.7
+
+    @classmethod
+    def checked(cls, **values: Any) -> VerdictOptions:
+        """The options; raises a `UserError` where one is out of its range."""
+        return cls(**check_arguments(cls.__init__, values, owner="fit"))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a method makes of one image.
+
+    Attributes:
+        path: Image file.
+        score: Image score.
+        peak: Largest map value.
+        usual: The map's 99th percentile.
+    """
+
+    path: str
+    score: float
+    peak: float
+    usual: float
+
+
+def fit_good_parts(
+    cfg: DictConfig,
+    folder: Path,
+    good: FileSource,
+    bad: FileSource | None = None,
+    *,
+    options: VerdictOptions,
+    checkpoint: Checkpoint | None = None,
+    typed_shots: bool = False,
+) -> Path:
+    """Learns from good parts, chooses the threshold, and writes a checkpoint that knows both.
+
+    Args:
+        cfg: The composed configuration.
+        folder: Existing folder of the run.
+        good: Images of good parts, all of one category.
+        bad: Images of defective parts, which nothing is learned from; None for none.
+        options: How the threshold is chosen.
+        checkpoint: Learned weights to start from; None trains first where the method learns.
+        typed_shots: Whether the user has said how many parts go into the memory.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        UserError: Too few parts, or a method whose scores mean nothing for single images.
+    """
+    if options.rule != "false_alarms" and bad is None:
+        raise UserError(f"rule={options.rule} needs defective parts too: add bad=FOLDER, or use rule=false_alarms")
+    seed_everything(cfg.seed, verbose=False)
+    run = _built(cfg, good, checkpoint, typed_shots)
+    write_config(cfg, folder)
+    say(f"{run.facts['method']} on {run.facts['backbone']}")
+    held = run.data.remembered or Remembered(frozenset(sample.path for sample in run.data.picks.samples()))
+    parts = good.samples("test")
+    rest = held.without(parts)
+    memory = sorted(set(parts) - set(rest), key=lambda sample: sample.path)
+    learns = checkpoint is None and cfg.train_on != "nothing" and bool(run.method.loss_terms)
+    leave_out = [] if run.data.remembered is not None else memory
+    if cfg.train_on == "references" and learns:
+        leave_out = []  # what is learned cannot be unlearned for one part
+    _check_counts(run, len(memory), len(rest), len(leave_out))
+    quiet = cfg.copy()
+    quiet.callbacks.progress = "none"
+    trainer = build_trainer(quiet)
+    if run.data.remembered is None:
+        fit_references(run, folder)
+    if learns:
+        _train(run, folder)
+    scored = _left_out(run, trainer, leave_out)
+    if scored and isinstance(run.method, FewShot):
+        run.method.fit_references(run.data.references())
+    scored += score_samples(run, trainer, rest)
+    defective = [] if bad is None else score_samples(run, trainer, bad.samples("test"))
+    threshold = choose_threshold(scored, defective, options, left_out=bool(leave_out), seed=cfg.seed)
+    category = parts[0].category
+    run.method.run_record["thresholds"] = {category: threshold.to_record()}
+    run.method.run_record["max_value"] = parts[0].max_value
+    _write_scores(folder / "good_parts.csv", scored, defective)
+    write_text(folder / "thresholds.json", json.dumps({category: threshold.to_record()}, indent=1) + "\n")
+    path = folder / "checkpoints" / "last.ckpt"
+    save_method(run.method, path)  # last: it says "done"
+    say(f"checkpoint: {path}; scores of the good parts: {folder / 'good_parts.csv'}")
+    return path
+
+
+def choose_threshold(
+    good: Sequence[Scored], bad: Sequence[Scored], options: VerdictOptions, *, left_out: bool, seed: int
+) -> Threshold:
+    """The threshold of a category, with what it means and how it does on images that had no part in it, on the console."""
+    scores, wrong = [part.score for part in good], [part.score for part in bad]
+    threshold = from_good_parts(
+        scores,
+        [part.peak for part in good],
+        [part.usual for part in good],
+        false_alarms=options.false_alarms,
+        left_out=left_out,
+    )
+    if options.rule == "false_alarms":
+        kept_good, kept_bad = [], wrong
+    else:
+        if len(scores) < 2 or len(wrong) < 2:
+            raise UserError(
+                f"rule={options.rule} chooses on some images and reports others: {len(scores)} good and {len(wrong)}"
+                " defective images are too few, give at least 2 of each"
+            )
+        chosen_good, report_good = split_in_two(len(scores), options.split, seed=seed)
+        chosen_bad, report_bad = split_in_two(len(wrong), options.split, seed=seed + 1)
+        threshold = with_rule(
+            threshold,
+            options.rule,
+            [scores[i] for i in chosen_good],
+            [wrong[i] for i in chosen_bad],
+            cost_ratio=options.cost_ratio,
+        )
+        kept_good, kept_bad = [scores[i] for i in report_good], [wrong[i] for i in report_bad]
+    say(f"threshold {threshold.score:.4g}: {threshold.summary}")
+    for line in threshold.explained():
+        say(line)
+    if kept_bad:
+        counts = counts_at(threshold.score, kept_good, kept_bad)
+        apart = "" if not kept_good else f"on {len(kept_good) + len(kept_bad)} images kept apart: "
+        alarms = f", false alarms {counts.false_alarms}" if kept_good else ""
+        say(f"{apart}found {counts.found} defective parts, missed {counts.missed.count}{alarms}")
+        if not better_than_chance(scores, wrong):
+            log.warning("defective parts do not score higher than good ones: no threshold can tell them apart here")
+    return threshold
+
+
+def score_samples(run: Run, trainer: L.Trainer, samples: Sequence[Sample]) -> list[Scored]:
+    """Scores images with the method as it is, as `predict` does."""
+    if not samples:
+        return []
+    detect(run.method, samples)
+    dataset = run.data.dataset_of(samples)
+    loader: Any = DataLoader(dataset, batch_size=run.cfg.eval_batch_size, collate_fn=collate)
+    predictions: Any = trainer.predict(run.method, dataloaders=loader)
+    scores = torch.cat([one.score.cpu() for one in predictions]).tolist()
+    maps = [image.flatten().cpu() for one in predictions for image in one.map]
+    return [
+        Scored(sample.path, score, float(heat.max()), float(heat.kthvalue(max(1, round(0.99 * len(heat)))).values))
+        for sample, score, heat in zip(samples, scores, maps, strict=True)
+    ]
+
+
+def _left_out(run: Run, trainer: L.Trainer, samples: Sequence[Sample]) -> list[Scored]:
+    """Scores parts, each with a memory of the others; of more than `FOLDS` parts some are left out together."""
+    if not samples or not isinstance(run.method, FewShot):
+        return []
+    found: dict[str, Scored] = {}
+    folds = [samples[i :: min(FOLDS, len(samples))] for i in range(min(FOLDS, len(samples)))]
+    say(f"calibration: {len(samples)} good parts, each scored with a memory without it")
+    for fold in counted(folds, len(samples)):
+        without = {sample.path for sample in fold}
+        others = [sample for sample in samples if sample.path not in without]
+        run.method.fit_references(run.data.references_of(others))
+        found.update({one.path: one for one in score_samples(run, trainer, fold)})
+    return [found[sample.path] for sample in samples]
+
+
+def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typed_shots: bool) -> Run:
+    """The run, with the number of parts in the memory and the weights of a checkpoint."""
+    method_class: Any = target_class(cfg.method, trusted=cfg.trust)
+    remembered = None
+    if checkpoint is not None and checkpoint.record.get("references"):
+        remembered = checkpoint.remembered(cfg)
+    elif not typed_shots and issubclass(method_class, FewShot):
+        count = len(good.samples("test"))
+        cfg.shots = max(1, count // 2) if cfg.train_on == "references" else count
+    sides = ("train", "test") if checkpoint is None and cfg.train_on == "dataset" else ("test",)
+    run = build(cfg, sides=sides, test=good, remembered=remembered)
+    if run.method.is_transductive:
+        raise UserError(
+            f"{run.facts['method']} scores images by comparing them with each other, so that no threshold holds for the"
+            " next one: choose another method, or fit_on=references"
+        )
+    if checkpoint is not None:
+        checkpoint.load_into(run.method)
+        run.method.run_record["trained_on"] = checkpoint.trained_on
+        if remembered is not None:
+            for key in ("references", "reference_contents"):
+                run.method.run_record[key] = list(checkpoint.record.get(key, []))
+    return run
+
+
+def _check_counts(run: Run, memory: int, rest: int, left_out: int) -> None:
+    """Raises a `UserError` where no part is left whose score says something."""
+    if rest + left_out == 0:
+        raise UserError(
+            f"all {memory} good parts are among the references of {run.cfg.name}, and none is left to choose the threshold"
+            f" on: set shots={max(1, memory // 2)} or fewer, or give more good parts"
+        )
+    if rest == 0 and left_out == 1:
+        raise UserError(
+            "one good part alone says nothing about how much good parts differ: give more, 20 are a good start"
+        )
+
+
+def _train(run: Run, folder: Path) -> None:
+    last = folder / "checkpoints" / "last.ckpt"
+    trainer = build_trainer(run.cfg, callbacks=savers(run.cfg, folder, False), fitting=True, last=last)
+    try_one_step(run)
+    say(f"learning: {run.method.run_record['trained_on']}")
+    train(run, trainer, last, None)
+
+
+def _write_scores(path: Path, good: Sequence[Scored], bad: Sequence[Scored]) -> None:
+    """The scores that the threshold was chosen on: path, label, score, largest map value."""
+    with whole_file(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "score", "map_max"])
+        for label, parts in ((0, good), (1, bad)):
+            writer.writerows([csv_cell(part.path), label, f"{part.score:.9g}", f"{part.peak:.9g}"] for part in parts)

@@ -1,0 +1,177 @@
+"""From a folder of parts to a verdict, as a person types it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomaly_vlm.cli import main
+from anomaly_vlm.metrics.thresholds import Threshold
+
+TINY = [
+    "backbone=tiny_random",
+    "backbone.architecture.vision_cfg.layers=2",
+    "backbone.layers=[1,2]",
+    "image_size=48",
+    "callbacks.progress=none",
+    "trainer=cpu",
+]
+pytestmark = pytest.mark.e2e
+
+
+def part(path: Path, seed: int, *, defect: bool = False) -> None:
+    """A grey gradient with a little noise; a defect is a bright square."""
+    random = np.random.default_rng(seed)
+    pixels = np.linspace(60, 120, 40)[:, None].repeat(60, axis=1) + random.normal(0, 4, (40, 60))
+    if defect:
+        pixels[10:22, 20:40] = random.uniform(0, 255, (12, 20))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight good parts, and four images of each kind to judge, in sub-folders."""
+    folder = tmp_path_factory.mktemp("parts")
+    for i in range(8):
+        part(folder / "good" / f"{i}.png", i)
+    for i in range(4):
+        part(folder / "new" / "a" / f"{i}.png", 100 + i)
+        part(folder / "new" / "b" / f"{i}.png", 200 + i, defect=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fit of WinCLIP to the good parts."""
+    folder = tmp_path_factory.mktemp("fitted") / "run"
+    words = ["method=winclip", *TINY, "category=Gear Wheel", "cache.tokens=memory", f"good={parts / 'good'}"]
+    assert main(["fit", *words, "false_alarms=0.2", f"output_dir={folder}"]) == 0
+    return folder
+
+
+def test_a_checkpoint_holds_memory_and_threshold(fitted: Path) -> None:
+    record = torch.load(fitted / "checkpoints" / "last.ckpt", weights_only=True)["anomaly_vlm"]
+    threshold = Threshold.from_record(record["thresholds"]["Gear Wheel"])
+    assert threshold.left_out and threshold.num_good == 8 and threshold.asked == 0.2
+    assert len(record["references"]) == 8 and record["config"]["shots"] == 8
+    scores = [float(row["score"]) for row in rows(fitted / "good_parts.csv")]
+    assert sorted(scores)[threshold.rank - 1] == pytest.approx(threshold.score) and threshold.rank == 8
+    assert json.loads((fitted / "thresholds.json").read_text())["Gear Wheel"]["rule"] == "false_alarms"
+
+
+def test_a_good_part_is_scored_without_itself(fitted: Path, parts: Path) -> None:
+    """With itself in the memory its own patches would be at distance 0."""
+    out = fitted.parent / "again"
+    assert (
+        main(["predict", f"ckpt={fitted / 'checkpoints/last.ckpt'}", f"images={parts / 'good'}", f"output_dir={out}"])
+        == 0
+    )
+    seen = {Path(row["path"]).name: float(row["score"]) for row in rows(out / "scores.csv")}
+    left_out = {Path(row["path"]).name: float(row["score"]) for row in rows(fitted / "good_parts.csv")}
+    assert seen.keys() == left_out.keys()
+    assert all(left_out[name] > seen[name] + 1e-4 for name in seen)
+
+
+def test_predict_decides(fitted: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    ckpt = fitted / "checkpoints" / "last.ckpt"
+    words = [f"ckpt={ckpt}", f"images={parts / 'new'}", "category=gear_wheel", f"output_dir={tmp_path / 'out'}"]
+    assert main(["predict", *words]) == 0
+    said = capsys.readouterr().out
+    threshold = next(iter(json.loads((fitted / "thresholds.json").read_text()).values()))
+    found = rows(tmp_path / "out" / "scores.csv")
+    assert len(found) == 8
+    for row in found:
+        assert row["decision"] == ("NOT OK" if float(row["score"]) > threshold["score"] else "OK")
+        assert 0 <= float(row["percentile"]) <= 100
+    bad = sum(row["decision"] == "NOT OK" for row in found)
+    assert (
+        f"{8 - bad} OK, {bad} NOT OK at {threshold['score']:.3g} (at most 20 % false alarms; calibrated on 8 good"
+        in said
+    )
+    rejected = [Path(row["path"]).parent.name for row in found if row["decision"] == "NOT OK"]
+    assert rejected.count("b") == 4 and rejected.count("a") <= 1
+    for row in rows(tmp_path / "out" / "regions.csv"):
+        left, top, right, bottom, area = (int(row[key]) for key in ("left", "top", "right", "bottom", "area"))
+        assert 0 <= left < right <= 60 and 0 <= top < bottom <= 40
+        assert 0 < area <= (right - left) * (bottom - top) * 1.05 and float(row["peak"]) > threshold["pixel"]
+
+
+def test_inspect_is_fit_and_predict(fitted: Path, parts: Path, tmp_path: Path) -> None:
+    words = ["method=winclip", *TINY, f"good={parts / 'good'}", "category=Gear Wheel", "false_alarms=0.2"]
+    assert main(["inspect", *words, f"images={parts / 'new' / 'b' / '*.png'}", f"output_dir={tmp_path / 'one'}"]) == 0
+    assert (tmp_path / "one" / "checkpoints" / "last.ckpt").is_file()
+    assert rows(tmp_path / "one" / "good_parts.csv") == rows(fitted / "good_parts.csv")
+    assert len(rows(tmp_path / "one" / "scores.csv")) == 4
+
+
+def test_some_shots_leave_the_other_parts_to_calibrate_on(parts: Path, tmp_path: Path) -> None:
+    words = ["method=winclip", *TINY, f"good={parts / 'good'}", "shots=2", f"output_dir={tmp_path / 'run'}"]
+    assert main(["fit", *words]) == 0
+    record = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["anomaly_vlm"]
+    assert len(record["references"]) == 2 and record["thresholds"]["object"]["num_good"] == 8
+
+
+def test_prompts_are_learned_from_some_parts_and_calibrated_on_the_others(parts: Path, tmp_path: Path) -> None:
+    words = [
+        "method=promptad",
+        *TINY,
+        "epochs=1",
+        "logger=none",
+        f"good={parts / 'good'}",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    assert main(["fit", *words]) == 0
+    record = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["anomaly_vlm"]
+    scored = {row["path"] for row in rows(tmp_path / "run" / "good_parts.csv")}
+    assert len(record["references"]) == 4 and len(scored) == 4 and not scored & set(record["references"])
+    assert record["thresholds"]["object"]["left_out"] is False
+
+
+@pytest.mark.parametrize("rule", ["max_f1", "no_miss", "cost"])
+def test_rules_on_labelled_images(rule: str, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["method=winclip", *TINY, "shots=1", f"good={parts / 'good'}", f"bad={parts / 'new' / 'b'}", f"rule={rule}"]
+    assert main(["fit", *words, f"output_dir={tmp_path / rule}"]) == 0
+    said = capsys.readouterr().out
+    assert "on 3 images kept apart: found" in said and "of 1 (" in said and "of 2 (" in said
+    record = json.loads((tmp_path / rule / "thresholds.json").read_text())["object"]
+    assert (record["rule"], record["num_good"], record["num_bad"], record["rank"]) == (rule, 6, 3, 0)
+
+
+def test_a_zero_shot_checkpoint_gets_a_threshold(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """All parts are held out, as nothing is learned from them; defective parts that score no higher are said."""
+    words = ["method=winclip", *TINY, "shots=0", f"good={parts / 'good'}", f"output_dir={tmp_path / 'zero'}"]
+    assert main(["fit", *words]) == 0
+    record = json.loads((tmp_path / "zero" / "thresholds.json").read_text())["object"]
+    assert record["left_out"] is False and record["num_good"] == 8
+    ckpt = tmp_path / "zero" / "checkpoints" / "last.ckpt"
+    words = [f"ckpt={ckpt}", f"good={parts / 'good'}", f"bad={parts / 'new' / 'a'}", f"output_dir={tmp_path / 'again'}"]
+    assert main(["fit", *words, "shots=0"]) == 0
+    assert json.loads((tmp_path / "again" / "thresholds.json").read_text())["object"] == record
+
+
+def test_mistakes_are_one_line(fitted: Path, parts: Path, refused: Callable[[list[str]], str]) -> None:
+    good, ckpt = f"good={parts / 'good'}", fitted / "checkpoints" / "last.ckpt"
+    assert "no good parts given: add good=FOLDER" in refused(["fit", "method=winclip"])
+    assert "good=nowhere: no such file or folder" in refused(["fit", "method=winclip", *TINY, "good=nowhere"])
+    assert "false_alarms is 1.5" in refused(["fit", "method=winclip", *TINY, good, "false_alarms=1.5"])
+    assert "rule=cost needs defective parts too" in refused(["fit", "method=winclip", *TINY, good, "rule=cost"])
+    assert "set shots=4 or fewer" in refused(["fit", "method=promptad", *TINY, good, "shots=8"])
+    one = f"good={parts / 'good' / '0.png'}"
+    assert "one good part alone" in refused(["fit", "method=winclip", *TINY, one])
+    said = refused(["predict", f"ckpt={ckpt}", f"images={parts / 'new'}", "category=lid"])
+    assert "category 'lid' is not among them" in said and '"category=Gear Wheel"' in said
+    transductive = ["method=anomalydino", "method.fit_on=test", "shots=0", *TINY]
+    assert "no threshold holds for the next one" in refused(["fit", *transductive, good])
