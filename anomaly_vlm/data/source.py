@@ -131,7 +131,7 @@ class FileSource:
             if labels and here != published and split not in self._compared:
                 self._compared.add(split)
                 log.warning(
-                    "%s: %s has %d normal and %d anomalous images, the publishers state %d and %d: it is not the published set",
+                    "%s: %s has %d normal and %d anomalous images, the publishers state %d and %d: another set than theirs",
                     self.name, split, *here, *published,
                 )  # fmt: skip
 
