@@ -180,10 +180,7 @@ class AnomalyDataset(Dataset[Item]):
         return (resize_labels if sample.labels else resize_mask)(mask, self.preprocess)
 
     def _named(self, content: bytes | memoryview) -> str:
-        """Names the pixels that this preprocessing makes of `content`."""
-        digest = hashlib.blake2b(content, digest_size=16)
-        digest.update(repr(replace(self.preprocess, mask_resize="bilinear", mask_size=None)).encode())
-        return digest.hexdigest()
+        return pixel_key(content, self.preprocess)
 
     def _key(self, i: int) -> str | None:
         """The key of a file's pixels, from its bytes alone; None for a drawn sample, whose pixels must be seen."""
@@ -259,6 +256,13 @@ class AnomalyDataset(Dataset[Item]):
         as_image = self.preprocess.fit != "square" and self.preprocess.mask_size is None
         size = tuple(pixels.image.shape[-2:]) if as_image else (self.preprocess.mask_side,) * 2
         return torch.full(size, VOID if unknown else 0, dtype=torch.uint8)
+
+
+def pixel_key(content: bytes | memoryview, preprocess: Preprocess) -> str:
+    """Names the pixels that a preprocessing makes of the content of a file, or of drawn pixels."""
+    digest = hashlib.blake2b(content, digest_size=16)
+    digest.update(repr(replace(preprocess, mask_resize="bilinear", mask_size=None)).encode())
+    return digest.hexdigest()
 
 
 def collate(items: Sequence[Item]) -> Batch:

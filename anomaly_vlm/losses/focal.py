@@ -5,6 +5,24 @@ from __future__ import annotations
 from torch import Tensor
 
 
+def balanced_focal_loss(prob: Tensor, target: Tensor, *, gamma: float = 2.0, tiny: float = 1e-8) -> Tensor:
+    r"""Focal loss in which anomalous and normal pixels of a batch weigh the same, whatever their numbers (Bayes-PFL).
+
+    Args:
+        prob: [B, ...] probability of the anomalous class, in [0, 1].
+        target: [B, ...] 0 or 1.
+        gamma: Focusing exponent, >= 0.
+        tiny: Added to the logarithm's argument and to the numbers of pixels.
+
+    Returns:
+        Scalar: mean of :math:`-(1 - p_y)^\gamma \log p_y` over the anomalous pixels plus that over the normal ones.
+    """
+    target = target.to(prob.dtype)
+    true = prob * target + (1 - prob) * (1 - target)
+    loss = -((1 - true) ** gamma) * (true + tiny).log()
+    return sum((loss * part).sum() / (part.sum() + tiny) for part in (target, 1 - target))  # type: ignore[return-value]
+
+
 def focal_loss(prob: Tensor, target: Tensor, *, gamma: float = 2.0, smooth: float = 1e-5) -> Tensor:
     r"""Two-class focal loss of a probability, mean over each sample.
 

@@ -40,6 +40,40 @@ def mean_cosine_square(normal: Tensor, abnormal: Tensor) -> Tensor:
     return (normal * abnormal).sum(dim=-1).mean().square()
 
 
+def square_orthogonality_loss(features: Tensor) -> Tensor:
+    r"""Sum of :math:`\cos^2(a_j, a_k)` over all ordered pairs of different prompts, divided by the square of their number.
+
+    Args:
+        features: [B, K, C] text features, any norm.
+
+    Returns:
+        Scalar, mean over B (Bayes-PFL).
+    """
+    unit = F.normalize(features, dim=-1)
+    cosines = unit @ unit.transpose(-1, -2)
+    count = features.shape[-2]
+    others = 1 - torch.eye(count, device=features.device, dtype=features.dtype)
+    return ((cosines * others).square().sum(dim=(-2, -1)) / count**2).mean()
+
+
+def flow_divergence(mean: Tensor, variance: Tensor, start: Tensor, end: Tensor, log_det: Tensor) -> Tensor:
+    r"""Divergence of a Gaussian pushed through a flow from the standard normal, of one draw, without constants.
+
+    Args:
+        mean: [n, D] of the Gaussian.
+        variance: [n, D] of the Gaussian.
+        start: [n, D] the draw.
+        end: [n, D] what the flow makes of it.
+        log_det: [n] logarithm of the flow's Jacobian determinant.
+
+    Returns:
+        Scalar: mean over n of :math:`\log q(z_0) - \log p(z_K) - \log|\det|` (Rezende and Mohamed, ICML 2015, eq. 15).
+    """
+    log_q = -0.5 * (variance.log() + (start - mean).square() / variance).sum(dim=-1)
+    log_p = -0.5 * end.square().sum(dim=-1)
+    return (log_q - log_p - log_det).mean()
+
+
 def prior_loss(offset: Tensor, label: Tensor, *, over: Literal["mean", "sum"] = "mean") -> Tensor:
     r"""Squared norm of the prompt offsets of normal images, summed over them; 0 where the batch has none.
 

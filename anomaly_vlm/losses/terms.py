@@ -15,17 +15,25 @@ from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.losses.cross_entropy import cross_entropy, focal_of_logits
 from anomaly_vlm.losses.dice import dice_loss
 from anomaly_vlm.losses.few_shot import alignment_loss, contrastive_loss, level_loss, margin_loss
-from anomaly_vlm.losses.focal import focal_loss
+from anomaly_vlm.losses.focal import balanced_focal_loss, focal_loss
 from anomaly_vlm.losses.masks import bce_of_logits, cross_entropy_with_void
-from anomaly_vlm.losses.prompts import mean_cosine_square, orthogonality_loss, prior_loss
+from anomaly_vlm.losses.prompts import (
+    flow_divergence,
+    mean_cosine_square,
+    orthogonality_loss,
+    prior_loss,
+    square_orthogonality_loss,
+)
 
 KINDS: dict[str, Callable[..., Tensor]] = {
     "alignment": alignment_loss,
+    "balanced_focal": balanced_focal_loss,
     "bce_of_logits": bce_of_logits,
     "ce": cross_entropy,
     "ce_with_void": cross_entropy_with_void,
     "contrastive": contrastive_loss,
     "dice": dice_loss,
+    "flow_divergence": flow_divergence,
     "focal": focal_loss,
     "focal_of_logits": focal_of_logits,
     "levels": level_loss,
@@ -33,6 +41,7 @@ KINDS: dict[str, Callable[..., Tensor]] = {
     "mean_cosine_square": mean_cosine_square,
     "orthogonality": orthogonality_loss,
     "prior": prior_loss,
+    "square_orthogonality": square_orthogonality_loss,
 }
 PROBABILITY = frozenset({"ce", "focal"})  # kinds of a probability and a target, exchangeable in any such term
 

@@ -3,8 +3,8 @@
 A threshold of the rule `false_alarms` is split-conformal: of n + 1 exchangeable good parts, the score of the last one is
 above the k-th smallest of the others with a probability of at most (n + 1 - k) / (n + 1) (Vovk, Gammerman, Shafer,
 "Algorithmic Learning in a Random World", 2005; Lei et al., JASA 2018). Given the n parts, the share of good parts that is
-rejected in the long run follows a Beta distribution with the parameters n + 1 - k and k (Vovk, "Conditional Validity of
-Inductive Conformal Predictors", 2012). Intervals of counts are those of Clopper and Pearson (1934).
+rejected in the long run follows a Beta distribution with the parameters n + 1 - k and k (Vovk, "Conditional Validity
+of Inductive Conformal Predictors", 2012). Intervals of counts are those of Clopper and Pearson (1934).
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ WHOLE = {  # key -> smallest value
 }
 WHOLE_OR_NULL = {"eval_limit": 1, "train_limit": 1, "pixels.mask_size": 1}
 CHOICES = {  # the default first: what configurations of older checkpoints lack
+    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "cache.tokens": ("disk", "memory", "off"),
     "selection": ("last", "best_val", "best_test"),
     "pixels.rgb": ("before", "after"),

@@ -52,6 +52,7 @@ def build_trainer(
     options: dict[str, Any] = {} if validating or not fitting else {"limit_val_batches": 0}
     options["plugins"] = [*_plugins(cfg), WholeCheckpoints()]
     watch()
+    _fit_precision(cfg)
     if fitting and cfg.gradient_clip is not None:
         options["gradient_clip_val"] = cfg.gradient_clip
     try:
@@ -76,6 +77,14 @@ def _plugins(cfg: DictConfig) -> list[Any]:
     if nodes is None:
         return []
     return [instantiate(node, trusted=cfg.trust) for node in (nodes if isinstance(nodes, ListConfig) else [nodes])]
+
+
+def _fit_precision(cfg: DictConfig) -> None:
+    """Runs 16-mixed as bf16-mixed where no GPU is used: no CPU has the operations of the former."""
+    on_gpu = cfg.trainer.accelerator != "cpu" and (CUDAAccelerator.is_available() or MPSAccelerator.is_available())
+    if cfg.trainer.precision == "16-mixed" and not on_gpu:
+        say("trainer.precision=16-mixed needs a GPU: runs in bf16-mixed")
+        cfg.trainer.precision = "bf16-mixed"
 
 
 def flush_denormals() -> None:

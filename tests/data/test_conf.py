@@ -45,7 +45,7 @@ def test_file_source(name: str) -> None:
     assert source.name == name
     with pytest.raises(UserError, match=rf"^{name}: (no folder|package).*: expected .* set dataset\.test\.root=FOLDER"):
         source.samples("test")
-    assert source.origin or name in ("folder", "meta_json")
+    assert source.origin or name in ("folder", "meta_json", "coco")
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -100,8 +100,31 @@ def test_targets_are_plain_names_of_this_package() -> None:
 
 def grow(name: str, root: Path) -> None:
     """A fake tree as users have the set on disk: one normal and one anomalous test image where the set has both."""
-    if name in ("mvtec_ad", "mpdd", "dtd_synthetic", "mvtec_loco"):
+    if name in ("mvtec_ad", "mpdd", "dtd_synthetic", "mvtec_loco", "goods_ad", "cad3"):
         mvtec_category(root / "tile")
+    elif name == "autovi":
+        for kind in ("good", "crack"):
+            picture(root / f"pipe_clip/test/{kind}/0001.png")
+        for i, box in enumerate(((0, 0, 2, 2), (5, 5, 7, 7))):
+            mask(root / f"pipe_clip/ground_truth/crack/0001/000{i}.png", box=box)
+    elif name == "vad":
+        for kind in ("good", "bad"):
+            picture(root / f"vad/test/{kind}/1.png")
+    elif name == "bmad":
+        for kind in ("good", "Ungood"):
+            picture(root / f"Brain_AD/test/{kind}/img/1.png")
+            mask(root / f"Brain_AD/test/{kind}/label/1.png", box=(0, 0, 2, 2) if kind == "Ungood" else None)
+    elif name == "coco":
+        for i in (1, 2):
+            picture(root / f"images/{i}.png")
+        write_json(
+            root / "annotations.json",
+            {
+                "images": [{"id": i, "file_name": f"{i}.png", "width": 8, "height": 8} for i in (1, 2)],
+                "categories": [{"id": 5, "name": "dent"}],
+                "annotations": [{"image_id": 2, "category_id": 5, "segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]]}],
+            },
+        )
     elif name == "btad":
         mvtec_category(root / "01", normal="ok", defect="ko")
     elif name == "visa":
@@ -121,7 +144,7 @@ def grow(name: str, root: Path) -> None:
         for i in (1, 2):
             picture(root / f"Class1/Test/000{i}.PNG")
         mask(root / "Class1/Test/Label/0002_label.PNG")
-    elif name == "real_iad":
+    elif name in ("real_iad", "real_iad_variety"):
         entries = [
             {"image_path": "OK/1.jpg", "mask_path": None, "anomaly_class": "OK"},
             {"image_path": "NG/2.jpg", "mask_path": "NG/2_mask.png", "anomaly_class": "HS"},

@@ -98,7 +98,7 @@ def test_terms_carry_weight_kind_and_options() -> None:
         ({"kind": "dise"}, "unknown kind of loss.x 'dise': choose one of dice"),
         ({}, "unknown kind of loss.x 'None'"),
         ({"kind": "dice", "smoth": 1}, "unknown option of loss.x .kind dice. 'smoth': choose one of smooth"),
-        ({"kind": "dice", "over": "pixel"}, "unknown loss.x.over 'pixel': choose one of image, row"),
+        ({"kind": "dice", "over": "pixel"}, "unknown loss.x.over 'pixel': choose one of batch, image, row"),
         ({"kind": "focal", "gamma": "two"}, "loss.x.gamma is 'two': give a number"),
         ({"kind": "focal", "weight": -1}, "loss.x.weight is -1"),
         ({"kind": "focal", "weight": math.nan}, "loss.x.weight is nan"),

@@ -27,6 +27,7 @@ from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.layers import Layers, tapped_layers
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
+from anomaly_vlm.methods.shared.precision import in_float32
 from anomaly_vlm.methods.shared.seeding import derived_generator
 from anomaly_vlm.options import AtLeast, PositiveFloat, Range
 
@@ -216,7 +217,8 @@ class AdaCLIP(FrozenTokens):
 
     def patch_logits(self, features: AdaptedFeatures) -> Tensor:
         """Similarities `[layers, B, N, 2]` of every layer's patches with the two texts, divided by the temperature."""
-        return features.patches @ features.text.mT / self.temperature
+        with in_float32(features.text):
+            return features.patches @ features.text.mT / self.temperature
 
     def image_logits(self, features: AdaptedFeatures, logits: Tensor, seeds: Sequence[int]) -> Tensor:
         """Similarities `[B, 2]` of the class token, fused with the anomalous patches, with the two texts.
@@ -230,7 +232,8 @@ class AdaCLIP(FrozenTokens):
         if self.hsf.enabled:
             prob = logits.detach().mean(dim=0).softmax(dim=-1)[..., 1]  # [B, N]
             cls = self.hsf.fuse(self.hsf.feature(features.patches, prob, seeds), cls)
-        return torch.einsum("bc,bkc->bk", cls, features.text) / self.temperature
+        with in_float32(cls):
+            return torch.einsum("bc,bkc->bk", cls, features.text) / self.temperature
 
     def layer_maps(self, logits: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """Upsamples the abnormal probabilities of each layer to `[layers, B, H, W]`.

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from anomaly_vlm.data.images import open_image
+from anomaly_vlm.data.dataset import pixel_key
+from anomaly_vlm.data.images import open_image, read_bytes
 from anomaly_vlm.data.transforms import normalise, preprocessed, resize_image
 from anomaly_vlm.data.types import Batch, PixelChange, Preprocess, References
 from anomaly_vlm.errors import UserError
@@ -136,7 +137,7 @@ def as_batch(method: Any, pictures: Sequence[Image.Image], category: str, *, fir
         category=[category] * count,
         path=[_name(picture, first + i) for i, picture in enumerate(pictures)],
         index=torch.arange(first, first + count),
-        key=[None] * count,
+        key=[_key(picture, preprocess_of(method)) for picture in pictures],
     )
 
 
@@ -163,7 +164,7 @@ def _as_picture(image: Any, max_value: float | None) -> Image.Image:
         return image
     if isinstance(image, str | Path):
         picture = open_image(str(image), max_value)
-        picture.filename = str(image)  # type: ignore[attr-defined]
+        picture.filename = picture.unchanged_file = str(image)  # type: ignore[attr-defined]
         return picture
     if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3 and image.is_floating_point():
         if image.amin() < 0 or image.amax() > 1:
@@ -194,6 +195,12 @@ def _changed(method: Any, pictures: Sequence[Image.Image], change: PixelChange) 
     preprocess = preprocess_of(method)
     arrays = (np.asarray(picture.convert("RGB")) for picture in pictures)
     return [preprocessed(change(pixels, i), preprocess) for i, pixels in enumerate(arrays)]
+
+
+def _key(picture: Image.Image, preprocess: Preprocess) -> str | None:
+    """The key of a file's pixels, as data sets give it; None for an image from memory."""
+    path = getattr(picture, "unchanged_file", None)
+    return None if path is None else pixel_key(read_bytes(path), preprocess)
 
 
 def _name(picture: Image.Image, number: int) -> str:

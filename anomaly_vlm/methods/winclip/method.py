@@ -161,7 +161,7 @@ class WinCLIP(MemoryMethod):
             texts = F.normalize(self.text_features(category), dim=-1)
             image, patches = compare(chosen, texts, self.memory(category), grid)
             maps[rows] = upsample(to_grid(patches, grid), size, align_corners=False)
-            score[rows] = maps[rows].flatten(1).amax(dim=1) if image is None else image
+            score[rows] = maps[rows].flatten(1).amax(dim=1) if image is None else image.float()
         return Prediction(score, maps)
 
     def abnormal(self, features: Tensor, texts: Tensor) -> Tensor:

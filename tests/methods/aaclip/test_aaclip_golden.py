@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anomaly_vlm.backbone import run_blocks
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.aaclip import AACLIP
 from anomaly_vlm.methods.aaclip.published import key as published_key
+from anomaly_vlm.methods.aaclip.texts import Sentences
 from anomaly_vlm.methods.base.published import load_published
 from tests.support.conf import loss_conf
 from tests.support.few_shot import make_batch
@@ -93,9 +95,10 @@ def check_towers(fixture: Fixture, method: AACLIP, batch: Batch) -> None:
     fixture.check("mid/block_1", first[0])
     assert method.text is not None
     clip, ids = method.backbone, fixture.input("mid/text_ids").long()
-    assert torch.equal(clip.tokenize(["a photo of a damaged pill."]), ids)
-    from anomaly_vlm.backbone import run_blocks
-
+    known = [Sentences("aaclip_prompts", kind) for kind in ("described", "plain", "object")]
+    sides = [words.sides(category) for words in known for category in fixture.options()["categories"]]
+    sentences = [sentence for pair in sides for side in pair for sentence in side]
+    assert any(torch.equal(clip.tokenize([sentence]), ids) for sentence in sentences), "one of the method's sentences"
     numbers = [int(k.rpartition("_")[2]) for k in fixture.tensors if k.startswith("mid/text_block_")]
     adapters = list(method.text.adapters)
     blocks = clip.text.transformer.resblocks
@@ -130,7 +133,9 @@ def check_texts(fixture: Fixture, folder: Path) -> None:
         method = build(fixture, "", folder / kind, class_words=kind)
         for key in keys:
             category = "any" if key == prefix else key.rpartition("/")[2]
-            category = category.removeprefix("btad_") if "/extra/" in key else category
+            if "/extra/" in key:  # named DATASET_CATEGORY
+                sets = [name for name in method.sentences.texts["described"] if category.startswith(f"{name}_")]
+                category = category.removeprefix(f"{max(sets, key=len)}_")
             fixture.check(key, method.text_features(category).T)
 
 

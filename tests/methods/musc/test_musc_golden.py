@@ -35,7 +35,8 @@ def test_musc_matches_the_published_code(path: Path) -> None:
     tokens: dict[str, dict[str, Tensor]] = {}
     for group in ["", *fixture.settings["groups"]]:
         method, prefix = build(fixture, group), f"{group}/" if group else ""
-        tower = f"{method.backbone.activation} {method.layers}"  # what the frozen tokens depend on here
+        clip = method.backbone
+        tower = f"{clip.activation} {clip.pos_resize} {method.layers}"  # what the frozen tokens depend on here
         if tower not in tokens:
             tokens[tower] = method.encode_frozen(images)
         check_group(fixture, prefix, method, tokens[tower], images, category)

@@ -16,6 +16,7 @@ from anomaly_vlm.methods.shared.turned import turn_black
 from anomaly_vlm.methods.subspacead import SubspaceAD
 from anomaly_vlm.methods.subspacead.subspace import NormalSubspace, TokenSums
 from tests.support.golden import Fixture, fixture_paths, golden_backbone
+from tests.support.tiny import tiny_clip
 
 pytestmark = pytest.mark.golden
 MASK = ("threshold", "kernel", "border", "coverage", "morphology", "sign")
@@ -24,9 +25,12 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def build(fixture: Fixture, o: dict[str, Any]) -> SubspaceAD:
     names = ("aggregate", "explained", "dimension", "residual", "drop", "rotations", "draws", "fit_on", "masking")
-    backbone = golden_backbone(
-        fixture.settings["backbone"], pos_resize=o["pos_resize"], image_size=fixture.settings["image_size"]
-    )
+    if "depth" in o:  # hidden states are given, of a tower that is not
+        backbone = tiny_clip(layers=o["depth"], text_layers=1)
+    else:
+        backbone = golden_backbone(
+            fixture.settings["backbone"], pos_resize=o["pos_resize"], image_size=fixture.settings["image_size"]
+        )
     return SubspaceAD(
         backbone,
         layers=o["layers"],
