@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -53,6 +53,8 @@ class FileSource:
         split: `train`, `val`, `test` or `all`.
         categories: Only these, by their names on disk; None for all.
         published_categories: All that the complete set has; a warning names those that are missing.
+        published_counts: Split -> number of normal and of anomalous images in the complete set, as its authors state them; a
+            warning names a split that differs.
         class_words: Name on disk -> word for prompts and tables, in place of the published one.
         mask_threshold: A mask value above it is anomalous, 0 to 254 (of 255), as the protocols of published sets say; None:
             what `data.masks` makes of the files.
@@ -76,6 +78,7 @@ class FileSource:
         split: str = "test",
         categories: Iterable[str] | None = None,
         published_categories: Iterable[str] | None = None,
+        published_counts: Mapping[str, Sequence[int]] | None = None,
         class_words: Mapping[str, str] | None = None,
         mask_threshold: int | None = None,
         mask_void: int | None = None,
@@ -94,6 +97,8 @@ class FileSource:
         self.protocol, self.outside = protocol, outside
         self.categories = None if categories is None else _names(categories)
         self.published_categories = None if published_categories is None else _names(published_categories)
+        self.published_counts = {split: (int(n), int(a)) for split, (n, a) in (published_counts or {}).items()}
+        self._compared: set[str] = set()
         self.class_words = {str(key): str(word) for key, word in (class_words or {}).items()}
         self.mask_threshold, self.mask_void, self.max_value = mask_threshold, mask_void, max_value
         self._white: float | None = None
@@ -113,7 +118,22 @@ class FileSource:
             found = [sample for sample in found if sample.split == self.split]
             if not found:
                 raise unknown_choice(f"split of {self.name} in '{self._root(side)}'", self.split, splits)
+        self._compare_counts(found)
         return self._finished(found)
+
+    def _compare_counts(self, found: list[Sample]) -> None:
+        """Says which splits have other numbers of images than the publishers state; each is said once."""
+        if self.categories is not None:
+            return
+        for split, published in self.published_counts.items():
+            labels = [sample.label for sample in found if sample.split == split]
+            here = (labels.count(0), labels.count(1))
+            if labels and here != published and split not in self._compared:
+                self._compared.add(split)
+                log.warning(
+                    "%s: %s has %d normal and %d anomalous images, the publishers state %d and %d: another set than theirs",
+                    self.name, split, *here, *published,
+                )  # fmt: skip
 
     def references(self) -> list[Sample]:
         """Normal images of the training split, or of the used split where a category has none there.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from rich.progress import Progress
 
 from anomaly_vlm.reporting.console import console, say
 
@@ -18,6 +21,14 @@ def progress_bar(kind: str) -> ProgressBar | None:
     if kind == "none":
         return None
     return RichProgressBar() if kind == "rich" else LogProgress()
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for a loop of our own, on a terminal only; the block tells it how many are done, and of how many."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class LogProgress(ProgressBar):
