@@ -28,7 +28,8 @@ def run(arguments: Sequence[str]) -> int:
     if images is None:
         raise UserError("no images given: add images=FOLDER, a folder with the images to judge (make: IMAGES=FOLDER)")
     prediction.check_images(images)
-    _, folder, path = fitted("inspect", arguments, good, rest)
+    learning = [word for word in rest if not word.startswith("pictures=")]
+    _, folder, path = fitted("inspect", arguments, good, learning)
     return prediction.run([f"ckpt={path}", f"images={images}", f"output_dir={folder}", *_of_machine(rest)])
 
 
@@ -37,5 +38,5 @@ def _of_machine(words: Sequence[str]) -> list[str]:
     return [
         word
         for word in words
-        if word.startswith(("trainer", "eval_batch_size=", "num_workers=", "cache.", "callbacks."))
+        if word.startswith(("trainer", "eval_batch_size=", "num_workers=", "cache.", "callbacks.", "pictures="))
     ]

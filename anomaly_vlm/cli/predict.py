@@ -17,7 +17,10 @@ Writes scores.csv and heat maps into the output folder; with a checkpoint of 'fi
 images: a folder (sub-folders included), a file, a pattern such as 'parts/*.png', a .txt file of paths, or [a.png,b.png]
 ckpt: what 'fit' or 'train' wrote (default: package:adaclip, which the suite ships: nano CLIP, trained on drawn pictures)
 category: what the images show, for the text prompts (default: the one that the checkpoint knows, else object)
+pictures: all (default), worst (the 20 images with the highest scores), or false
+Files that cannot be read are listed in unreadable.csv; the others are scored, and the exit status is then 3.
 """
+SOME_UNREADABLE = 3  # exit status
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -26,7 +29,8 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     spec, rest = pop_key(arguments, "ckpt")
     images, rest = pop_key(rest, "images")
-    category, overrides = pop_key(rest, "category")
+    category, rest = pop_key(rest, "category")
+    pictures, overrides = pop_key(rest, "pictures")
     if images is None:
         raise UserError("no images given: add images=FOLDER, a folder with the images to score")
     check_images(images)
@@ -40,11 +44,13 @@ def run(arguments: Sequence[str]) -> int:
         )
     known = category or "object" if checkpoint is None else checkpoint.category(category)
     from anomaly_vlm.runs.predict import predict
+    from anomaly_vlm.runs.writer import pictures_wanted
 
+    wanted = pictures_wanted(pictures)
     folder = run_folder(cfg, overrides)
     with stopping.goes_on_with(*stopping.same_command("predict", arguments, output_dir=folder)):
-        predict(cfg, images, folder, category=known, checkpoint=checkpoint)
-    return 0
+        unreadable = predict(cfg, images, folder, category=known, checkpoint=checkpoint, pictures=wanted)
+    return SOME_UNREADABLE if unreadable else 0
 
 
 def check_images(images: str) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.class_aware import class_aware_view
-from anomaly_vlm.data.images import read_bytes
+from anomaly_vlm.data.images import read_bytes, shown_size
 from anomaly_vlm.data.transforms import (
     mosaic,
     normalise,
@@ -156,6 +156,11 @@ class AnomalyDataset(Dataset[Item]):
         """The pixels of sample i at its own size, uint8 [H, W, 3]."""
         return np.asarray(read_sample(self.samples[i])[0].convert("RGB"))
 
+    def own_size(self, i: int) -> tuple[int, int]:
+        """Width and height in pixels of sample i at its own size, where it lies in a file."""
+        with Image.open(self.samples[i].path) as file:
+            return shown_size(file)
+
     def _random(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *key])
 
@@ -175,10 +180,7 @@ class AnomalyDataset(Dataset[Item]):
         return (resize_labels if sample.labels else resize_mask)(mask, self.preprocess)
 
     def _named(self, content: bytes | memoryview) -> str:
-        """Names the pixels that this preprocessing makes of `content`."""
-        digest = hashlib.blake2b(content, digest_size=16)
-        digest.update(repr(replace(self.preprocess, mask_resize="bilinear", mask_size=None)).encode())
-        return digest.hexdigest()
+        return pixel_key(content, self.preprocess)
 
     def _key(self, i: int) -> str | None:
         """The key of a file's pixels, from its bytes alone; None for a drawn sample, whose pixels must be seen."""
@@ -254,6 +256,13 @@ class AnomalyDataset(Dataset[Item]):
         as_image = self.preprocess.fit != "square" and self.preprocess.mask_size is None
         size = tuple(pixels.image.shape[-2:]) if as_image else (self.preprocess.mask_side,) * 2
         return torch.full(size, VOID if unknown else 0, dtype=torch.uint8)
+
+
+def pixel_key(content: bytes | memoryview, preprocess: Preprocess) -> str:
+    """Names the pixels that a preprocessing makes of the content of a file, or of drawn pixels."""
+    digest = hashlib.blake2b(content, digest_size=16)
+    digest.update(repr(replace(preprocess, mask_resize="bilinear", mask_size=None)).encode())
+    return digest.hexdigest()
 
 
 def collate(items: Sequence[Item]) -> Batch:

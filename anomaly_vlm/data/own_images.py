@@ -7,10 +7,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from anomaly_vlm.data.images import read_bytes
+from anomaly_vlm.data.images import ReadError, open_image, read_bytes
 from anomaly_vlm.data.readers.folder import read_unlabelled
 from anomaly_vlm.data.readers.listing import IMAGE_SUFFIXES
 from anomaly_vlm.data.source import FileSource
@@ -79,6 +80,31 @@ def _common(files: Sequence[Path]) -> tuple[Path, list[Path]]:
         return Path(files[0].anchor), list(files)
 
 
+def readable(files: Sequence[Path], max_value: float | None = None) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Decodes every file once, in threads.
+
+    Args:
+        files: Image files.
+        max_value: Value of white in files of more than 8 bits; None: guessed for each file.
+
+    Returns:
+        Those that can be read, and the others each with the reason.
+    """
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        reasons = list(pool.map(partial(_reason, max_value=max_value), files))
+    good = [file for file, reason in zip(files, reasons, strict=True) if not reason]
+    return good, [(file, reason) for file, reason in zip(files, reasons, strict=True) if reason]
+
+
+def _reason(file: Path, max_value: float | None) -> str:
+    """Why a file cannot be read; empty where it can."""
+    try:
+        open_image(str(file), max_value)
+    except ReadError as error:
+        return str(error)
+    return ""
+
+
 def own_images(
     spec: str,
     category: str,
@@ -102,8 +128,13 @@ def own_images(
         UserError: There are none.
     """
     root, files = image_files(spec, key=key)
-    if once:
-        files = _once(files, spec)
+    return source_of(root, _once(files, spec) if once else files, category, label=label, max_value=max_value)
+
+
+def source_of(
+    root: Path, files: Sequence[Path], category: str, *, label: int | None = None, max_value: float | None = None
+) -> FileSource:
+    """Image files as a data set without masks; see `own_images`."""
     return FileSource(
         name=root.resolve().name or str(root),
         root=root,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import whole_bytes
 from anomaly_vlm.names import shown
 
 TILE = 256  # side of one square picture in the panel, pixels
 GAP, BAND = 8, 22
 INK, PAPER, OUTLINE = (30, 30, 30), (255, 255, 255), (255, 60, 60)
-BOX = (255, 255, 255)
+BOX = CONTOUR = (255, 255, 255)
 # Dark blue over green and yellow to dark red; equal steps of the map are roughly equal steps to the eye.
 STOPS = np.array(
     [[48, 18, 59], [65, 105, 225], [38, 190, 205], [110, 235, 110], [235, 215, 60], [245, 125, 40], [122, 4, 3]],
@@ -46,23 +48,56 @@ class ScoredRow(Protocol):
 R = TypeVar("R", bound=ScoredRow)
 
 
-def choose(rows: Sequence[R], *, per_category: int) -> list[R]:
+class Choice(NamedTuple, Generic[R]):
+    """An image that is shown.
+
+    Attributes:
+        row: The image.
+        why: In words: `worst false alarm`, `normal, 2nd lowest score`, ...
+    """
+
+    row: R
+    why: str
+
+
+def choose(rows: Sequence[R], *, per_category: int, limits: Mapping[str, float] | None = None) -> list[Choice[R]]:
     """The telling images of each category.
 
     In turn: the anomalous one with the highest score, the normal one with the highest (worst false alarm), the anomalous one
     with the lowest (worst miss), the normal one with the lowest; then inwards from these ends.
+
+    Args:
+        rows: All images.
+        per_category: How many of each category.
+        limits: By category the score above which an image is rejected, where there is one: only what is decided wrongly is
+            then called a miss or a false alarm.
     """
-    chosen: list[R] = []
+    chosen: list[Choice[R]] = []
     for category in dict.fromkeys(row.category for row in rows):
         members = sorted((r for r in rows if r.category == category), key=lambda r: (-r.score, r.index))
         bad, good = ([r for r in members if (r.label == 1) == anomalous] for anomalous in (True, False))
         ends = [(bad, 0), (good, 0), (bad, -1), (good, -1)]
         picked: list[R] = []
+        counts = [0, 0, 0, 0]
         while len(picked) < min(per_category, len(members)):
-            group, end = ends[len(picked) % 4] if ends[len(picked) % 4][0] else (bad or good, 0)
+            turn = len(picked) % 4
+            if not ends[turn][0]:
+                turn = 0 if bad else 1
+            group, end = ends[turn]
             picked.append(group.pop(end))
-        chosen += picked
+            chosen.append(Choice(picked[-1], _why(picked[-1], turn, counts[turn], (limits or {}).get(category))))
+            counts[turn] += 1
     return chosen
+
+
+def _why(row: ScoredRow, turn: int, earlier: int, limit: float | None) -> str:
+    """Why an image was chosen as the next one of a turn of `choose`."""
+    rank = "" if not earlier else f"{earlier + 1}{ {1: 'nd', 2: 'rd'}.get(earlier, 'th') } "
+    kind = {1: "anomalous", 0: "normal"}.get(row.label, "unlabelled")
+    wrong = row.label >= 0 and (limit is None or (row.score > limit) != (row.label == 1))
+    if wrong and (turn, row.label) in ((1, 0), (2, 1)):
+        return f"{rank}worst {'miss' if row.label else 'false alarm'}"
+    return f"{kind}, {rank}{'highest' if turn < 2 else 'lowest'} score"
 
 
 def colour_map(values: np.ndarray) -> np.ndarray:
@@ -91,48 +126,46 @@ def save_panel(
     scale: tuple[float, float],
     boxes: np.ndarray | None = None,
     blend: Literal["blend", "heat"] = "blend",
+    contour: float | None = None,
 ) -> None:
     """Writes one PNG: input, truth (where known), overlay with the truth outlined, map; boxes on the input and the map.
 
     Args:
         path: File to write; its folder is made.
-        image: uint8 [H, W, 3].
-        heat: Float [H, W], higher = more anomalous.
-        mask: [H, W] of 0 / 1 / 255, or None.
+        image: uint8 [H, W, 3]; the tiles have its shape.
+        heat: Float [h, w], higher = more anomalous, of the whole image.
+        mask: [h, w] of 0 / 1 / 255, of the whole image, or None.
         score: Score of the image.
         title: What it is and what made it.
         scale: Map values drawn darkest blue and darkest red.
         boxes: [n, 4] corners (x0, y0, x1, y1) in pixels of the map, which may lie outside; None: of no interest.
         blend: `blend`: half image, half map; `heat`: the map over a grey image, the hotter the more, so that it stands
             out.
+        contour: Map value at which the overlay has a line; None for none.
     """
     size = tile_size(image.shape[1], image.shape[0])
     low, high = scale
-    unit = np.clip((heat - low) / (high - low if high > low else 1.0), 0, 1)
-    colours = colour_map(unit)
-    if colours.shape != image.shape:  # maps of another size than the input
-        full = (image.shape[1], image.shape[0])
-        colours = np.asarray(Image.fromarray(colours).resize(full, Image.Resampling.BILINEAR))
-        mask = None if mask is None else np.asarray(Image.fromarray(mask).resize(full, Image.Resampling.NEAREST))
-    overlay = laid_over(image, colours, None if blend == "blend" else unit)
+    values = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+    unit = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
+    colours, shown_image = colour_map(unit), _tile(image, size)
+    overlay = laid_over(np.asarray(shown_image), colours, None if blend == "blend" else unit)
+    if mask is not None and (mask == 1).any():
+        large = Image.fromarray((mask == 1).astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
+        overlay[outline(np.asarray(large) > 0)] = OUTLINE
+    if contour is not None:
+        overlay[outline(values > contour)] = CONTOUR
     named = "input" if boxes is None else f"input, {len(boxes)} box{'es' * (len(boxes) != 1)}"
-    tiles = [(named, with_boxes(_tile(image, size), boxes, heat.shape))]
+    tiles = [(named, with_boxes(shown_image, boxes, heat.shape))]
     if mask is not None:
         truth = np.where((mask == 1)[..., None], 255, np.where((mask == 255)[..., None], 90, 0)).astype(np.uint8)
-        tiles.append(("truth", _tile(np.broadcast_to(truth, image.shape), size)))
-    picture = _tile(overlay, size)
-    if mask is not None and (mask == 1).any():
-        large = Image.fromarray((mask == 1).astype(np.uint8) * 255).resize(picture.size, Image.Resampling.NEAREST)
-        pixels = np.array(picture)
-        pixels[outline(np.asarray(large) > 0)] = OUTLINE
-        picture = Image.fromarray(pixels)
+        tiles.append(("truth", _tile(np.broadcast_to(truth, (*mask.shape, 3)), size)))
     tiles += [
-        (f"overlay, score {score:.3f}", picture),
-        (f"map, {low:.3g} to {high:.3g}", with_boxes(_tile(colours, size), boxes, heat.shape)),
+        (f"overlay, score {score:.3f}", Image.fromarray(overlay)),
+        (f"map, {low:.3g} to {high:.3g}", with_boxes(Image.fromarray(colours), boxes, heat.shape)),
     ]
     path.parent.mkdir(exist_ok=True)  # not the folders above: where these have vanished, that is said
     with whole_bytes(path, durable=False) as file:
-        _in_a_row(tiles, size, shown(title)).save(file, "PNG", optimize=True)
+        _in_a_row(tiles, size, shown(title)).save(file, "PNG", compress_level=1)
 
 
 def _in_a_row(tiles: Sequence[tuple[str, Image.Image]], size: tuple[int, int], title: str) -> Image.Image:
@@ -168,12 +201,9 @@ def tile_size(width: int, height: int) -> tuple[int, int]:
 
 
 def laid_over(image: np.ndarray, colours: np.ndarray, heat: np.ndarray | None) -> np.ndarray:
-    """uint8 [H, W, 3]: colours over an image, half and half, or over the greyed image by `heat` [h, w] in [0, 1]."""
+    """uint8 [H, W, 3]: colours over an image, half and half, or over the greyed image by `heat` [H, W] in [0, 1]."""
     if heat is None:
         return (0.5 * image + 0.5 * colours).astype(np.uint8)
-    if heat.shape != image.shape[:2]:
-        whole = Image.fromarray(heat.astype(np.float32))
-        heat = np.asarray(whole.resize((image.shape[1], image.shape[0]), Image.Resampling.BILINEAR))
     grey = 0.3 * image + 0.7 * image.mean(axis=-1, keepdims=True)
     opacity = 0.85 * np.clip(heat, 0, 1)[..., None]
     blended: np.ndarray = ((1 - opacity) * grey + opacity * colours).astype(np.uint8)
@@ -181,7 +211,8 @@ def laid_over(image: np.ndarray, colours: np.ndarray, heat: np.ndarray | None) -
 
 
 def _tile(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BILINEAR)
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    return picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
 
 
 def _shortened(
@@ -194,3 +225,23 @@ def _shortened(
     while length > 8 and draw.textlength(f"{text[: length // 2]}...{text[-length // 2 :]}", font=font) > width:
         length -= 2
     return f"{text[: length // 2]}...{text[-length // 2 :]}"
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    """The rows of a table without its head; none where it is not there or no table."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.reader(file))[1:]
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"'{path}' cannot be read ({error}): give another output_dir") from error
+
+
+def remove_pictures(folder: Path, table: str = "scores.csv") -> None:
+    """Removes the pictures that the table of an earlier run in this folder names, and nothing else."""
+    pictures = (folder / "pictures").resolve()
+    for row in read_rows(folder / table):
+        place = (folder / row[-1]).resolve() if row and row[-1].endswith(".png") else None
+        if place is not None and place.is_relative_to(pictures):
+            place.unlink(missing_ok=True)

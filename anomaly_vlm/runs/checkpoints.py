@@ -16,6 +16,7 @@ from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.published import load_published
+from anomaly_vlm.methods.base.verdict import known_category
 from anomaly_vlm.methods.shared.category_memory import of_categories
 from anomaly_vlm.metrics.thresholds import Threshold
 from anomaly_vlm.runs.instantiate import target_class
@@ -134,17 +135,7 @@ class Checkpoint:
         Raises:
             UserError: The file holds others, or several and none was said.
         """
-        known = self.categories
-        if not known:
-            return asked or "object"
-        if asked is None and len(known) == 1:
-            return known[0]
-        same = [name for name in known if asked is not None and _plain(name) == _plain(asked)]
-        if asked is not None and (asked in known or len(same) == 1):
-            return asked if asked in known else same[0]
-        words = ", ".join(f'"category={name}"' for name in known)
-        found = "no category was given" if asked is None else f"category '{asked}' is not among them"
-        raise UserError(f"the checkpoint knows {len(known)} categories and {found}: add one of {words}")
+        return known_category(self.categories, asked)
 
     def remembered(self, cfg: DictConfig) -> Remembered | None:
         """The reference images in the checkpoint's memory, which leave the test set.
@@ -190,8 +181,5 @@ class Checkpoint:
         method.check_learned(self.state, f"checkpoint '{self.spec}'")
         method.load_state_dict(self.state, strict=False)
         method.decision_thresholds = self.thresholds
-
-
-def _plain(name: str) -> str:
-    """A category's name as it is compared: without case, `_` like a space."""
-    return name.casefold().replace("_", " ").strip()
+        method.known_categories = self.categories
+        method.max_value = self.record.get("max_value")

@@ -55,13 +55,13 @@ def _reader(sample: Sample) -> Any:
     return lambda: read_sample(sample)[0]
 
 
-def counted(chunks: Sequence[Sequence[T]], total: int) -> Iterator[Sequence[T]]:
+def counted(chunks: Sequence[Sequence[T]], total: int, *, what: str = "detecting") -> Iterator[Sequence[T]]:
     """The chunks, with a bar on a terminal and a line now and then elsewhere."""
     if console.is_terminal and is_first_process():
         from rich.progress import Progress
 
         with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("detecting", total=total)
+            task = bar.add_task(what, total=total)
             for chunk in chunks:
                 yield chunk
                 bar.advance(task, len(chunk))
@@ -74,5 +74,5 @@ def counted(chunks: Sequence[Sequence[T]], total: int) -> Iterator[Sequence[T]]:
         now = time.monotonic()
         if now - last >= SECONDS and done < total:
             left = int((now - started) / done * (total - done))
-            say(f"detecting {done}/{total}  {left // 60}:{left % 60:02d} left")
+            say(f"{what} {done}/{total}  {left // 60}:{left % 60:02d} left")
             last = now

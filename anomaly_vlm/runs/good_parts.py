@@ -223,7 +223,7 @@ def _left_out(run: Run, trainer: L.Trainer, samples: Sequence[Sample]) -> list[S
     found: dict[str, Scored] = {}
     folds = [samples[i :: min(FOLDS, len(samples))] for i in range(min(FOLDS, len(samples)))]
     say(f"calibration: {len(samples)} good parts, each scored with a memory without it")
-    for fold in counted(folds, len(samples)):
+    for fold in counted(folds, len(samples), what="calibrating"):
         without = {sample.path for sample in fold}
         others = [sample for sample in samples if sample.path not in without]
         run.method.fit_references(run.data.references_of(others))

@@ -17,13 +17,15 @@ from anomaly_vlm.files import whole_file
 from anomaly_vlm.methods.base.evaluation import EvaluationResult
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.prediction import ImageRow, Prediction
+from anomaly_vlm.metrics.thresholds import Threshold
 from anomaly_vlm.names import csv_cell, slug
 from anomaly_vlm.reporting.console import is_first_process, say, show
 from anomaly_vlm.reporting.describe import describe_data
-from anomaly_vlm.reporting.pictures import choose, save_panel
+from anomaly_vlm.reporting.pictures import Choice, choose, remove_pictures, save_panel
 from anomaly_vlm.reporting.record import environment, write_metrics
 from anomaly_vlm.reporting.tables import SELECTION_NOTE, results_table, write_csv
 from anomaly_vlm.runs.build import Run
+from anomaly_vlm.runs.decisions import decision_lines, decision_record, decisions
 from anomaly_vlm.runs.inherited import TRAINER_KEYS
 
 
@@ -61,9 +63,13 @@ def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mappi
     outcome = RunResult(result.values, result.rows, facts, folder, checkpoint)
     if not is_first_process():
         return outcome
-    write_images(folder / "images.csv", result.rows)
-    if run.cfg.pictures.per_category:
-        write_pictures(run, result.rows, folder / "pictures")
+    thresholds = run.method.decision_thresholds
+    counts = decisions(result.rows, thresholds)
+    if counts:
+        facts["decisions"] = decision_record(counts, thresholds)
+    remove_pictures(folder, "images.csv")
+    pictures = write_pictures(run, result.rows, folder / "pictures") if run.cfg.pictures.per_category else {}
+    write_images(folder / "images.csv", result.rows, thresholds, pictures)
     write_csv(folder / "results.csv", result.values, facts)
     write_metrics(
         folder / "metrics.json", result.values, {**facts, "environment": environment()}
@@ -71,7 +77,9 @@ def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mappi
     show(results_table(result.values, head=table_head(facts)))
     for line in compare_lines(result.values, facts.get("untrained", {})):
         say(line)
-    if (folder / "pictures").is_dir():
+    for line in decision_lines(result.rows, counts, thresholds):
+        say(line)
+    if pictures:
         say(f"heat maps: {folder / 'pictures'}")
     say(f"results: {folder / 'metrics.json'}, {folder / 'results.csv'}, {folder / 'images.csv'}")
     return outcome
@@ -116,42 +124,63 @@ def compare_lines(values: Mapping[str, float], untrained: Mapping[str, float]) -
             yield f"{title}: untrained head {100 * before:.1f} -> trained {100 * after:.1f} ({100 * (after - before):+.1f})"
 
 
-def write_images(path: Path, rows: Sequence[ImageRow]) -> None:
-    """One row an image: path, category, label, score."""
+def write_images(
+    path: Path, rows: Sequence[ImageRow], thresholds: Mapping[str, Threshold], pictures: Mapping[int, str]
+) -> None:
+    """One row an image: path, category, label, score, decision where there is a threshold, picture where there is one."""
     with whole_file(path) as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "category", "label", "score"])
-        writer.writerows(
-            [csv_cell(row.path), csv_cell(row.category), "" if row.label < 0 else row.label, f"{row.score:.9g}"]
-            for row in rows
-        )
+        writer.writerow(["path", "category", "label", "score", "decision", "picture"])
+        for row in rows:
+            threshold = thresholds.get(row.category)
+            decision = "" if threshold is None else threshold.decision(row.score)
+            label = "" if row.label < 0 else row.label
+            cells = [csv_cell(row.path), csv_cell(row.category), label, f"{row.score:.9g}", decision]
+            writer.writerow([*cells, pictures.get(row.index, "")])
 
 
-def write_pictures(run: Run, rows: Sequence[ImageRow], folder: Path) -> None:
-    """Heat maps of a few telling images a category, predicted again one by one."""
-    dataset = run.data.dataset("test")
-    by_category: dict[str, list[ImageRow]] = {}
-    for row in choose(list(rows), per_category=run.cfg.pictures.per_category):
-        by_category.setdefault(row.category, []).append(row)
+def write_pictures(run: Run, rows: Sequence[ImageRow], folder: Path) -> dict[int, str]:
+    """Heat maps of a few telling images a category.
+
+    Returns:
+        By position in the data set the picture's place in the run's folder.
+    """
+    dataset, thresholds = run.data.dataset("test"), run.method.decision_thresholds
+    limits = {category: threshold.score for category, threshold in thresholds.items()}
+    by_category: dict[str, list[Choice[ImageRow]]] = {}
+    for choice in choose(list(rows), per_category=run.cfg.pictures.per_category, limits=limits):
+        by_category.setdefault(choice.row.category, []).append(choice)
+    written: dict[int, str] = {}
     for category, chosen in by_category.items():
-        predicted = [(row, *predict_one(run.method, collate([dataset[row.index]]))) for row in chosen]
-        scale = common_scale([prediction.map for _, _, prediction in predicted])
+        predicted = [(*choice, *predict_one(run.method, collate([dataset[choice.row.index]]))) for choice in chosen]
+        colours = category_colours(run, category, [prediction.map for *_, prediction in predicted])
         place = folder / slug(category)
         folder.mkdir(exist_ok=True)
-        for row, batch, prediction in predicted:
-            kind = {0: "normal", 1: "anomalous"}.get(row.label, "unlabelled")
+        for row, why, batch, prediction in predicted:
             note = "".join(f"; {text}" for text in prediction.notes)
+            threshold = thresholds.get(category)
+            decided = "" if threshold is None else f"{threshold.decision(row.score)}: "
+            file = place / f"{slug(why)}_{slug(Path(row.path).stem)}_{row.index}.png"
             save_panel(
-                place / f"{slug(kind)}_{slug(Path(row.path).stem)}_{row.index}.png",
-                dataset.picture(row.index),
+                file,
+                dataset.original(row.index) if run.cfg.pixels.fit == "square" else dataset.picture(row.index),
                 prediction.map[0].cpu().numpy(),
                 None if batch.mask is None else batch.mask[0].numpy(),
                 score=row.score,
-                title=f"{row.category}, {kind}{note} | {row.path} | {run.facts['method']}, {run.facts['backbone']}",
-                scale=scale,
+                title=f"{decided}{why}, {category}{note} | {row.path} | {run.facts['method']}, {run.facts['backbone']}",
                 boxes=boxes_of(prediction, 0),
-                blend=run.method.overlay,
+                **colours,
             )
+            written[row.index] = file.relative_to(folder.parent).as_posix()
+    return written
+
+
+def category_colours(run: Run, category: str, maps: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """How a category's maps are drawn: by its threshold where there is one, as in `predict`, else by the maps' own range."""
+    threshold = run.method.decision_thresholds.get(category)
+    if threshold is None:
+        return {"scale": common_scale(maps), "blend": run.method.overlay}
+    return {"scale": (threshold.clear, threshold.pixel), "contour": threshold.pixel, "blend": "heat"}
 
 
 def common_scale(maps: Sequence[torch.Tensor], *, tail: float = 0.01) -> tuple[float, float]:

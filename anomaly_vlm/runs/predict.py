@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import logging
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from anomaly_vlm.data import own_images
+from anomaly_vlm.data.own_images import image_files, readable, source_of
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import whole_file
+from anomaly_vlm.names import csv_cell
 from anomaly_vlm.reporting.console import say
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.build import build
@@ -15,12 +21,21 @@ from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.trainer import build_trainer
 from anomaly_vlm.runs.transductive import fit_test_images
-from anomaly_vlm.runs.writer import PredictionWriter
+from anomaly_vlm.runs.writer import Pictures, PredictionWriter
+
+log = logging.getLogger("anomaly_vlm")
+MOST_NAMED = 10  # unreadable files that are named on the console
 
 
 def predict(
-    cfg: DictConfig, images: str, folder: Path, *, category: str = "object", checkpoint: Checkpoint | None = None
-) -> Path:
+    cfg: DictConfig,
+    images: str,
+    folder: Path,
+    *,
+    category: str = "object",
+    checkpoint: Checkpoint | None = None,
+    pictures: Pictures = "all",
+) -> list[tuple[Path, str]]:
     """Predicts image by image; a row and a picture are written as soon as they are there.
 
     Args:
@@ -29,12 +44,19 @@ def predict(
         folder: Existing folder for `scores.csv`, `regions.csv` and `pictures/`.
         category: What the images show, for the text prompts.
         checkpoint: Learned weights; None for a method that needs no training.
+        pictures: Of which images pictures are written.
 
     Returns:
-        The file of scores.
+        Files that could not be read, each with the reason; they are in `unreadable.csv` too.
     """
+    started = time.monotonic()
     max_value = None if checkpoint is None else checkpoint.record.get("max_value")
-    run = build(cfg, sides=("test",), test=own_images(images, category, max_value=max_value))
+    root, named = image_files(images)
+    files, unreadable = readable(named, max_value)
+    write_unreadable(folder / "unreadable.csv", unreadable)
+    if not files:
+        raise UserError(f"none of the {len(named)} images can be read: {unreadable[0][1]}")
+    run = build(cfg, sides=("test",), test=source_of(root, files, category, max_value=max_value))
     if checkpoint is not None:
         checkpoint.load_into(run.method)
     elif run.method.learnable():
@@ -45,11 +67,32 @@ def predict(
     learned_from = "" if checkpoint is None else f", {checkpoint.trained_on}"
     say(f"{run.facts['method']} on {run.facts['backbone']}{learned_from}: {describe_data(run.data).sides['test']}")
     precompute_detections(run, "test")
-    writer = PredictionWriter(run, folder)
+    writer = PredictionWriter(run, folder, root, pictures)
     trainer = build_trainer(cfg, callbacks=[writer])
     fit_test_images(run, trainer)
-    trainer.predict(run.method, datamodule=run.data, return_predictions=False)
+    ready = time.monotonic()
+    with writer.background:
+        trainer.predict(run.method, datamodule=run.data, return_predictions=False)
+        writer.finish()
+    seconds = time.monotonic() - ready
     for line in writer.summary():
         say(line)
-    say(f"scores: {folder / 'scores.csv'}, heat maps: {folder / 'pictures'}")
-    return folder / "scores.csv"
+    say(f"{seconds / len(files):.2g} s an image ({len(files):,} images), after {ready - started:.1f} s to start")
+    shown = "" if pictures == "false" else f", pictures: {folder / 'pictures'}"
+    say(f"scores: {folder / 'scores.csv'}{shown}")
+    return unreadable
+
+
+def write_unreadable(path: Path, unreadable: Sequence[tuple[Path, str]]) -> None:
+    """Lists the files that could not be read, in a table and on the console; removes an earlier run's table."""
+    path.unlink(missing_ok=True)
+    if not unreadable:
+        return
+    with whole_file(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "reason"])
+        writer.writerows([csv_cell(name), csv_cell(reason)] for name, reason in unreadable)
+    for _, reason in unreadable[:MOST_NAMED]:
+        log.warning("%s", reason)
+    if len(unreadable) > MOST_NAMED:
+        log.warning("%d more files cannot be read: see '%s'", len(unreadable) - MOST_NAMED, path)

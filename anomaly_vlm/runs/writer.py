@@ -1,71 +1,133 @@
-"""Predictions written while they come: a scores row and a heat map an image."""
+"""Predictions written while they come: a row of scores an image, its regions, its picture."""
 
 from __future__ import annotations
 
 import csv
+import heapq
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from anomaly_vlm.data import Batch
+from anomaly_vlm.errors import unknown_choice
+from anomaly_vlm.files import whole_file
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.base.verdict import Verdict, judge
-from anomaly_vlm.metrics.thresholds import NOT_OK, OK
+from anomaly_vlm.metrics.thresholds import NOT_OK, OK, Threshold
 from anomaly_vlm.names import csv_cell, slug
-from anomaly_vlm.reporting.pictures import save_panel
+from anomaly_vlm.reporting.background import Background
+from anomaly_vlm.reporting.pictures import read_rows, remove_pictures, save_panel
 from anomaly_vlm.runs.build import Run
 from anomaly_vlm.runs.outcome import boxes_of
 
-SCORES = ("path", "score", "percentile", "decision")
+Pictures = Literal["all", "worst", "false"]
+SCORES = ("path", "score", "percentile", "decision", "picture")
 REGIONS = ("path", "left", "top", "right", "bottom", "area", "peak")
+WORST = 20  # pictures of `pictures=worst`
+
+
+def pictures_wanted(word: str | None) -> Pictures:
+    """What the user says of pictures.
+
+    Raises:
+        UserError: Another word.
+    """
+    word = {"true": "all", "none": "false"}.get((word or "all").lower(), (word or "all").lower())
+    if word not in get_args(Pictures):
+        raise unknown_choice("pictures", word, get_args(Pictures))
+    return word  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is written about one image.
+
+    Attributes:
+        path: The image file.
+        index: Its position among the images.
+        verdict: Score and, where there is a threshold, decision and regions.
+        picture: Name of its picture in the output folder; empty for none.
+        drawing: What `save_panel` needs besides the picture itself.
+    """
+
+    path: str
+    index: int
+    verdict: Verdict
+    picture: str
+    drawing: dict[str, Any]
 
 
 class PredictionWriter(Callback):
-    """Appends to `scores.csv` and writes `pictures/*.png` after every batch, so that an interrupted run keeps its results.
+    """Appends to `scores.csv` after every batch and writes `pictures/` beside, so that an interrupted run keeps its results.
 
-    Where the checkpoint has a threshold, rows have a decision, and `regions.csv` lists where the maps are above it.
-    The colour scale of a heat map is the method's `color_range`; without one from 0 to 1 where its maps are probabilities,
-    else the map's own.
+    Where the checkpoint has a threshold, rows have a decision, `regions.csv` lists where the maps are above it, and pictures
+    are clear where an image is as any good part, and red from the threshold on. Otherwise the colour scale is the method's
+    `color_range`; without one from 0 to 1 where its maps are probabilities, else the map's own.
+
+    Args:
+        run: Its data and its method.
+        folder: Existing folder of the run.
+        root: Folder that all images lie in: pictures are named by what is below it.
+        pictures: Of which images pictures are written: `all`, the `worst` ones at the end, or none (`false`).
     """
 
-    def __init__(self, run: Run, folder: Path) -> None:
-        self.run, self.folder = run, folder
+    def __init__(self, run: Run, folder: Path, root: Path, pictures: Pictures = "all") -> None:
+        self.run, self.folder, self.root, self.pictures = run, folder, root, pictures
         self.counts: Counter[tuple[str, str]] = Counter()
-        (folder / "pictures").mkdir(exist_ok=True)
+        self.background = Background()
+        self._names: set[str] = set()
+        self._worst: list[tuple[float, int, Scored]] = []
+        remove_pictures(folder)
         self._new("scores.csv", SCORES)
+        (folder / "regions.csv").unlink(missing_ok=True)
         if run.method.decision_thresholds:
             self._new("regions.csv", REGIONS)
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Prediction, batch: Batch, *_: Any
     ) -> None:
-        """Writes a batch's scores and pictures."""
-        thresholds = self.run.method.decision_thresholds
-        dataset = self.run.data.dataset("test")
-        maps = outputs.map.cpu().numpy()
-        for i, (path, score) in enumerate(zip(batch.path, outputs.score.tolist(), strict=True)):
-            picture = dataset.original(int(batch.index[i]))
-            verdict = judge(score, maps[i], (picture.shape[1], picture.shape[0]), thresholds.get(batch.category[i]))
+        """Writes a batch's scores, and hands its pictures to the thread that draws them."""
+        dataset, maps = self.run.data.dataset("test"), outputs.map.cpu().numpy()
+        for i, score in enumerate(outputs.score.tolist()):
+            index, threshold = int(batch.index[i]), self.run.method.decision_thresholds.get(batch.category[i])
+            size = dataset.own_size(index) if threshold else (1, 1)
+            verdict = judge(score, maps[i], size, threshold)
             self.counts[batch.category[i], verdict.decision] += 1
-            self._write(path, verdict)
-            heat = maps[i]
-            extremes = (float(heat.min()), float(heat.max()))
-            scale = self.run.method.color_range or ((0.0, 1.0) if extremes[0] >= 0 and extremes[1] <= 1 else extremes)
+            path = batch.path[i]
+            picture = "" if self.pictures == "false" else self._name(path)
             note = f"; {outputs.notes[i]}" if outputs.notes else ""
-            save_panel(
-                self.folder / "pictures" / f"{int(batch.index[i]):05d}_{slug(Path(path).stem)}.png",
-                picture,
-                heat,
-                None,
-                score=float(outputs.score[i]),
-                title=f"{path}{note} | {self.run.facts['method']}, {self.run.facts['backbone']}",
-                scale=extremes if scale == "per_image" else scale,
-                boxes=boxes_of(outputs, i),
-                blend=self.run.method.overlay,
-            )
+            drawing = {
+                "heat": maps[i].copy(),
+                "boxes": boxes_of(outputs, i),
+                "title": f"{self._headline(verdict, threshold)} | {self._below(path)}{note}",
+                **self._colours(maps[i], threshold),
+            }
+            scored = Scored(path, index, verdict, picture, drawing)
+            self._write(scored)
+            if self.pictures == "all":
+                self.background.call(self._draw, scored)
+            elif self.pictures == "worst":
+                heapq.heappush(self._worst, (score, -index, scored))
+                if len(self._worst) > WORST:
+                    heapq.heappop(self._worst)
+
+    def finish(self) -> None:
+        """Writes the pictures of the worst images, where these are wanted, and names them in `scores.csv`."""
+        for _, _, scored in sorted(self._worst, key=lambda entry: entry[:2], reverse=True):
+            self.background.call(self._draw, scored)
+        if self.pictures == "worst":
+            keep = {scored.picture for _, _, scored in self._worst}
+            rows = read_rows(self.folder / "scores.csv")
+            with whole_file(self.folder / "scores.csv") as file:
+                writer = csv.writer(file)
+                writer.writerow(SCORES)
+                writer.writerows([*row[:-1], row[-1] if row[-1] in keep else ""] for row in rows)
 
     def summary(self) -> list[str]:
         """What the person at the terminal is told: `17 OK, 7 NOT OK at 0.18 (at most 5 % false alarms; ...)`."""
@@ -76,17 +138,58 @@ class PredictionWriter(Callback):
                 lines.append(f"{good:,} OK, {bad:,} NOT OK at {threshold.score:.3g} ({threshold.summary})")
         return lines
 
-    def _write(self, path: str, verdict: Verdict) -> None:
+    def _draw(self, scored: Scored) -> None:
+        """Draws one picture, of the user's own image in its own shape."""
+        place = self.folder / scored.picture
+        for folder in reversed(place.relative_to(self.folder).parents[:-1]):
+            (self.folder / folder).mkdir(exist_ok=True)
+        drawing = dict(scored.drawing)
+        image, heat = self.run.data.dataset("test").original(scored.index), drawing.pop("heat")
+        save_panel(place, image, heat, None, score=scored.verdict.score, **drawing)
+
+    def _headline(self, verdict: Verdict, threshold: Threshold | None) -> str:
+        made_by = f"{self.run.facts['method']}, {self.run.facts['backbone']}"
+        if threshold is None:
+            return f"score {verdict.score:.3g} | {made_by}"
+        sign = ">" if verdict.decision == NOT_OK else "<="
+        return f"{verdict.decision}: score {verdict.score:.3g} {sign} {threshold.score:.3g} | {made_by}"
+
+    def _colours(self, heat: np.ndarray, threshold: Threshold | None) -> dict[str, Any]:
+        if threshold is not None:
+            return {"scale": (threshold.clear, threshold.pixel), "contour": threshold.pixel, "blend": "heat"}
+        extremes = (float(heat.min()), float(heat.max()))
+        scale = self.run.method.color_range or ((0.0, 1.0) if extremes[0] >= 0 and extremes[1] <= 1 else extremes)
+        return {"scale": extremes if scale == "per_image" else scale, "blend": self.run.method.overlay}
+
+    def _below(self, path: str) -> str:
+        """A path without the folder that all images lie in."""
+        file = Path(path)
+        return str(file.relative_to(self.root)) if file.is_relative_to(self.root) else str(file)
+
+    def _name(self, path: str) -> str:
+        """A name for the picture of an image that tells where the image lies, each once."""
+        parts = [slug(part) for part in Path(self._below(path)).parts if part not in ("/", "..")]
+        stem = "/".join(["pictures", *parts[:-1], slug(Path(path).stem)])
+        name, number = stem, 2
+        while name.lower() in self._names:
+            name, number = f"{stem}_{number}", number + 1
+        self._names.add(name.lower())
+        return f"{name}.png"
+
+    def _write(self, scored: Scored) -> None:
+        verdict = scored.verdict
         percentile = "" if verdict.percentile is None else f"{verdict.percentile:.4g}"
-        self._append("scores.csv", [[csv_cell(path), f"{verdict.score:.9g}", percentile, verdict.decision]])
+        row = [csv_cell(scored.path), f"{verdict.score:.9g}", percentile, verdict.decision, scored.picture]
+        self._append("scores.csv", [row])
         if verdict.regions:
-            rows = [[csv_cell(path), *region.box, region.area, f"{region.peak:.6g}"] for region in verdict.regions]
+            path = csv_cell(scored.path)
+            rows = [[path, *region.box, region.area, f"{region.peak:.6g}"] for region in verdict.regions]
             self._append("regions.csv", rows)
 
     def _new(self, name: str, columns: tuple[str, ...]) -> None:
         with (self.folder / name).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(columns)
 
-    def _append(self, name: str, rows: list[list[Any]]) -> None:
+    def _append(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
         with (self.folder / name).open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)

@@ -141,7 +141,7 @@ def test_a_checkpoint_cannot_run_code(refused: Refused, trained: Path, tmp_path:
 def test_prediction(refused: Refused, trained: Path, tmp_path: Path) -> None:
     ckpt = f"ckpt={trained / 'checkpoints' / 'last.ckpt'}"
     assert "no images given" in refused(["predict", ckpt])
-    assert "no such folder" in refused(["predict", ckpt, f"images={tmp_path / 'none'}"])
+    assert "no such file or folder" in refused(["predict", ckpt, f"images={tmp_path / 'none'}"])
     (tmp_path / "empty").mkdir()
     assert "no images in" in refused(["predict", ckpt, f"images={tmp_path / 'empty'}"])
     picture(tmp_path / "photos" / "1.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from anomaly_vlm import load_checkpoint
 from anomaly_vlm.cli import main
+from anomaly_vlm.errors import UserError
 from anomaly_vlm.metrics.thresholds import Threshold
 
 TINY = [
@@ -175,3 +178,26 @@ def test_mistakes_are_one_line(fitted: Path, parts: Path, refused: Callable[[lis
     assert "category 'lid' is not among them" in said and '"category=Gear Wheel"' in said
     transductive = ["method=anomalydino", "method.fit_on=test", "shots=0", *TINY]
     assert "no threshold holds for the next one" in refused(["fit", *transductive, good])
+
+
+def test_a_verdict_from_python(fitted: Path, parts: Path, tmp_path: Path) -> None:
+    """The same numbers as `predict` for paths, PIL images and arrays, one by one, together, and from several threads."""
+    ckpt, files = fitted / "checkpoints" / "last.ckpt", sorted((parts / "new").rglob("*.png"))
+    out = tmp_path / "out"
+    assert main(["predict", f"ckpt={ckpt}", f"images={parts / 'new'}", f"output_dir={out}", "pictures=false"]) == 0
+    model, expected = load_checkpoint(ckpt), rows(out / "scores.csv")
+    assert [Path(row["path"]) for row in expected] == files
+    together = model(files)
+    assert together.decision == [row["decision"] for row in expected]
+    assert together.percentile == pytest.approx([float(row["percentile"]) for row in expected], rel=1e-3)
+    assert together.score.tolist() == pytest.approx([float(row["score"]) for row in expected], rel=1e-4)
+    assert sum(map(len, together.regions)) == len(rows(out / "regions.csv"))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(model, [Image.open(file) for file in files]))
+    assert [one.decision[0] for one in found] == together.decision
+    last = model(np.asarray(Image.open(files[-1])), category="GEAR_wheel")
+    assert last.decision == together.decision[-1:] and last.map.shape == (1, 40, 60)
+    assert last.regions[0][0].box == together.regions[-1][0].box
+    with pytest.raises(UserError, match=r"category 'lid' is not among them: add one of \"category=Gear Wheel\""):
+        model(files[0], category="lid")
+    assert model(files[0], category=None).decision == together.decision[:1]

@@ -80,9 +80,9 @@ def test_predict_on_unlabelled_images_of_any_kind(trained: Path, tmp_path: Path)
         "sixteen.png",
     ]
     assert all(0 <= float(row["score"]) <= 1 for row in scores)
-    pictures = sorted((out / "pictures").glob("*.png"))
+    pictures = sorted((out / "pictures").rglob("*.png"))
     assert len(pictures) == 4
-    with Image.open(pictures[0]) as panel:
+    with Image.open(out / "pictures" / "more" / "alpha.png") as panel:
         assert panel.width == 3 * 264 + 8  # no truth
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from anomaly_vlm import load_checkpoint
 from anomaly_vlm.cli import main
@@ -70,6 +73,30 @@ def test_a_method_from_its_configuration_to_python(name: str, tmp_path: Path) ->
     prediction, twice = (load(images, category="gear") for load in (method, load_checkpoint(checkpoint)))
     assert prediction.map.shape == (count, 64, 96) and torch.isfinite(prediction.map).all()
     assert torch.equal(prediction.score, twice.score) and torch.equal(prediction.map, twice.map)
+    one_score_everywhere(name, checkpoint, method, tmp_path)
+
+
+def one_score_everywhere(name: str, checkpoint: Path, method: Any, tmp_path: Path) -> None:
+    """`evaluate`, `predict` and a call from Python give an image the same score."""
+    random = np.random.default_rng(0)
+    for i in range(5):  # MuSc compares an image with others
+        place = tmp_path / "parts" / ("good" if i < 3 else "bad") / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (40 + 8 * i, 64, 3), dtype=np.uint8)).save(place)
+    folder = ["dataset=folder", "dataset.test.root=parts", "dataset.test.reader.category=gear"]
+    if name != "vl4ad":  # whose evaluation asks for road scenes
+        assert main(["evaluate", f"ckpt={checkpoint}", *folder, "output_dir=evaluated"]) == 0
+    assert main(["predict", f"ckpt={checkpoint}", "images=parts", "category=gear", "output_dir=predicted"]) == 0
+    predicted = scores(tmp_path / "predicted" / "scores.csv")
+    evaluated = predicted if name == "vl4ad" else scores(tmp_path / "evaluated" / "images.csv")
+    called = method(list(predicted), category="gear").score.tolist()
+    assert len(predicted) == 5 and evaluated == pytest.approx(predicted, rel=1e-5, abs=1e-6)
+    assert dict(zip(predicted, called, strict=True)) == pytest.approx(predicted, rel=1e-4, abs=1e-5)
+
+
+def scores(table: Path) -> dict[str, float]:
+    with table.open(newline="", encoding="utf-8") as file:
+        return {row["path"]: float(row["score"]) for row in csv.DictReader(file)}
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from anomaly_vlm.methods.base.prediction import ImageRow
-from anomaly_vlm.reporting.pictures import BAND, GAP, TILE, choose, colour_map, outline, save_panel
+from anomaly_vlm.reporting.pictures import BAND, GAP, TILE, choose, colour_map, outline, save_panel, tile_size
 
 
 def row(index: int, category: str, label: int, score: float) -> ImageRow:
@@ -17,10 +17,15 @@ def row(index: int, category: str, label: int, score: float) -> ImageRow:
 
 def test_choose_takes_hits_false_alarms_and_misses() -> None:
     rows = [row(0, "a", 0, 0.9), row(1, "a", 0, 0.1), row(2, "a", 1, 0.8), row(3, "a", 1, 0.2), row(4, "b", 0, 0.5)]
-    assert [r.index for r in choose(rows, per_category=3)] == [2, 0, 3, 4]
-    assert [r.index for r in choose(rows, per_category=9)] == [2, 0, 3, 1, 4]
+    assert [c.row.index for c in choose(rows, per_category=3)] == [2, 0, 3, 4]
+    assert [c.row.index for c in choose(rows, per_category=9)] == [2, 0, 3, 1, 4]
+    reasons = [c.why for c in choose(rows[:4], per_category=4)]
+    assert reasons == ["anomalous, highest score", "worst false alarm", "worst miss", "normal, lowest score"]
+    decided = [c.why for c in choose(rows[:4], per_category=4, limits={"a": 0.95})]
+    assert decided[:3] == ["anomalous, highest score", "normal, highest score", "worst miss"]
     unlabelled = [row(i, "c", -1, i / 10) for i in range(3)]
-    assert [r.index for r in choose(unlabelled, per_category=2)] == [2, 1]
+    assert [c.row.index for c in choose(unlabelled, per_category=2)] == [2, 1]
+    assert choose(unlabelled, per_category=2)[1].why == "unlabelled, 2nd highest score"
 
 
 def test_colour_map_runs_from_blue_to_red() -> None:
@@ -53,3 +58,19 @@ def test_panel_shows_input_truth_overlay_and_map(tmp_path: Path) -> None:
     save_panel(tmp_path / "q.png", image, np.zeros((32, 32)), None, score=0.0, title="flat", scale=(0.0, 0.0))
     with Image.open(tmp_path / "q.png") as flat:
         assert flat.width == 3 * (TILE + GAP) + GAP
+
+
+def test_a_panel_has_the_pictures_own_shape_and_a_contour(tmp_path: Path) -> None:
+    heat = np.zeros((10, 10))
+    heat[4:6, 4:6] = 2.0
+    image = np.full((100, 400, 3), 90, np.uint8)
+    save_panel(tmp_path / "c.png", image, heat, None, score=1.0, title="", scale=(0.5, 1.0), blend="heat", contour=1.0)
+    with Image.open(tmp_path / "c.png") as file:
+        panel = np.asarray(file)
+    width, height = tile_size(400, 100)
+    assert width == 4 * height and panel.shape == (height + 2 * BAND + GAP, 3 * (width + GAP) + GAP, 3)
+    overlay = panel[2 * BAND : 2 * BAND + height, 2 * GAP + width :][:, :width]
+    line = (overlay == 255).all(axis=-1)
+    assert line.any() and not line[: height // 4].any() and not line[:, : width // 4].any()
+    red, corner = overlay[height // 2, width // 2].astype(int), overlay[0, 0]
+    assert red[0] > red[1] + 50 and (corner == 90).all()  # clear where it is as on any good part

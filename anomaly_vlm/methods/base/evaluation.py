@@ -140,7 +140,7 @@ class Evaluated(L.LightningModule):
     def invalidate_caches(self) -> None:
         """Drops what was computed from learned values; it is called whenever these may have changed."""
 
-    def forward(self, images: Images, category: str | Sequence[str] = "object") -> Prediction:
+    def forward(self, images: Images, category: str | Sequence[str] | None = None) -> Prediction:
         """Scores and maps of images as a user has them, at their own size; see `images.predict_images`."""
         return predict_images(self, images, category)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -14,51 +16,71 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from anomaly_vlm.data.images import open_image
+from anomaly_vlm.data.dataset import pixel_key
+from anomaly_vlm.data.images import open_image, read_bytes
 from anomaly_vlm.data.transforms import normalise, preprocessed, resize_image
 from anomaly_vlm.data.types import Batch, PixelChange, Preprocess, References
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.base.prediction import Prediction
+from anomaly_vlm.methods.base.verdict import judge, known_category
 
 Images = Any  # a path, a PIL image, an array [H, W, 3], a tensor [3, H, W] or [B, 3, H, W], or a list of these
 
 
-def predict_images(method: Any, images: Images, category: str | Sequence[str] = "object") -> Prediction:
-    """Scores images of any kind and size.
+def predict_images(method: Any, images: Images, category: str | Sequence[str] | None = None) -> Prediction:
+    """Scores images of any kind and size; threads may share a method, which then takes one call at a time.
 
     Args:
         method: An `AnomalyMethod`.
         images: A path, a PIL image, a uint8 array `[H, W, 3]`, a tensor `[3, H, W]` or `[B, 3, H, W]` of RGB values in
             [0, 1], or a list of these.
-        category: What the images show, for the text prompts; one word, or one each.
+        category: What the images show, for the text prompts; one word, or one each. None: the one that the method's
+            checkpoint knows, else "object".
 
     Returns:
         Scores `[B]` and maps at the images' own size: `[B, H, W]`. Images of several sizes get maps of the first one's size.
+        Where a checkpoint holds thresholds, also decisions, percentiles and regions, as `predict` on the command line.
 
     Raises:
         UserError: No image, or one that cannot be read.
     """
-    pictures = as_pictures(images)
-    categories = [category] * len(pictures) if isinstance(category, str) else list(category)
+    pictures = as_pictures(images, method.max_value)
+    words = [category] * len(pictures) if category is None or isinstance(category, str) else list(category)
+    categories = [known_category(method.known_categories, word) for word in words]
     if len(categories) != len(pictures):
         raise UserError(f"{len(pictures)} images with {len(categories)} categories: give one category, or one each")
-    _ask_detector(method, pictures, categories)
-    method.eval()
-    batches = BatchesOnDemand(method, pictures, categories)
-    found = []
-    with torch.inference_mode():
-        if method.is_transductive:
-            _fit_together(method, batches)
-        for batch in batches:
-            one = method.predict(batch).checked(batch)
-            size = (pictures[0].height, pictures[0].width)
-            maps = F.interpolate(one.map[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-            found.append(Prediction(one.score, maps, notes=one.notes))
+    with _lock_of(method):
+        _ask_detector(method, pictures, categories)
+        method.eval()
+        batches = BatchesOnDemand(method, pictures, categories)
+        with torch.inference_mode():
+            if method.is_transductive:
+                _fit_together(method, batches)
+            found = [method.predict(batch).checked(batch) for batch in batches]
+    size = (pictures[0].height, pictures[0].width)
     return Prediction(
         torch.cat([one.score for one in found]),
-        torch.cat([one.map for one in found]),
+        torch.cat([_at_size(one.map, size) for one in found]),
         notes=tuple(note for one in found for note in one.notes),
+        verdicts=tuple(
+            judge(float(one.score), one.map[0].cpu().numpy(), picture.size, method.decision_thresholds.get(word))
+            for one, picture, word in zip(found, pictures, categories, strict=True)
+        ),
     )
+
+
+_locks: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+def _lock_of(method: Any) -> threading.RLock:
+    """The lock of a method, kept outside it so that the method can still be copied and pickled."""
+    with _locks_lock:
+        return _locks.setdefault(method, threading.RLock())
+
+
+def _at_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 class BatchesOnDemand(Sequence[Batch]):
@@ -115,7 +137,7 @@ def as_batch(method: Any, pictures: Sequence[Image.Image], category: str, *, fir
         category=[category] * count,
         path=[_name(picture, first + i) for i, picture in enumerate(pictures)],
         index=torch.arange(first, first + count),
-        key=[None] * count,
+        key=[_key(picture, preprocess_of(method)) for picture in pictures],
     )
 
 
@@ -125,24 +147,24 @@ def preprocess_of(method: Any) -> Preprocess:
     return method.preprocess or Preprocess(size=backbone.image_size, mean=backbone.mean, std=backbone.std)
 
 
-def as_pictures(images: Images) -> list[Image.Image]:
-    """Images of any kind as PIL images at their own size."""
+def as_pictures(images: Images, max_value: float | None = None) -> list[Image.Image]:
+    """Images of any kind as PIL images at their own size; `max_value` is white in files of more than 8 bits."""
     if isinstance(images, Tensor) and images.ndim == 4:
         images = list(images)
     if isinstance(images, list | tuple):
-        found = [picture for image in images for picture in as_pictures(image)]
+        found = [picture for image in images for picture in as_pictures(image, max_value)]
         if not found:
             raise UserError("no images: give a path, a PIL image, an array, a tensor, or a list of these")
         return found
-    return [_as_picture(images)]
+    return [_as_picture(images, max_value)]
 
 
-def _as_picture(image: Any) -> Image.Image:
+def _as_picture(image: Any, max_value: float | None) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, str | Path):
-        picture = open_image(str(image))
-        picture.filename = str(image)  # type: ignore[attr-defined]
+        picture = open_image(str(image), max_value)
+        picture.filename = picture.unchanged_file = str(image)  # type: ignore[attr-defined]
         return picture
     if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3 and image.is_floating_point():
         if image.amin() < 0 or image.amax() > 1:
@@ -173,6 +195,12 @@ def _changed(method: Any, pictures: Sequence[Image.Image], change: PixelChange) 
     preprocess = preprocess_of(method)
     arrays = (np.asarray(picture.convert("RGB")) for picture in pictures)
     return [preprocessed(change(pixels, i), preprocess) for i, pixels in enumerate(arrays)]
+
+
+def _key(picture: Image.Image, preprocess: Preprocess) -> str | None:
+    """The key of a file's pixels, as data sets give it; None for an image from memory."""
+    path = getattr(picture, "unchanged_file", None)
+    return None if path is None else pixel_key(read_bytes(path), preprocess)
 
 
 def _name(picture: Image.Image, number: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -85,7 +85,10 @@ class AnomalyMethod(Evaluated, LearnedState):
         self.evaluation = self.evaluation_type() if evaluation is None else evaluation
         self.run_record: dict[str, Any] = {}
         self.preprocess: Preprocess | None = None  # of images; None for the backbone's defaults
-        self.decision_thresholds: Mapping[str, Threshold] = {}  # by category, where a checkpoint holds any
+        # What a checkpoint says: thresholds by category, the categories it holds something of, white of more than 8 bits.
+        self.decision_thresholds: Mapping[str, Threshold] = {}
+        self.known_categories: Sequence[str] = ()
+        self.max_value: float | None = None
 
     def check_backbone(self, backbone: FrozenTower, **_: Any) -> None:
         """Raises a `UserError` where the method does not run on this kind of backbone; called before options are checked."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.methods.base.verdict import Region, Verdict
 
 
 class Prediction(NamedTuple):
@@ -22,6 +23,7 @@ class Prediction(NamedTuple):
         notes: B texts for the titles of pictures.
         score_components: `[B, K]`, for methods whose scores depend on the other images of a category: what
             `CategoryScores.category_scores` needs of each image.
+        verdicts: What the checkpoint's thresholds say of each of B images; empty where there is none.
     """
 
     score: Tensor
@@ -29,6 +31,22 @@ class Prediction(NamedTuple):
     boxes: tuple[Tensor, ...] = ()
     notes: tuple[str, ...] = ()
     score_components: Tensor | None = None
+    verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def decision(self) -> list[str]:
+        """`OK` or `NOT OK` for each image; empty texts without a threshold."""
+        return [verdict.decision for verdict in self.verdicts]
+
+    @property
+    def percentile(self) -> list[float | None]:
+        """For each image the share in percent of the good parts whose score is not higher; None without a threshold."""
+        return [verdict.percentile for verdict in self.verdicts]
+
+    @property
+    def regions(self) -> list[tuple[Region, ...]]:
+        """For each image where its map is above the threshold of the pixels, the highest first."""
+        return [verdict.regions for verdict in self.verdicts]
 
     def checked(self, batch: Batch) -> Prediction:
         """The prediction as float32.

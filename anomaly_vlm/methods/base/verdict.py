@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
+from anomaly_vlm.errors import UserError
 from anomaly_vlm.metrics.thresholds import Threshold
 
 
@@ -71,3 +73,30 @@ def find_regions(heat: np.ndarray, threshold: float, size: tuple[int, int]) -> t
         top, bottom = int(rows.start * down), max(int(rows.start * down) + 1, round(rows.stop * down))
         regions.append(Region((left, top, right, bottom), max(1, round(float(area) * across * down)), float(peak)))
     return tuple(sorted(regions, key=lambda region: -region.peak))
+
+
+def known_category(known: Collection[str], asked: str | None) -> str:
+    """Which of the categories that a method knows is meant by a word, or by none.
+
+    Args:
+        known: Categories that it has references or thresholds of; empty where it takes any.
+        asked: The user's word; None where there was none.
+
+    Raises:
+        UserError: It knows others, or several and none was said.
+    """
+    if not known:
+        return asked or "object"
+    if asked is None and len(known) == 1:
+        return next(iter(known))
+    same = [name for name in known if asked is not None and _plain(name) == _plain(asked)]
+    if asked is not None and (asked in known or len(same) == 1):
+        return asked if asked in known else same[0]
+    words = ", ".join(f'"category={name}"' for name in sorted(known))
+    found = "no category was given" if asked is None else f"category '{asked}' is not among them"
+    raise UserError(f"the checkpoint knows {len(known)} categories and {found}: add one of {words}")
+
+
+def _plain(name: str) -> str:
+    """A category's name as it is compared: without case, `_` like a space."""
+    return name.casefold().replace("_", " ").strip()
