@@ -132,7 +132,7 @@ def _obstacle(method: AnomalyMethod, name: str) -> str:
     if method.is_transductive:
         return "it scores all images of a category together"
     if isinstance(method, AdaCLIP) and method.hsf.enabled:
-        return "k-means in its semantic fusion takes as many rounds as an image needs (method.hsf.enabled=false does without)"
+        return "k-means in its semantic fusion takes as many rounds as an image needs (method.hsf.enabled=false: none)"
     return REASONS.get(name, "")
 
 
