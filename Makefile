@@ -68,7 +68,7 @@ inspect: $(VENV)/.run ## fit, then predict: METHOD=winclip GOOD=FOLDER IMAGES=FO
 predict: $(VENV)/.run ## scores, decisions, heat maps: IMAGES=FOLDER [CKPT=FILE]; without CKPT what the suite ships
 	@$(RUN) predict $(if $(CKPT),"ckpt=$$CKPT") $(if $(IMAGES),"images=$$IMAGES") $(OVERRIDES)
 
-export: $(VENV)/.run ## a checkpoint as a file that runs without this suite: CKPT=FILE [FORMAT=onnx]; needs EXTRAS=export
+export: $(VENV)/.run ## a checkpoint as an ONNX file: CKPT=FILE (needs EXTRAS=export once) [ARGS="category=WORD output=FILE.onnx"]
 	@$(RUN) export $(if $(CKPT),"ckpt=$$CKPT") $(if $(FORMAT),format=$(FORMAT)) $(ARGS)
 
 sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2"

@@ -1,6 +1,5 @@
-"""Runs a file of `make export` on images, without this suite: python run_onnx.py last.onnx part.jpg ..."""
+"""Runs a file of `anomaly-vlm export` without the suite: python run_onnx.py FILE.onnx IMAGE ..."""
 
-import json
 import sys
 
 import numpy as np
@@ -8,13 +7,14 @@ import onnxruntime
 from PIL import Image
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-record = json.loads(session.get_modelmeta().custom_metadata_map["anomaly_vlm"])
-size, threshold = record["image_size"], record["threshold"]
-resize = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[record["interpolation"]]
-
-for path in sys.argv[2:]:
-    image = Image.open(path).convert("RGB").resize((size, size), resize)
-    pixels = (np.asarray(image, np.float32) / 255).transpose(2, 0, 1)[None]
-    score, heat = session.run(None, {"image": pixels})
-    decision = "" if threshold is None else ("NOT OK" if score[0] > threshold["score"] else "OK")
-    print(path, f"{score[0]:.6g}", decision, "highest at", np.unravel_index(heat[0].argmax(), heat[0].shape))
+facts = session.get_modelmeta().custom_metadata_map
+size = int(facts["size"])
+for name in sys.argv[2:]:
+    picture = Image.open(name).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    image = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255
+    score, heat = session.run(None, {"image": image})
+    row, column = np.unravel_index(heat[0].argmax(), heat[0].shape)
+    line = f"{name}: score {score[0]:.4f}, highest at ({column}, {row}) of {heat.shape[2]} x {heat.shape[1]}"
+    if "threshold" in facts:
+        line += ", NOT OK" if score[0] > float(facts["threshold"]) else ", OK"
+    print(line)

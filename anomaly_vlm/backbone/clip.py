@@ -100,7 +100,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
         self.width: int = conv.out_channels
         self.num_layers = len(self.visual.transformer.resblocks)
         self.embed_dim: int = self.visual.proj.shape[1]
-        native = round((int(self.visual.positional_embedding.shape[0]) - 1) ** 0.5) * self.patch_size
+        native = round((self.visual.positional_embedding.shape[0] - 1) ** 0.5) * self.patch_size
         self.image_size = self.checked_size(native if image_size is None else image_size)
         self.layers = self.checked_layers(layers or self.quarters)
         self._positions: dict[tuple[Any, ...], Tensor] = {}
@@ -135,7 +135,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
 
     def embed_map(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """`embed_image` from the patch embedding's own output [B, Dv, rows, columns]."""
-        grid = (int(x.shape[-2]), int(x.shape[-1]))  # int: tensors while a model is traced
+        grid = (x.shape[-2], x.shape[-1])
         x = x.flatten(2).transpose(1, 2)
         cls = self.visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return torch.cat([cls, x], dim=1) + self.positions(grid).to(x.dtype), grid

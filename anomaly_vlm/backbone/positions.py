@@ -27,7 +27,7 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], mode: PosResize =
     Returns:
         [1 + rows * columns, D]
     """
-    side = round((int(positions.shape[0]) - 1) ** 0.5)  # int: a tensor while a model is traced
+    side = round((positions.shape[0] - 1) ** 0.5)
     if grid == (side, side):
         return positions
     patches = positions[1:].T.reshape(1, -1, side, side).float()

@@ -104,9 +104,6 @@ def method(backbone: str, name: str, shots: int = 0, images: int = 8) -> Callabl
     if shots and isinstance(built, FewShot):
         built.fit_references([picture(1000 + i) for i in range(shots)], category="gear")
     batches = BatchesOnDemand(built, [picture(i) for i in range(images)], ["gear"] * images)
-    with torch.inference_mode():
-        if not built.is_transductive:
-            built.predict(batches[0])  # texts
 
     def work() -> dict[str, Any]:
         with torch.inference_mode():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import lightning as L
 from torch.utils.data import DataLoader
 
 from anomaly_vlm.data import Batch, collate
@@ -14,12 +15,18 @@ from anomaly_vlm.reporting.console import say
 from anomaly_vlm.runs.build import Run
 
 
-def calibrate(run: Run) -> None:
-    """Hands the training images, without augmentation, to a method that sets constants of its scores by them."""
+def calibrate(run: Run, trainer: L.Trainer) -> None:
+    """Hands the training images, without augmentation, to a method that sets constants of its scores by them.
+
+    Args:
+        run: Its data and its method.
+        trainer: The one that trained; the method is moved to its device, from which Lightning has taken it.
+    """
     if not isinstance(run.method, Calibrated):
         return
     samples = run.data.samples("train")
     say(f"{len(samples):,} training images once more, for the range of the scores")
+    run.method.to(trainer.strategy.root_device)
     run.method.eval()
     run.method.calibrate(_batches(run))
 

@@ -1,9 +1,11 @@
-"""A fitted or trained method as an ONNX file: an image in, score and map out, texts and memories folded in as constants."""
+"""A trained method as one ONNX file: an image in, its score and map out, for programs without torch and this suite."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,160 +15,184 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anomaly_vlm.data.types import Batch
+from anomaly_vlm.data.drawn.products import ProceduralSource
+from anomaly_vlm.data.transforms import read_sample, resize_image
+from anomaly_vlm.data.types import Batch, Preprocess
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import whole_bytes
-from anomaly_vlm.methods.base.detections import UsesDetections
+from anomaly_vlm.methods.adaclip import AdaCLIP
 from anomaly_vlm.methods.base.images import preprocess_of
 from anomaly_vlm.methods.base.method import AnomalyMethod
 
-OPSET = 18
-TOLERANCE = 1e-4  # of scores and maps between torch and onnxruntime
+CHECKED = 20  # images on which the file is compared with the method
+TOLERANCE = 1e-4
+REASONS = {  # why some methods cannot be one graph
+    "anovl": "it adapts itself to each test image by steps of gradient descent",
+    "filo": "it asks a detector about each image",
+    "saa": "it asks a detector and a segmenter about each image",
+    "vl4ad": "its images keep their own sizes",
+}
 
 
-@dataclass
-class FixedBatch(Batch):
-    """A batch whose size is a pair of numbers also while the method is traced."""
+@dataclass(frozen=True)
+class Exported:
+    """A written file.
 
-    side: int = 0
+    Attributes:
+        path: The file.
+        difference: Largest difference between its scores and maps and those of the method, on `images` images.
+        images: Number of images that were compared.
+    """
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the input in pixels."""
-        return self.side, self.side
+    path: Path
+    difference: float
+    images: int
 
 
-class OneCategory(nn.Module):
-    """A method for images of one category: RGB in [0, 1] `[1, 3, S, S]` -> score `[1]`, map `[1, H, W]`."""
+class ImageToMap(nn.Module):
+    """A method for one category as a function of pixels alone.
 
-    mean: Tensor
-    std: Tensor
+    Args:
+        method: The method.
+        category: What the images show.
+        preprocess: Its transform; resizing stays outside, so that images come at the input's size.
+    """
 
-    def __init__(self, method: AnomalyMethod, category: str) -> None:
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, method: AnomalyMethod, category: str, preprocess: Preprocess) -> None:
         super().__init__()
-        self.method, self.category, preprocess = method, category, preprocess_of(method)
-        self.side = preprocess.size
-        self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
+        self.method, self.category = method, category
+        self.register_buffer("pixel_mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(preprocess.std).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The method's prediction."""
-        batch = FixedBatch(
-            unencoded=(image - self.mean) / self.std,
+        """Score `[1]` and map `[1, H, W]` of an RGB image `[1, 3, S, S]` with values in [0, 1]."""
+        pixels = (image - self.pixel_mean) / self.pixel_std
+        batch = Batch(
+            unencoded=pixels,
             label=torch.full((1,), -1),
             mask=None,
             category=[self.category],
             path=["image"],
-            index=torch.zeros(1, dtype=torch.int64),
+            index=torch.zeros(1, dtype=torch.long),
             key=[None],
-            side=self.side,
         )
         prediction = self.method.predict(batch)
-        return prediction.score.float(), prediction.map.float()
+        return prediction.score, prediction.map
 
 
-def export_onnx(method: AnomalyMethod, category: str, path: Path, *, images: int = 20) -> float:
-    """Writes an ONNX file and compares it with the method.
+def export_onnx(method: AnomalyMethod, path: Path, *, category: str) -> Exported:
+    """Writes a method as an ONNX file, and compares the file with the method.
+
+    Text features, learned weights and the memory of reference images become constants. The metadata of the file say which
+    method it is, what it was made for, and the threshold of the checkpoint where it has one.
 
     Args:
-        method: With its learned weights.
-        category: What the images show.
-        path: The file to write; its folder is there.
-        images: Number of random images to compare on.
-
-    Returns:
-        The largest difference of scores and maps.
+        method: A loaded method.
+        path: The file.
+        category: What the images show: the texts, the memory and the threshold are those of this category.
 
     Raises:
-        UserError: The method cannot be exported, and why; or the file computes something else.
+        UserError: The packages are missing, the method cannot be exported, or the file gives other numbers.
     """
-    ort = _runtime()
-    name = str(method.run_record["config"]["name"])
-    _check(method, name)
-    model = OneCategory(method.cpu().eval(), category).eval()
-    example = torch.rand(1, 3, model.side, model.side, generator=torch.Generator().manual_seed(0))
+    onnx, runtime = _packages()
+    name = str(method.run_record.get("config", {}).get("name", type(method).__name__))
+    preprocess = preprocess_of(method)
+    reason = _obstacle(method, name)
+    if reason or preprocess.fit != "square":
+        raise UserError(f"{name} cannot be exported: {reason or 'its images keep their own shape'}")
+    graph = ImageToMap(method.eval(), category, preprocess).eval()
+    images = _images(preprocess)
     with torch.no_grad():
-        model(example)  # texts are encoded now, so that they are constants
-    buffer: Any = io.BytesIO()
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of constants in the traced graph, which are meant
-            torch.onnx.export(
-                model,
-                (example,),
-                buffer,
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=["image"],
-                output_names=["score", "map"],
-            )
-    except Exception as error:  # the exporter raises many classes
-        reason = " ".join(str(error).split())[:160]
+        expected = [[part.numpy() for part in graph(image)] for image in images]  # also fills what the method keeps
+        content = _graph_of(graph, images[0], name)
+    model = onnx.load_from_string(content)
+    for key, value in _facts(method, name, category, preprocess).items():
+        model.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
+    content = model.SerializeToString()
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for image, wanted in zip(images, expected, strict=True):
+        found = session.run(None, {"image": image.numpy()})
+        worst = max(worst, *(float(np.abs(one - other).max()) for one, other in zip(found, wanted, strict=True)))
+    if not worst <= TOLERANCE:
         raise UserError(
-            f"{name} cannot be exported to ONNX ({type(error).__name__}: {reason}): use 'predict'"
-        ) from error
-    content = _with_record(buffer.getvalue(), _record(method, name, category))
-    difference = _difference(model, ort.InferenceSession(content, providers=["CPUExecutionProvider"]), images)
-    if not difference <= TOLERANCE:
-        raise UserError(
-            f"{name}: the exported graph differs from the method by {difference:.2g} (allowed: {TOLERANCE:g}) on random images,"
-            " as it depends on them in ways that a graph does not hold: use 'predict'"
+            f"{name} cannot be exported: the file differs from the method by {worst:.2g} (at most {TOLERANCE:g} is allowed),"
+            " as something of it depends on the image in a way that a graph does not hold"
         )
     with whole_bytes(path) as file:
         file.write(content)
-    return difference
+    return Exported(path, worst, len(images))
 
 
-def _runtime() -> Any:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(
-            "export needs onnx and onnxruntime: install the extra 'export' (make: EXTRAS=export)"
-        ) from error
-    return onnxruntime
-
-
-def _check(method: AnomalyMethod, name: str) -> None:
-    """Raises a `UserError` where a graph of one image cannot be what the method computes."""
+def _obstacle(method: AnomalyMethod, name: str) -> str:
+    """Why a method cannot be one graph; an empty text where nothing is known to be in the way."""
     if method.is_transductive:
-        raise UserError(f"{name} compares the images of a set with each other: one image alone has no score to export")
-    if isinstance(method, UsesDetections) and method.detector is not None:
-        raise UserError(f"{name} asks a detector about every image, which is no part of a graph: use 'predict'")
-    if preprocess_of(method).fit != "square":
-        raise UserError(f"{name} takes images of any size (pixels.fit={preprocess_of(method).fit}): use 'predict'")
+        return "it scores all images of a category together"
+    if isinstance(method, AdaCLIP) and method.hsf.enabled:
+        return "k-means in its semantic fusion takes as many rounds as an image needs (method.hsf.enabled=false: none)"
+    return REASONS.get(name, "")
 
 
-def _record(method: AnomalyMethod, name: str, category: str) -> dict[str, Any]:
+def _packages() -> tuple[Any, Any]:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch's exporter needs it)
+    except ImportError as error:
+        raise UserError(f"export needs the package {error.name}: install the extra 'export'") from error
+    return onnx, onnxruntime
+
+
+def _graph_of(graph: ImageToMap, image: Tensor, name: str) -> bytes:
+    """The ONNX file of a graph, without what torch's exporter prints on its way."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                graph, (image,), input_names=["image"], output_names=["score", "map"], dynamo=True, verbose=False
+            )
+            assert program is not None
+            content: bytes = program.model_proto.SerializeToString()
+    except Exception as error:  # the exporter fails in many ways, with pages of text
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        line = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:160]
+        raise UserError(f"{name} cannot be exported: its prediction is no fixed graph of the image ({line})") from error
+    finally:
+        logging.disable(level)
+    return content
+
+
+def _images(preprocess: Preprocess) -> list[Tensor]:
+    """Drawn pictures `[1, 3, S, S]` in [0, 1], at the size of the input."""
+    samples = ProceduralSource(seed=1, test_count=CHECKED).samples("test")[:CHECKED]
+    return [resize_image(read_sample(sample)[0], preprocess)[None].float() / 255 for sample in samples]
+
+
+def _facts(method: AnomalyMethod, name: str, category: str, preprocess: Preprocess) -> dict[str, Any]:
     threshold = method.decision_thresholds.get(category)
-    preprocess = preprocess_of(method)
+    decision = {}
+    if threshold is not None:
+        decision = {
+            "threshold": threshold.score,
+            "pixel_threshold": threshold.pixel,
+            "threshold_rule": threshold.summary,
+        }
     return {
         "method": name,
         "backbone": method.backbone.describe(),
         "category": category,
-        "image_size": preprocess.size,
-        "interpolation": preprocess.interpolation,
-        "threshold": None if threshold is None else {**threshold.to_record(), "summary": threshold.summary},
+        "input": f"RGB in [0, 1], {preprocess.size} x {preprocess.size} ({preprocess.interpolation}, antialiased)",
+        "size": preprocess.size,
+        **decision,
     }
-
-
-def _with_record(content: bytes, record: dict[str, Any]) -> bytes:
-    import onnx
-
-    graph = onnx.load_from_string(content)
-    entry = graph.metadata_props.add()
-    entry.key, entry.value = "anomaly_vlm", json.dumps(record)
-    return bytes(graph.SerializeToString())
-
-
-def _difference(model: OneCategory, session: Any, images: int) -> float:
-    generator, largest = torch.Generator().manual_seed(1), 0.0
-    for i in range(images):
-        noise = torch.rand(1, 3, model.side // (1 + i % 8) + 1, model.side // (1 + i % 8) + 1, generator=generator)
-        image = nn.functional.interpolate(noise, size=(model.side, model.side), mode="bilinear")  # coarse to fine
-        with torch.inference_mode():
-            expected = model(image)
-        for ours, theirs in zip(expected, session.run(None, {"image": image.numpy()}), strict=True):
-            largest = max(largest, float(np.abs(ours.numpy() - theirs).max()))
-    return largest

@@ -93,7 +93,7 @@ def train(run: Run, trainer: L.Trainer, last: Path, state: Path | None) -> None:
         say(f"resuming from {state}")
         run.method.check_learned(read_tensors(state)["state_dict"], f"checkpoint '{state}'")
     trainer.fit(run.method, datamodule=run.data, ckpt_path=None if state is None else str(state), weights_only=True)
-    calibrate(run)
+    calibrate(run, trainer)
     trainer.save_checkpoint(last, weights_only=False)
 
 

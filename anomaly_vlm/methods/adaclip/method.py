@@ -218,7 +218,7 @@ class AdaCLIP(FrozenTokens):
     def patch_logits(self, features: AdaptedFeatures) -> Tensor:
         """Similarities `[layers, B, N, 2]` of every layer's patches with the two texts, divided by the temperature."""
         with in_float32(features.text):
-            return features.patches @ features.text.transpose(-1, -2) / self.temperature
+            return features.patches @ features.text.mT / self.temperature
 
     def image_logits(self, features: AdaptedFeatures, logits: Tensor, seeds: Sequence[int]) -> Tensor:
         """Similarities `[B, 2]` of the class token, fused with the anomalous patches, with the two texts.

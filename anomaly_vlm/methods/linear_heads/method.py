@@ -87,7 +87,7 @@ class LinearHeads(FrozenTokens):
         rows, columns = (side // self.backbone.patch_size for side in batch.size)
         maps = []
         for head, layer in zip(self.heads, patches, strict=True):
-            logits = head(F.layer_norm(layer, (int(layer.shape[-1]),)))  # some of DINOv2's patches have outlying norms
+            logits = head(F.layer_norm(layer, layer.shape[-1:]))  # some of DINOv2's patches have outlying norms
             if self.prototypes is not None:
                 logits = F.normalize(logits, dim=-1) @ F.normalize(self.prototypes, dim=-1).T / self.temperature
             grids = to_grid(logits.transpose(1, 2), (rows, columns))  # [B, 2, rows, columns]

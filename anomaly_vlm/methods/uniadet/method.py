@@ -24,7 +24,7 @@ from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.category_memory import MemoryMethod
 from anomaly_vlm.methods.shared.layers import Layers, share_of_depth, tapped_layers
 from anomaly_vlm.methods.shared.maps import to_grid, upsample
-from anomaly_vlm.options import Fraction, PositiveFloat
+from anomaly_vlm.options import Fraction, PositiveFloat, PositiveInt
 
 BLOCKS, DEPTH = (12, 15, 18, 21, 24), 24  # the paper's, of ViT-L
 Space = Literal["auto", "joint", "width"]
@@ -49,6 +49,8 @@ class UniADet(MemoryMethod):
         reduce: Whether losses are means over the levels (maps: over focal and dice, too) or sums. Adam does not see the
             difference.
         normal_dice: Whether the dice loss of the normal map is added.
+        loss_size: Side in pixels at which maps and masks (nearest) are compared in training; None: the input's. Smaller ones
+            make a step cheaper.
         init_std: Standard deviation of the directions at the start, which `seed` draws.
         base: See `MemoryMethod`.
 
@@ -78,6 +80,7 @@ class UniADet(MemoryMethod):
         few_shot_base: Literal["class", "zero_shot"] = "class",
         reduce: Literal["mean", "sum"] = "mean",
         normal_dice: bool = False,
+        loss_size: PositiveInt | None = None,
         init_std: PositiveFloat = 0.02,
         **base: Any,
     ) -> None:
@@ -87,7 +90,7 @@ class UniADet(MemoryMethod):
         self.tap = _tap(backbone, space, tokens)
         self.temperature, self.image_score, self.map_weight = temperature, image_score, map_weight
         self.few_shot_weight, self.few_shot_base = few_shot_weight, few_shot_base
-        self.reduce, self.normal_dice = reduce, normal_dice
+        self.reduce, self.normal_dice, self.loss_size = reduce, normal_dice, loss_size
         generator = torch.Generator().manual_seed(self.seed)
         self.cls_weights, self.seg_weights = nn.ParameterDict(), nn.ParameterDict()
         for layer in self.layers:
@@ -116,10 +119,16 @@ class UniADet(MemoryMethod):
         logits = [self._logit(tokens[f"cls_{i}"], self.cls_weights[f"layer_{i}"]) for i in self.layers]
         return torch.stack(logits).sigmoid()
 
-    def layer_maps(self, tokens: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
-        """Abnormal probabilities `[L, B, H, W]` of the pixels; logits are upsampled before they become probabilities."""
+    def layer_maps(self, tokens: Mapping[str, Tensor], grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Abnormal probabilities `[L, B, H, W]` of the pixels; logits are upsampled before they become probabilities.
+
+        Args:
+            tokens: As `encode_frozen` returns them.
+            grid: Rows and columns of patches.
+            size: H and W.
+        """
         logits = [self._logit(tokens[f"patches_{i}"], self.seg_weights[f"layer_{i}"]) for i in self.layers]
-        return self._upsampled(torch.stack(logits), size).sigmoid()
+        return upsample(to_grid(torch.stack(logits), grid), size, align_corners=False).sigmoid()
 
     def _logit(self, features: Tensor, weights: Tensor) -> Tensor:
         """The abnormal logit minus the normal one, whose sigmoid is the softmax of the two.
@@ -133,10 +142,9 @@ class UniADet(MemoryMethod):
             difference: Tensor = features.float() @ (abnormal - normal) / self.temperature
         return difference
 
-    def _upsampled(self, values: Tensor, size: tuple[int, int]) -> Tensor:
-        """Values `[..., N]` of the patches as maps `[..., H, W]`."""
-        patch = self.backbone.patch_size
-        return upsample(to_grid(values, (size[0] // patch, size[1] // patch)), size, align_corners=False)
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches of an image of this height and width."""
+        return size[0] // self.backbone.patch_size, size[1] // self.backbone.patch_size
 
     def zero_shot_scores(self, classes: Tensor, maps: Tensor) -> Tensor:
         """Image scores `[B]` of class probabilities `[L, B]` and maps `[L, B, H, W]`."""
@@ -159,7 +167,8 @@ class UniADet(MemoryMethod):
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
         tokens = self.frozen_tokens(batch)
-        classes, maps = self.class_probabilities(tokens), self.layer_maps(tokens, batch.size)
+        classes = self.class_probabilities(tokens)
+        maps = self.layer_maps(tokens, self.grid_of(batch.size), batch.size)
         joined, score = maps.mean(dim=0), self.zero_shot_scores(classes, maps)
         if (distances := self.distances(tokens, batch)) is None:
             return Prediction(score, joined)
@@ -169,7 +178,8 @@ class UniADet(MemoryMethod):
     def with_references(self, maps: Tensor, distances: Tensor, size: tuple[int, int]) -> Tensor:
         """Joins zero-shot maps `[B, H, W]` with distances `[L, B, N]`."""
         v = self.few_shot_weight
-        return (1 - v) * maps + v * self._upsampled(distances.mean(dim=0), size)
+        grids = to_grid(distances.mean(dim=0), self.grid_of(size))
+        return (1 - v) * maps + v * upsample(grids, size, align_corners=False)
 
     def few_shot_scores(self, classes: Tensor, zero_shot: Tensor, maps: Tensor) -> Tensor:
         """Image scores `[B]` of class probabilities `[L, B]`, zero-shot scores `[B]` and joined maps `[B, H, W]`."""
@@ -182,7 +192,9 @@ class UniADet(MemoryMethod):
         """`ce` of the class tokens, `focal` and `dice` of the maps."""
         mask = training_mask(batch.mask, batch.path, self.terms)
         tokens = self.frozen_tokens(batch)
-        maps = self.layer_maps(tokens, (mask.shape[-2], mask.shape[-1]))
+        if self.loss_size is not None:
+            mask = F.interpolate(mask[:, None], (self.loss_size, self.loss_size))[:, 0]
+        maps = self.layer_maps(tokens, self.grid_of(batch.size), (mask.shape[-2], mask.shape[-1]))
         values = map_losses(self.terms, maps, mask, dice_of_normal=self.normal_dice)
         count = len(self.layers)
         if self.reduce == "mean":

@@ -78,6 +78,13 @@ def test_loss_weights_do_nothing_under_adam(clip) -> None:
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
+def test_losses_at_another_size(clip) -> None:
+    batch = training_batch()
+    whole, small = build(clip).losses(batch), build(clip, loss_size=16).losses(batch)
+    assert torch.equal(whole["ce"], small["ce"]) and not torch.equal(whole["dice"], small["dice"])
+    assert torch.equal(build(clip, loss_size=32).losses(batch)["dice"], whole["dice"])
+
+
 def test_image_scores(clip) -> None:
     batch = make_batch(images(2), "gear")
     scores = {name: build(clip, image_score=name, map_weight=0.0).predict(batch).score for name in ("layers", "final")}

@@ -66,7 +66,10 @@ def check_outputs(fixture: Fixture, group: str, method: UniADet, batch: Batch) -
     if fixture.has(key := f"{prefix}mid/pos_embed_resized"):
         side = batch.size[0] // method.backbone.patch_size
         fixture.check(key, method.backbone.positions((side, side)))
-    classes, maps = method.class_probabilities(tokens), method.layer_maps(tokens, batch.size)
+    classes, maps = (
+        method.class_probabilities(tokens),
+        method.layer_maps(tokens, method.grid_of(batch.size), batch.size),
+    )
     prediction = method.predict(batch)
     values = {"class_prob": classes, "layer_maps": maps[:, :1], "anomaly_map": prediction.map}
     for name, value in {**values, "image_score": prediction.score}.items():
@@ -78,7 +81,10 @@ def check_training(fixture: Fixture, group: str, method: UniADet, batch: Batch) 
     """Losses level by level, the total, its gradients, and two steps of the optimiser."""
     prefix, o = f"{group}/" if group else "", fixture.options(group)["optimizer"]
     tokens, mask = method.frozen_tokens(batch), (batch.mask == 1).float()
-    classes, maps = method.class_probabilities(tokens), method.layer_maps(tokens, batch.size)
+    classes, maps = (
+        method.class_probabilities(tokens),
+        method.layer_maps(tokens, method.grid_of(batch.size), batch.size),
+    )
     fixture.check(f"{prefix}loss/ce", torch.stack([method.terms["ce"](row, batch.label).mean() for row in classes]))
     fixture.check(f"{prefix}loss/focal", torch.stack([method.terms["focal"](row, mask).mean() for row in maps]))
     dice = torch.stack([method.terms["dice"](row, mask).mean() for row in maps])
