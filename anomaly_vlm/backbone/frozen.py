@@ -18,6 +18,17 @@ Activation = Literal["gelu", "quick_gelu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
 
+def sentence_end(ids: Tensor) -> int:
+    """Number of tokens up to the end token of the longest sentence; all tokens while a graph is exported.
+
+    The end token has the largest id of a row. The features are read there, and what follows changes nothing.
+
+    Args:
+        ids: Token ids `[R, T]`.
+    """
+    return ids.shape[-1] if torch.compiler.is_exporting() else int(ids.argmax(dim=-1).max()) + 1
+
+
 class FrozenTower(nn.Module):
     """Frozen weights with a name: what every backbone is, with or without a text half.
 
@@ -118,7 +129,7 @@ class FrozenClip(FrozenTower):
         """
         ids = self._tokenizer(list(texts))
         if trim:
-            ids = ids[:, : int(ids.argmax(dim=-1).max()) + 1]
+            ids = ids[:, : sentence_end(ids)]
         return ids.to(self.text.token_embedding.weight.device)
 
     def embed_text(self, tokens: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone
+from anomaly_vlm.backbone.frozen import sentence_end
 
 
 def insert_context(embedded: Tensor, context: Tensor) -> Tensor:
@@ -29,16 +30,6 @@ def insert_context(embedded: Tensor, context: Tensor) -> Tensor:
     return torch.cat([embedded[..., :1, :], context, embedded[..., 1 + context.shape[-2] :, :]], dim=-2)
 
 
-def sentence_length(ids: Tensor) -> int:
-    """Number of tokens up to the end token of the longest sentence.
-
-    Args:
-        ids: Token ids `[R, T]`. The end token has the largest id of a row. The features are read there, and what follows
-            changes nothing.
-    """
-    return int(ids.argmax(dim=-1).max()) + 1
-
-
 def encode_sentences(backbone: ClipBackbone, ids: Sequence[Tensor], embedded: Sequence[Tensor]) -> list[Tensor]:
     """Encodes several groups of sentences in one call.
 
@@ -51,7 +42,7 @@ def encode_sentences(backbone: ClipBackbone, ids: Sequence[Tensor], embedded: Se
         Text features `[R, C]` of each group, not normalised.
     """
     all_ids = torch.cat(list(ids))
-    length = sentence_length(all_ids)
+    length = sentence_end(all_ids)
     states = torch.cat([group[:, :length] for group in embedded]) + backbone.text.positional_embedding[:length]
     encoded = backbone.encode_text(all_ids[:, :length], states=states).float()
     return list(torch.split(encoded, [len(group) for group in ids]))

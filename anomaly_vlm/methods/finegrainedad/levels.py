@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_vlm.backbone import ClipBackbone
+from anomaly_vlm.backbone.frozen import sentence_end
 from anomaly_vlm.methods.finegrainedad.captions import ATTRIBUTES
 from anomaly_vlm.methods.promptad.prompt_learner import (
     CategoryPrompts,
@@ -18,7 +19,7 @@ from anomaly_vlm.methods.promptad.prompt_learner import (
     TextFamily,
     fill_family,
 )
-from anomaly_vlm.texts.learned_context import encode_sentences, sentence_length
+from anomaly_vlm.texts.learned_context import encode_sentences
 
 GROUPS = ("relation", *ATTRIBUTES)
 
@@ -75,7 +76,7 @@ class LevelPrompts(CategoryPrompts):
         ids, embedded = fill_family(backbone, self, "image")
         if self.weights is None:
             return ids, embedded
-        length = max(map(sentence_length, ids))
+        length = max(map(sentence_end, ids))
         normal, manual, learned = (rows[:, :length] for rows in embedded)
         share = self.weights.sigmoid()
         for i, name in [(GROUPS.index(name), name) for name in self.groups]:

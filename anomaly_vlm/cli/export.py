@@ -1,0 +1,42 @@
+"""`anomaly-vlm export`: a checkpoint as an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from anomaly_vlm.cli.arguments import asks_for_help, pop_key
+from anomaly_vlm.errors import UserError, unknown_choice
+
+HELP = """usage: anomaly-vlm export ckpt=FILE [category=WORD] [output=FILE.onnx] [format=onnx]
+
+Writes an ONNX file (image in, score and map out) that runs without this suite, and compares it with the method on 20 drawn
+pictures. Texts, the memory of good parts and the threshold are those of one category: the one that the checkpoint knows, or
+category=WORD. examples/run_onnx.py runs the file. Needs the extra 'export'.
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs `anomaly-vlm export` with its arguments; returns the exit status."""
+    if asks_for_help(arguments, HELP):
+        return 0
+    spec, rest = pop_key(arguments, "ckpt")
+    category, rest = pop_key(rest, "category")
+    output, rest = pop_key(rest, "output")
+    form, rest = pop_key(rest, "format")
+    if rest:
+        raise UserError(f"unknown argument '{rest[0]}': see 'anomaly-vlm export --help'")
+    if form not in (None, "onnx"):
+        raise unknown_choice("format", str(form), ("onnx",))
+    if spec is None:
+        raise UserError("no checkpoint given: add ckpt=FILE, or ckpt=package:adaclip")
+    from anomaly_vlm.api import load_checkpoint
+    from anomaly_vlm.reporting.console import say
+    from anomaly_vlm.runs.checkpoints import Checkpoint
+    from anomaly_vlm.runs.export import export_onnx
+
+    word = Checkpoint.read(spec).category(category)
+    path = Path(output) if output else Path(f"{Path(spec.removeprefix('package:')).stem}.onnx")
+    done = export_onnx(load_checkpoint(spec), path, category=word)
+    say(f"{done.path}: differs from the method by at most {done.difference:.1e} on {done.images} pictures")
+    return 0
