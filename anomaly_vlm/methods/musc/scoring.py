@@ -58,7 +58,7 @@ def mutual_scores(
         Mean distances `[n, N]`, Euclidean.
     """
     n, patches, _ = features.shape
-    budget = int(memory_mb * 1e6) // 4
+    budget = int(memory_mb * 1e6) // 8  # float32, half for a product and half for what is kept of all of them
     first, last = kept_ranks(n - 1, interval)
     scores = features.new_empty(n, patches)
     if aligned is None and n * n * patches <= budget:
