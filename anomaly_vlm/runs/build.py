@@ -29,7 +29,7 @@ from anomaly_vlm.metrics import AnomalyMetrics
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.instantiate import instantiate, own_function, plain, target_class
-from anomaly_vlm.runs.trainer import check_gpu, flush_denormals
+from anomaly_vlm.runs.trainer import check_gpu, check_keys, flush_denormals
 
 
 @dataclass
@@ -65,6 +65,7 @@ def build(
         remembered: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
     """
     flush_denormals()
+    check_keys(cfg)
     check_gpu(cfg)
     create = partial(instantiate, trusted=cfg.trust)
     collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None}

@@ -32,6 +32,7 @@ GROUPS = (
     "preset",
     "experiment",
 )
+ADDABLE = ("method.", "trainer.")  # nodes whose constructors know more keys than their YAMLs list
 
 
 def conf_dir() -> Path:
@@ -94,11 +95,12 @@ def _compose(overrides: Sequence[str], config: str) -> DictConfig:
 
 
 def addable(override: str) -> str:
-    """`method.KEY=VALUE` as `++method.KEY=VALUE`, which may add a key.
+    """`method.KEY=VALUE` as `++method.KEY=VALUE`, which may add a key; the same of the trainer.
 
-    The YAML of a method lists only what differs from its constructor, which has the other options and rejects unknown ones.
+    The YAML of a method lists only what differs from its constructor, which has the other options and rejects unknown ones,
+    as Lightning's trainer does (`runs.trainer.check_keys`).
     """
-    return f"++{override}" if override.startswith("method.") else override
+    return f"++{override}" if override.startswith(ADDABLE) else override
 
 
 def sweeper_params(overrides: Sequence[str]) -> list[str]:
@@ -221,7 +223,7 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
         if o in groups:
             continue
         key = o.key_or_group
-        addable = o.is_add() or key.startswith("method.")  # see `addable`
+        addable = o.is_add() or key.startswith(ADDABLE)  # see `addable`
         if not addable and OmegaConf.select(cfg, key, throw_on_missing=False, default="<absent>") == "<absent>":
             raise unknown_choice_short(key, flat_keys(cfg))
         OmegaConf.update(cfg, key, o.value(), force_add=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import warnings
@@ -16,13 +17,22 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, ListConfig
 
-from anomaly_vlm.errors import UserError
+from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.reporting.console import say
 from anomaly_vlm.reporting.progress import progress_bar
 from anomaly_vlm.runs.instantiate import instantiate
 from anomaly_vlm.runs.processes import watch
 from anomaly_vlm.runs.saving import WholeCheckpoints
 from anomaly_vlm.runs.stop_point import StopPoint
+
+OWN_KEYS = {  # of Lightning's trainer, and where to say it instead
+    "callbacks": "add your own with callbacks.extra",
+    "logger": "choose one with logger=NAME",
+    "default_root_dir": "set output_dir",
+    "enable_checkpointing": "see checkpoint.every_steps and selection",
+    "enable_progress_bar": "set callbacks.progress",
+    "gradient_clip_val": "set gradient_clip",
+}
 
 
 def build_trainer(
@@ -77,6 +87,16 @@ def _plugins(cfg: DictConfig) -> list[Any]:
     if nodes is None:
         return []
     return [instantiate(node, trusted=cfg.trust) for node in (nodes if isinstance(nodes, ListConfig) else [nodes])]
+
+
+def check_keys(cfg: DictConfig) -> None:
+    """Raises a `UserError` for a key of `trainer` that Lightning's trainer does not have, or that the run sets itself."""
+    known = set(inspect.signature(L.Trainer.__init__).parameters) - {"self", *OWN_KEYS}
+    for key in cfg.trainer:
+        if key in OWN_KEYS:
+            raise UserError(f"trainer.{key} is set by the run itself: {OWN_KEYS[str(key)]}")
+        if key != "_target_" and key not in known:
+            raise unknown_choice("key of trainer", str(key), known)
 
 
 def _fit_precision(cfg: DictConfig) -> None:

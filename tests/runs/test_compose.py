@@ -10,6 +10,7 @@ from anomaly_vlm.cli.sweep import trial_runs
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checks import check_values
 from anomaly_vlm.runs.compose import choices, compose, flat_keys, merge_overrides
+from anomaly_vlm.runs.trainer import check_keys
 
 
 @pytest.mark.parametrize(
@@ -162,3 +163,20 @@ def test_exit_codes_and_single_lines(capsys: pytest.CaptureFixture) -> None:
     for command in ("evaluate", "predict", "sweep", "report", "data", "bench", "cache", "convert-weights"):
         assert main([command, "--help"]) == 0
         assert capsys.readouterr().out.startswith("usage: anomaly-vlm")
+
+
+def test_any_key_of_the_trainer_needs_no_plus() -> None:
+    cfg = compose(["method=adaclip", "trainer.accumulate_grad_batches=2", "trainer.profiler=simple"])
+    assert (cfg.trainer.accumulate_grad_batches, cfg.trainer.profiler) == (2, "simple")
+
+
+@pytest.mark.parametrize(
+    "word, told",
+    [
+        ("trainer.acumulate_grad_batches=2", "accumulate_grad_batches"),
+        ("trainer.logger=true", "choose one with logger=NAME"),
+    ],
+)
+def test_keys_that_the_trainer_does_not_take_are_told(word: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        check_keys(compose(["method=adaclip", word]))
