@@ -18,21 +18,20 @@ from torch import Tensor, nn
 
 from anomaly_vlm.backbone import ClipBackbone, ValueAttention
 from anomaly_vlm.data.types import Batch
-from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import PROBABILITY
 from anomaly_vlm.losses.maps import map_losses, training_mask
+from anomaly_vlm.methods.aaclip.scores import CategoryRanges, Domain, category_minmax, checked_grid, smoothed, stretched
 from anomaly_vlm.methods.aaclip.stages import StageOptions, halving
 from anomaly_vlm.methods.aaclip.texts import AdaptedText, ClassWords, Sentences, mean_direction
 from anomaly_vlm.methods.base.calibrated import Calibrated
 from anomaly_vlm.methods.base.category_scores import CategoryScores
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.adapters import MixedAdapter, xavier
-from anomaly_vlm.methods.shared.layers import Layers, tapped_layers
-from anomaly_vlm.methods.shared.maps import gaussian_kernel_smooth, to_grid, upsample
+from anomaly_vlm.methods.shared.layers import Layers, first_blocks, tapped_layers
+from anomaly_vlm.methods.shared.maps import to_grid, upsample
 from anomaly_vlm.options import AtLeast, Fraction, PositiveFloat, PositiveInt
 
 log = logging.getLogger("anomaly_vlm")
-GAUSSIANS = {"industrial": (7, 1.0), "medical": (9, 1.5)}  # kernel and standard deviation in patches
 
 
 class AACLIP(CategoryScores, Calibrated):
@@ -92,7 +91,7 @@ class AACLIP(CategoryScores, Calibrated):
         stage1_levels: Literal["published", "paper"] = "published",
         scale: PositiveFloat = 100.0,
         class_words: ClassWords = "described",
-        domain: Literal["industrial", "medical"] = "industrial",
+        domain: Domain = "industrial",
         image_score: Literal["calibrated", "category_minmax", "map_max"] = "calibrated",
         stages: StageOptions = StageOptions(),  # noqa: B008 (frozen)
         **base: Any,
@@ -100,8 +99,8 @@ class AACLIP(CategoryScores, Calibrated):
         super().__init__(backbone, **base)
         self.layers = tapped_layers(backbone, layers)
         depth, text_depth = backbone.num_layers, backbone.num_text_layers
-        image_until = _share(image_adapt_until, "image_adapt_until", depth)
-        text_until = _share(text_adapt_until, "text_adapt_until", text_depth)
+        image_until = first_blocks(image_adapt_until, depth, option="image_adapt_until")
+        text_until = first_blocks(text_adapt_until, text_depth, option="text_adapt_until")
         replaced = round(depth * 19 / 24) if vv_blocks is None else min(vv_blocks, depth)
         self.value_attention = ValueAttention(depth - replaced, "batch" if vv_axis == "published" else "tokens")
         self.sentences = Sentences(texts, class_words)
@@ -193,39 +192,28 @@ class AACLIP(CategoryScores, Calibrated):
     def predict(self, batch: Batch) -> Prediction:
         maps, values = self.maps_and_values(batch)
         peaks, lowest = maps.flatten(1).amax(dim=1), maps.flatten(1).amin(dim=1)
-        stretched = [peaks, maps]
+        score, shown = peaks, maps
         if self.image_score != "map_max" and torch.isfinite(self.range).all():
             low, high = self.range[:2]
-            stretched = [_stretched(peaks, low, high), _stretched(maps, low, high)]
+            score, shown = stretched(peaks, low, high), stretched(maps, low, high)
             if self.domain == "industrial":
-                stretched[0] = (stretched[0] + _stretched(values, *self.range[2:])) / 2
+                score = (score + stretched(values, *self.range[2:])) / 2
         elif self.image_score == "calibrated":
             log.warning("aaclip: no range of the training images is known, so the image score is the map's maximum")
         components = torch.stack([peaks, lowest, values], dim=1) if self.image_score == "category_minmax" else None
-        return Prediction(stretched[0], stretched[1], score_components=components)
+        return Prediction(score, shown, score_components=components)
 
     def maps_and_values(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Maps `[B, H, W]`, sums over the levels, and image values `[B]` in [0, 1], as they are before any stretching."""
         patches, image = self.encode(batch.image)
         texts = torch.stack([self.text_features(category) for category in batch.category])  # [B, 2, C]
-        smoothed = self.smoothed(self.level_grids(patches, texts, self.grid_of(batch.size)))
+        grids = smoothed(self.level_grids(patches, texts, self.grid_of(batch.size)), self.domain)
         values = (torch.einsum("bc,bc->b", image, texts[:, 1]) + 1) / 2
-        return upsample(smoothed, batch.size, align_corners=True).sum(dim=0), values
+        return upsample(grids, batch.size, align_corners=True).sum(dim=0), values
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches of an image of this height and width.
-
-        Raises:
-            UserError: There are too few for the Gaussian.
-        """
-        patch, (kernel, _) = self.backbone.patch_size, GAUSSIANS[self.domain]
-        grid = (size[0] // patch, size[1] // patch)
-        if min(grid) <= kernel // 2:
-            raise UserError(
-                f"an image of {grid[0]} x {grid[1]} patches is too small for the Gaussian of {kernel}: set image_size to"
-                f" {(kernel // 2 + 1) * patch} or more"
-            )
-        return grid
+        """Rows and columns of patches of an image of this height and width; see `checked_grid`."""
+        return checked_grid(size, self.backbone.patch_size, self.domain)
 
     def level_grids(self, patches: Tensor, texts: Tensor, grid: tuple[int, int]) -> Tensor:
         """How much closer to the abnormal than to the normal text patches are, `[levels, B, rows, columns]`.
@@ -238,37 +226,16 @@ class AACLIP(CategoryScores, Calibrated):
         difference = self.scale * torch.einsum("lbnc,bc->lbn", patches, texts[:, 1] - texts[:, 0])
         return to_grid((difference + 1) / 2, grid)
 
-    def smoothed(self, grids: Tensor) -> Tensor:
-        """Grids `[levels, B, rows, columns]` after the domain's Gaussian."""
-        kernel, sigma = GAUSSIANS[self.domain]
-        return gaussian_kernel_smooth(grids.flatten(0, 1), kernel, sigma).view_as(grids)
-
     def category_scores(self, components: Tensor) -> Tensor:
-        """Published image scores of all test images of a category.
-
-        Args:
-            components: Largest and smallest value of the map, and image value, `[n, 3]`. A range of 0 makes its term 0; one
-                that ends at exactly 1 is not stretched.
-        """
-        peaks, lowest, values = components.unbind(dim=1)
-        maps = peaks if peaks.max() == 1 else _stretched(peaks, lowest.min(), peaks.max())
-        if self.domain == "medical":
-            return maps
-        images = values if values.max() == 1 else _stretched(values, values.min(), values.max())
-        return (maps + images) / 2
+        return category_minmax(components, self.domain)
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
         """Finds the range of maps and image values over the training images: the mean of the categories' ranges."""
-        ranges: dict[str, Tensor] = {}
+        ranges = CategoryRanges()
         for batch in batches:
-            maps, values = self.maps_and_values(batch)
-            for row, category in enumerate(batch.category):
-                seen = torch.stack([maps[row].amin(), maps[row].amax(), values[row], values[row]])
-                known = ranges.get(category, seen)
-                low, high = torch.minimum(known, seen), torch.maximum(known, seen)
-                ranges[category] = torch.stack([low[0], high[1], low[2], high[3]])
-        self.range.copy_(torch.stack(list(ranges.values())).mean(dim=0))
+            ranges.add(*self.maps_and_values(batch), batch.category)
+        self.range.copy_(ranges.mean())
 
     # ---- learning ----------------------------------------------------------------------------------------------------
 
@@ -329,17 +296,3 @@ class AACLIP(CategoryScores, Calibrated):
         grid = (round((rows * size[0] / size[1]) ** 0.5), round((rows * size[1] / size[0]) ** 0.5))
         difference = self.scale * torch.einsum("lbnc,bc->lbn", patches, texts[:, 1] - texts[:, 0])
         return upsample(to_grid(difference, grid), size, align_corners=True)
-
-
-def _stretched(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Values on the scale where `low` is 0 and `high` is 1; all 0 where these are no range."""
-    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
-
-
-def _share(blocks: int | None, option: str, depth: int) -> int:
-    """How many first blocks are adapted."""
-    if blocks is None:
-        return max(1, depth // 4)
-    if blocks > depth:
-        raise UserError(f"method.{option} is {blocks}: the tower has {depth} blocks, give that or fewer")
-    return blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -109,3 +110,16 @@ def _draw(mean: Tensor, variance: Tensor, noise: Tensor, u: Tensor, w: Tensor, c
         slope = (1 - h.square()) * (w[:, k] * u[:, k]).sum(dim=1)
         log_det = log_det + ((1 + slope).abs() + 1e-5).log()
     return Draw(mean.expand_as(start), variance.expand_as(start), start, z, log_det)
+
+
+def divergences(draws: Sequence[Draw], term: Callable[..., Tensor], *, published: bool) -> Tensor:
+    """Divergences `[3]` of context, normal and abnormal draws from the standard normal.
+
+    Args:
+        draws: One an image of the context, one of each state.
+        term: The loss of a draw.
+        published: Whether the log determinants of the states are divided by the number of images.
+    """
+    divisor = len(draws[0].end) if published else 1
+    scaled = [draws[0], *(draw._replace(log_det=draw.log_det / divisor) for draw in draws[1:])]
+    return torch.stack([term(*draw) for draw in scaled])

@@ -9,6 +9,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_vlm.texts import table_key
+
+MOST, FEWER, SIDE = 2000, 20, 518  # published numbers of pixels in the score, at this side
+
+
+def start_linear(*modules: nn.Module) -> None:
+    """Draws the weights of all linear layers at deviation 0.02, and sets their biases to 0."""
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+
+def top_score(map: Tensor, category: str, few: Sequence[str] | None) -> Tensor:
+    """Mean of the largest values of a map `[H, W]`.
+
+    Args:
+        map: Probabilities.
+        category: What the image shows.
+        few: Categories of which 20 values count, and 2,000 of all others; None for the share that 2,000 are of 518 x 518.
+    """
+    pixels = map.flatten()
+    count = round(MOST * len(pixels) / SIDE**2)
+    if few is not None:
+        count = FEWER if table_key(category) in few else MOST
+    return pixels.topk(min(len(pixels), max(1, count))).values.mean()
+
 
 class PatchFeature(nn.Module):
     """One feature of an image from the patches of all levels, weighted by their own attention.

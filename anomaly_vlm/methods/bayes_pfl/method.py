@@ -24,18 +24,18 @@ from anomaly_vlm.losses.maps import map_losses, training_mask
 from anomaly_vlm.methods.base.category_scores import CategoryScores
 from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.prediction import Prediction
-from anomaly_vlm.methods.bayes_pfl.flows import Draw, GaussianHead, ImageFlow, StateFlow
-from anomaly_vlm.methods.bayes_pfl.heads import PatchAttention, PatchFeature
+from anomaly_vlm.methods.bayes_pfl.flows import Draw, GaussianHead, ImageFlow, StateFlow, divergences
+from anomaly_vlm.methods.bayes_pfl.heads import PatchAttention, PatchFeature, start_linear, top_score
 from anomaly_vlm.methods.bayes_pfl.stages import StageOptions, schedule_of
+from anomaly_vlm.methods.bayes_pfl.texts import pair_features
 from anomaly_vlm.methods.shared.layers import Layers, tapped_layers
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
 from anomaly_vlm.methods.shared.seeding import derived_generator
 from anomaly_vlm.options import AtLeast, PositiveInt
 from anomaly_vlm.texts import load_texts, table_key
-from anomaly_vlm.texts.learned_context import insert_context
 
 STATE, CONTEXT, PAIR = 1, 2, 3  # streams of random numbers
-MOST, FEWER, SIDE = 2000, 20, 518  # published numbers of pixels in the score, at this side
+Tokens = Mapping[str, Tensor]
 
 
 class BayesPFL(FrozenTokens, CategoryScores):
@@ -114,11 +114,7 @@ class BayesPFL(FrozenTokens, CategoryScores):
                 PatchAttention(len(self.layers), width, joint, rca_heads),
             )
             self.class_mapping, self.image_mapping = nn.Linear(joint, joint), nn.Linear(joint, joint)
-            for module in self.modules():
-                if isinstance(module, nn.Linear) and module.weight.requires_grad:
-                    nn.init.normal_(module.weight, std=0.02)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
+            start_linear(*(module for module in self.children() if module is not backbone))
         start = [(context_tokens, 0.0), (state_tokens, 0.5), (state_tokens, -0.5)]
         self.prompt_context, self.prompt_normal, self.prompt_abnormal = (
             nn.Parameter(mean + 0.02 * torch.randn(prompts, count, text, generator=generator)) for count, mean in start
@@ -160,30 +156,13 @@ class BayesPFL(FrozenTokens, CategoryScores):
         Returns:
             Unit features `[B, 2, R b, C]`, normal first; draws are the outer loop of the pairs.
         """
-        ids = self.backbone.tokenize([self.sentence(category) for category in categories])  # [B, T]
-        if ids.shape[1] >= self.backbone.context_length:  # the tokenizer cuts what does not fit
-            longest = max(categories, key=lambda category: len(self.sentence(category)))
-            raise UserError(
-                f"the words of category '{longest}' and the learned tokens fill the {self.backbone.context_length} positions"
-                " of the text tower: give it a shorter word in method.texts, or fewer learned tokens"
-            )
-        embedded = self.backbone.text.token_embedding(ids)
-        shared = self.prompt_context + context[:, :, None, None]  # [B, R, b, P, Dt]
-        sides = []
-        for tokens, offsets in ((self.prompt_normal, normal), (self.prompt_abnormal, abnormal)):
-            states = (tokens + offsets[:, None, None]).expand(len(categories), -1, -1, -1, -1)  # [B, R, b, Q, Dt]
-            sides.append(torch.cat([shared, states], dim=3))
-        learned = torch.stack(sides, dim=1).flatten(2, 3)  # [B, 2, R b, P + Q, Dt]
-        filled = (
-            insert_context(embedded[:, None, None], learned) + self.backbone.text.positional_embedding[: ids.shape[1]]
-        )
-        rows = ids[:, None, None].expand(*filled.shape[:3], -1).flatten(0, 2)
-        features = self.backbone.encode_text(rows, states=filled.flatten(0, 2)).float()
-        return torch.unflatten(F.normalize(features, dim=-1), 0, filled.shape[:3])
+        sentences = [self.sentence(category) for category in categories]
+        prompts = (self.prompt_context, self.prompt_normal, self.prompt_abnormal)
+        return pair_features(self.backbone, sentences, prompts, (context, normal, abnormal))
 
     # ---- heads -------------------------------------------------------------------------------------------------------
 
-    def image_logits(self, tokens: Mapping[str, Tensor], texts: Tensor, *, stage: int) -> Tensor:
+    def image_logits(self, tokens: Tokens, texts: Tensor, *, stage: int) -> Tensor:
         """Similarities `[B, 2, pairs]` of the image and the texts `[B, 2, pairs, C]`, by the head of a stage."""
         feature = tokens["cls"].float()
         if stage == 2:
@@ -192,7 +171,7 @@ class BayesPFL(FrozenTokens, CategoryScores):
         scale = self.temperature_image if stage == 1 else self.temperature_image.detach()
         return scale.exp() * torch.einsum("bspc,bc->bsp", mapped, F.normalize(feature, dim=-1))
 
-    def level_maps(self, tokens: Mapping[str, Tensor], texts: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    def level_maps(self, tokens: Tokens, texts: Tensor, size: tuple[int, int]) -> list[Tensor]:
         """For each level abnormal probabilities `[B, pairs, H, W]` under texts `[B, 2, pairs, C]`."""
         patch = self.backbone.patch_size
         maps = []
@@ -240,7 +219,7 @@ class BayesPFL(FrozenTokens, CategoryScores):
         return (logits[:, 1] - logits[:, 0]).sigmoid().mean(dim=1), maps
 
     def drawn_texts(
-        self, tokens: Mapping[str, Tensor], categories: Sequence[str], context: Tensor, normal: Tensor, abnormal: Tensor
+        self, tokens: Tokens, categories: Sequence[str], context: Tensor, normal: Tensor, abnormal: Tensor
     ) -> Tensor:
         """Texts `[B, 2, R b, C]` under noise as of `probabilities`."""
         count, draws = context.shape[:2]
@@ -253,16 +232,9 @@ class BayesPFL(FrozenTokens, CategoryScores):
         return self.text_features(categories, offsets.unflatten(0, (count, draws)), *states)
 
     def top_scores(self, maps: Tensor, categories: Sequence[str]) -> Tensor:
-        """Means `[B]` of the largest values of maps `[B, H, W]`."""
-        pixels = maps.flatten(1)
-        found = []
-        for row, category in zip(pixels, categories, strict=True):
-            if self.top_k == "published":
-                count = FEWER if table_key(category) in self.texts["top_20"] else MOST
-            else:
-                count = round(MOST * len(row) / SIDE**2)
-            found.append(row.topk(min(len(row), max(1, count))).values.mean())
-        return torch.stack(found)
+        """Means `[B]` of the largest values of maps `[B, H, W]`, of as many as `top_k` says."""
+        few = self.texts["top_20"] if self.top_k == "published" else None
+        return torch.stack([top_score(one, category, few) for one, category in zip(maps, categories, strict=True)])
 
     def category_scores(self, components: Tensor) -> Tensor:
         """Published image scores of all test images of a category from probabilities and the maps' part `[n, 2]`."""
@@ -273,10 +245,7 @@ class BayesPFL(FrozenTokens, CategoryScores):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters by their rates."""
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.learnable().items():
-            groups.setdefault(self.stages.rate(name), []).append(parameter)
-        return [{"params": members, "lr": rate} for rate, members in groups.items()]
+        return self.stages.groups(self.learnable())
 
     def configure_optimizers(self) -> Any:
         """Adam; warm-up and cosine in stage 1, constant rates in stage 2."""
@@ -296,48 +265,36 @@ class BayesPFL(FrozenTokens, CategoryScores):
             return self.first_losses(batch, context, *states, pair=pair)
         return self.second_losses(batch, context, *states, pair=pair)
 
-    def first_losses(
-        self, batch: Batch, context: Tensor, normal: Tensor, abnormal: Tensor, *, pair: int
-    ) -> dict[str, Tensor]:
+    def first_losses(self, batch: Batch, context: Tensor, *states: Tensor, pair: int) -> dict[str, Tensor]:
         """Stage 1, under noise `[B, Dt]` of the context and `[1, Dt]` of the states."""
         mask = training_mask(batch.mask, batch.path, self.terms)
         tokens = self.frozen_tokens(batch)
-        draws = self.draws(tokens, context, normal, abnormal)
+        draws = self.draws(tokens, context, *states)
         texts = self.text_features(batch.category, draws[0].end[:, None], draws[1].end, draws[2].end)
         maps = [level[:, pair] for level in self.level_maps(tokens, texts, (mask.shape[-2], mask.shape[-1]))]
         values = map_losses(self.terms, torch.stack(maps), mask, dice_of_normal=False)
         if "ce" in self.terms:
             values["ce"] = self.image_loss(tokens, texts, batch.label, pair=pair, stage=1)
         if "kl" in self.terms:
-            values["kl"] = torch.stack(self.divergences(draws)).sum()
+            values["kl"] = divergences(draws, self.terms["kl"], published=self.state_log_det == "published").sum()
         if (term := self.terms.get("texts")) is not None:
             values["texts"] = term(texts[:, 0]) + term(texts[:, 1])
         return values
 
-    def second_losses(
-        self, batch: Batch, context: Tensor, normal: Tensor, abnormal: Tensor, *, pair: int
-    ) -> dict[str, Tensor]:
+    def second_losses(self, batch: Batch, context: Tensor, *states: Tensor, pair: int) -> dict[str, Tensor]:
         """Stage 2: the cross entropy alone, which reaches the mappings and the feature of the patches."""
         tokens = self.frozen_tokens(batch)
         with torch.no_grad():
-            texts = self.drawn_texts(tokens, batch.category, context[:, None], normal, abnormal)
+            texts = self.drawn_texts(tokens, batch.category, context[:, None], *states)
         return {"ce": self.image_loss(tokens, texts, batch.label, pair=pair, stage=2)}
 
-    def image_loss(
-        self, tokens: Mapping[str, Tensor], texts: Tensor, label: Tensor, *, pair: int, stage: int
-    ) -> Tensor:
+    def image_loss(self, tokens: Tokens, texts: Tensor, label: Tensor, *, pair: int, stage: int) -> Tensor:
         """Cross entropy of the image logits of one pair of prompts."""
         logits = self.image_logits(tokens, texts, stage=stage)[:, :, pair]
         return self.terms["ce"]((logits[:, 1] - logits[:, 0]).sigmoid(), label).mean()
 
-    def draws(self, tokens: Mapping[str, Tensor], context: Tensor, normal: Tensor, abnormal: Tensor) -> list[Draw]:
+    def draws(self, tokens: Tokens, context: Tensor, normal: Tensor, abnormal: Tensor) -> list[Draw]:
         """The draws of context `[B, Dt]` and states `[1, Dt]`."""
         first = self.flow_context.draw(self.head_context, tokens["cls"].float(), context)
         states = ((self.flow_normal, normal), (self.flow_abnormal, abnormal))
         return [first, *(flow.draw(self.head_state, noise) for flow, noise in states)]
-
-    def divergences(self, draws: Sequence[Draw]) -> list[Tensor]:
-        """Divergences of context, normal and abnormal draws from the standard normal."""
-        divisor = len(draws[0].end) if self.state_log_det == "published" else 1
-        scaled = [draws[0], *(draw._replace(log_det=draw.log_det / divisor) for draw in draws[1:])]
-        return [self.terms["kl"](*draw) for draw in scaled]

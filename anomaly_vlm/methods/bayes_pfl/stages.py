@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+from torch import nn
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.shared.stages import first_stage_epochs
@@ -60,6 +62,13 @@ class StageOptions:
         if name.startswith("temperature_"):
             return self.lr_temperatures
         return self.lr_flows if name.startswith("flow_") else self.lr_rest
+
+    def groups(self, learnable: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
+        """Parameters by their rates, as an optimiser takes them."""
+        found: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in learnable.items():
+            found.setdefault(self.rate(name), []).append(parameter)
+        return [{"params": members, "lr": rate} for rate, members in found.items()]
 
 
 def schedule_of(optimizer: torch.optim.Optimizer, stages: StageOptions, trainer: Any) -> Any:

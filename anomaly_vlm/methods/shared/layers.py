@@ -45,3 +45,16 @@ def share_of_depth(backbone: ClipBackbone | ViTBackbone, blocks: Sequence[int], 
     """The blocks that stand where the 1-based `blocks` stand in a tower of `depth` blocks, rounded half up, none twice."""
     found = [int(backbone.num_layers * block / depth + 0.5) for block in blocks]
     return tuple(dict.fromkeys(max(1, layer) for layer in found))
+
+
+def first_blocks(blocks: int | None, depth: int, *, option: str) -> int:
+    """How many first blocks of a tower of `depth` blocks are meant; None for a quarter of them, at least one.
+
+    Raises:
+        UserError: More than there are.
+    """
+    if blocks is None:
+        return max(1, depth // 4)
+    if blocks > depth:
+        raise UserError(f"method.{option} is {blocks}: the tower has {depth} blocks, give that or fewer")
+    return blocks

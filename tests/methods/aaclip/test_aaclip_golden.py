@@ -15,6 +15,7 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.aaclip import AACLIP
 from anomaly_vlm.methods.aaclip.published import key as published_key
+from anomaly_vlm.methods.aaclip.scores import smoothed
 from anomaly_vlm.methods.aaclip.texts import Sentences
 from anomaly_vlm.methods.base.published import load_published
 from tests.support.conf import loss_conf
@@ -116,7 +117,7 @@ def check_scores(fixture: Fixture, method: AACLIP, batch: Batch) -> None:
     texts = torch.stack([method.text_features(category) for category in batch.category])
     grids = method.level_grids(patches, texts, method.grid_of(batch.size))
     fixture.check("out/grid_before_blur", grids[:, 0])
-    fixture.check("out/grid", method.smoothed(grids)[:, 0])
+    fixture.check("out/grid", smoothed(grids, method.domain)[:, 0])
     maps, values = method.maps_and_values(batch)
     fixture.check("out/map", maps)
     fixture.check("out/det", values)

@@ -158,7 +158,7 @@ def test_wrong_input_is_told_in_one_line(clip) -> None:
         UserError, match=r"method.rca_heads is 5: tiny has a joint space of 24 channels, give a divisor"
     ):
         build(clip, rca_heads=5)
-    with pytest.raises(UserError, match=r"the words of category 'gear gear .* fill the 77 positions of the text tower"):
+    with pytest.raises(UserError, match=r"the class word 'gear gear .* fill the 77 positions of the text tower"):
         build(clip).predict(make_batch(images(1), "gear " * 80))
     with pytest.raises(UserError, match=r"method.stages.first and method.stages.second are both 0"):
         build(clip, stages={"first": 0, "second": 0})
