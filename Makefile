@@ -2,7 +2,7 @@
 VENV ?= .venv
 EXTRAS ?=
 BIN := $(VENV)/bin
-RUN := $(BIN)/anomaly-vlm
+CLI := $(BIN)/anomaly-vlm
 INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check -q)
 
 # METHOD=adaclip DATASET=visa_to_mvtec ... become overrides of the configuration.
@@ -13,7 +13,7 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
   $(if $(SHOTS),shots=$(SHOTS)) $(if $(SEEDS),'seeds=[$(SEEDS)]') $(ARGS)
 
 # Paths reach the shell through the environment, so that any character of a name stays as it is.
-export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS GOOD BAD
+export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS GOOD BAD RUN
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train evaluate fit inspect predict export sweep report data descriptions nano nano-report cache test test-all test-faults lint format bench docs clean
@@ -21,7 +21,7 @@ export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS GOOD BAD
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
-	@echo "  variables: METHOD DATASET BACKBONE TRAIN TEST TRAIN_DATA DATA TRAINER LOGGER SEED SHOTS SEEDS EXPERIMENT RESUME CKPT IMAGES GOOD BAD CATEGORIES BENCH"
+	@echo "  variables: METHOD DATASET BACKBONE TRAIN TEST TRAIN_DATA DATA TRAINER LOGGER SEED SHOTS SEEDS EXPERIMENT RESUME CKPT IMAGES GOOD BAD RUN CATEGORIES BENCH"
 	@echo "  ARGS=\"any.hydra=override other=value\" is passed on as it is; EXTRAS=wandb,sweep installs extras; UV=1 installs with uv"
 
 $(VENV)/.run: pyproject.toml
@@ -52,45 +52,45 @@ setup: $(VENV)/.run ## set up .venv; EXTRAS=wandb,sweep adds extras
 	@$(if $(EXTRAS),$(INSTALL) -e '.[$(EXTRAS)]',true)
 
 train: $(VENV)/.run ## train and evaluate: METHOD=adaclip [DATASET= BACKBONE= ...], or RESUME=outputs/... to go on
-	@$(RUN) train $(if $(RESUME),"resume=$$RESUME" $(ARGS),$(OVERRIDES))
+	@$(CLI) train $(if $(RESUME),"resume=$$RESUME" $(ARGS),$(OVERRIDES))
 
 evaluate: $(VENV)/.run ## evaluate a checkpoint: CKPT=outputs/.../last.ckpt [DATASET= DATA= ...]
-	@$(RUN) evaluate $(if $(CKPT),"ckpt=$$CKPT") $(OVERRIDES)
+	@$(CLI) evaluate $(if $(CKPT),"ckpt=$$CKPT") $(OVERRIDES)
 
 PARTS = $(if $(GOOD),"good=$$GOOD") $(if $(BAD),"bad=$$BAD") $(if $(CKPT),"ckpt=$$CKPT") $(if $(IMAGES),"images=$$IMAGES") $(OVERRIDES)
 
 fit: $(VENV)/.run ## learn from good parts, choose the threshold: METHOD=winclip GOOD=FOLDER [SHOTS= BAD=FOLDER]
-	@$(RUN) fit $(PARTS)
+	@$(CLI) fit $(PARTS)
 
 inspect: $(VENV)/.run ## fit, then predict: METHOD=winclip GOOD=FOLDER IMAGES=FOLDER
-	@$(RUN) inspect $(PARTS)
+	@$(CLI) inspect $(PARTS)
 
 predict: $(VENV)/.run ## scores, decisions, heat maps: IMAGES=FOLDER [CKPT=FILE]; without CKPT what the suite ships
-	@$(RUN) predict $(if $(CKPT),"ckpt=$$CKPT") $(if $(IMAGES),"images=$$IMAGES") $(OVERRIDES)
+	@$(CLI) predict $(if $(CKPT),"ckpt=$$CKPT") $(if $(IMAGES),"images=$$IMAGES") $(OVERRIDES)
 
 export: $(VENV)/.run ## a checkpoint as an ONNX file: CKPT=FILE (needs EXTRAS=export once) [ARGS="category=WORD output=FILE.onnx"]
-	@$(RUN) export $(if $(CKPT),"ckpt=$$CKPT") $(if $(FORMAT),format=$(FORMAT)) $(ARGS)
+	@$(CLI) export $(if $(CKPT),"ckpt=$$CKPT") $(if $(FORMAT),format=$(FORMAT)) $(ARGS)
 
 sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2"
-	@$(RUN) sweep $(OVERRIDES)
+	@$(CLI) sweep $(OVERRIDES)
 
-report: $(VENV)/.run ## one table of all runs below outputs/
-	@$(RUN) report $(ARGS)
+report: $(VENV)/.run ## an HTML page about an evaluation or a prediction: RUN=FOLDER; without RUN one table of all runs below outputs/
+	@$(CLI) report $(if $(RUN),"run=$$RUN") $(ARGS)
 
 data: $(VENV)/.run ## check a data set and draw a contact sheet: DATASET=procedural [DATA=FOLDER]
-	@$(RUN) data $(OVERRIDES) sheet=outputs/$(if $(DATASET),$(DATASET),procedural).png
+	@$(CLI) data $(OVERRIDES) sheet=outputs/$(if $(DATASET),$(DATASET),procedural).png
 
 descriptions: $(VENV)/.run ## texts of new categories by a language model: METHOD=filo CATEGORIES=gear,button [ANSWERS=FILE]
-	@$(RUN) descriptions $(if $(METHOD),method=$(METHOD)) $(if $(CATEGORIES),'categories=[$(CATEGORIES)]') $(if $(ANSWERS),"answers=$$ANSWERS") $(ARGS)
+	@$(CLI) descriptions $(if $(METHOD),method=$(METHOD)) $(if $(CATEGORIES),'categories=[$(CATEGORIES)]') $(if $(ANSWERS),"answers=$$ANSWERS") $(ARGS)
 
 nano: $(VENV)/.run ## train the embedded nano CLIP (needs EXTRAS=nano; call again to go on); MODEL=convnext the one for roads
-	@$(RUN) nano $(if $(MODEL),model=$(MODEL)) $(if $(SEED),seed=$(SEED)) $(ARGS)
+	@$(CLI) nano $(if $(MODEL),model=$(MODEL)) $(if $(SEED),seed=$(SEED)) $(ARGS)
 
 nano-report: $(VENV)/.run ## what the nano CLIP is worth: ARGS="magnetic_tile=FOLDER brain_mri=FOLDER"
-	@$(RUN) nano-report $(ARGS)
+	@$(CLI) nano-report $(ARGS)
 
 cache: $(VENV)/.run ## list the token caches on disk; ARGS=clear=all removes them
-	@$(RUN) cache $(ARGS)
+	@$(CLI) cache $(ARGS)
 
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
@@ -110,7 +110,7 @@ format: $(VENV)/.dev ## ruff's formatter and safe fixes
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 bench: $(VENV)/.bench ## measure: BENCH=adaclip, filo, winclip, training, metrics, trivial ...
-	@$(RUN) bench $(BENCH) $(ARGS)
+	@$(CLI) bench $(BENCH) $(ARGS)
 
 docs: $(VENV)/.docs ## API pages from the docstrings, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "written: site/index.html"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, cast
 
@@ -14,6 +15,7 @@ from anomaly_vlm.backbone.blocks import Prompts, run_blocks
 from anomaly_vlm.backbone.sentence_tree import SentenceTree
 from anomaly_vlm.errors import UserError, unknown_choice
 
+log = logging.getLogger("anomaly_vlm")
 Activation = Literal["gelu", "quick_gelu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
@@ -114,6 +116,7 @@ class FrozenClip(FrozenTower):
         self.text = _text_tower(model, name)
         self.activation = activation
         self._tokenizer = tokenizer
+        self._cut_texts: set[str] = set()  # that were named
         set_activation(self.text.transformer.resblocks, activation)
         self.text_width: int = self.text.token_embedding.weight.shape[1]
         self.num_text_layers = len(self.text.transformer.resblocks)
@@ -125,12 +128,29 @@ class FrozenClip(FrozenTower):
     def tokenize(self, texts: Sequence[str], *, trim: bool = True) -> Tensor:
         """Token ids [N, T] on the backbone's device.
 
-        With `trim` they are cut behind the longest text's end token, which is exact under the causal mask.
+        With `trim` they are cut behind the longest text's end token, which is exact under the causal mask. A text of more
+        tokens than the tower has positions is cut by the tokenizer, and named.
         """
         ids = self._tokenizer(list(texts))
+        if not torch.compiler.is_exporting() and len(ids):
+            self._name_cut_texts(texts, ids)
         if trim:
             ids = ids[:, : sentence_end(ids)]
         return ids.to(self.text.token_embedding.weight.device)
+
+    def _name_cut_texts(self, texts: Sequence[str], ids: Tensor) -> None:
+        """Says which texts lose their end: two that differ there alone become one."""
+        encode: Callable[[str], list[int]] | None = getattr(self._tokenizer, "encode", None)
+        if encode is None:
+            return
+        full = (
+            (ids.argmax(dim=-1) == ids.shape[-1] - 1).nonzero().flatten().tolist()
+        )  # the end token is in the last place
+        for row in full:
+            text, count = texts[row], len(encode(texts[row])) + 2
+            if count > ids.shape[-1] and text not in self._cut_texts:
+                self._cut_texts.add(text)
+                log.warning("a text of %d tokens is cut to %d: '%s ...'", count, ids.shape[-1], text[:60])
 
     def embed_text(self, tokens: Tensor) -> Tensor:
         """Token plus position embeddings [N, T, Dt] of token ids [N, T]: the input of the text tower's block 0."""

@@ -209,6 +209,22 @@ def bootstrap(
     if len(names) != len(anomalous):
         raise ValueError(f"category has {len(names)} names for {len(anomalous)} images: give one for each")
     rng = np.random.default_rng(seed)
+    values, drawn = _by_category(runs, anomalous, names, metric, draws, rng)
+    if not values:
+        return Interval(math.nan, math.nan, math.nan)
+    if over == "categories":
+        picks = rng.integers(len(values), size=(draws, len(values)))
+        means = np.array(values)[picks].mean(axis=1)
+    else:
+        means = np.mean(drawn, axis=0)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(np.mean(values)), float(low), float(high))
+
+
+def _by_category(
+    runs: list[np.ndarray], anomalous: np.ndarray, names: np.ndarray, metric: str, draws: int, rng: np.random.Generator
+) -> tuple[list[float], list[np.ndarray]]:
+    """The value of each category that has both kinds of images, and its values `[draws]` over the draws."""
     values: list[float] = []
     drawn: list[np.ndarray] = []
     for name in np.unique(names):
@@ -222,15 +238,7 @@ def bootstrap(
         )
         values.append(float(_difference(exact)[0]))
         drawn.append(_difference(sampled))
-    if not values:
-        return Interval(math.nan, math.nan, math.nan)
-    if over == "categories":
-        picks = rng.integers(len(values), size=(draws, len(values)))
-        means = np.array(values)[picks].mean(axis=1)
-    else:
-        means = np.mean(drawn, axis=0)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(np.mean(values)), float(low), float(high))
+    return values, drawn
 
 
 def _difference(of_runs: list[np.ndarray]) -> np.ndarray:

@@ -146,13 +146,20 @@ def fit_good_parts(
     scored += score_samples(run, trainer, rest)
     defective = [] if bad is None else score_samples(run, trainer, bad.samples("test"))
     threshold = choose_threshold(scored, defective, options, left_out=bool(leave_out), seed=cfg.seed)
-    category = parts[0].category
-    run.method.run_record["thresholds"] = {category: threshold.to_record()}
-    run.method.run_record["max_value"] = parts[0].max_value
+    return _written(run, folder, parts[0], threshold, scored, defective)
+
+
+def _written(
+    run: Run, folder: Path, part: Sample, threshold: Threshold, scored: list[Scored], defective: list[Scored]
+) -> Path:
+    """Writes what was learned and chosen; the checkpoint comes last, as it says that all is done."""
+    record = {part.category: threshold.to_record()}
+    run.method.run_record["thresholds"] = record
+    run.method.run_record["max_value"] = part.max_value
     _write_scores(folder / "good_parts.csv", scored, defective)
-    write_text(folder / "thresholds.json", json.dumps({category: threshold.to_record()}, indent=1) + "\n")
+    write_text(folder / "thresholds.json", json.dumps(record, indent=1) + "\n")
     path = folder / "checkpoints" / "last.ckpt"
-    save_method(run.method, path)  # last: it says "done"
+    save_method(run.method, path)
     say(f"checkpoint: {path}; scores of the good parts: {folder / 'good_parts.csv'}")
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from omegaconf import DictConfig
 
 from anomaly_vlm.data.own_images import image_files, readable, source_of
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.files import whole_file
+from anomaly_vlm.files import whole_file, write_text
 from anomaly_vlm.names import csv_cell
 from anomaly_vlm.reporting.console import say
 from anomaly_vlm.reporting.describe import describe_data
@@ -64,6 +65,10 @@ def predict(
             f"{cfg.name} scores with what it has learned, and no checkpoint is given: add ckpt=FILE, a .ckpt that 'train'"
             " wrote, or ckpt=package:adaclip"
         )
+    records = {name: threshold.to_record() for name, threshold in run.method.decision_thresholds.items()}
+    (folder / "thresholds.json").unlink(missing_ok=True)
+    if records:
+        write_text(folder / "thresholds.json", json.dumps(records, indent=1) + "\n")
     learned_from = "" if checkpoint is None else f", {checkpoint.trained_on}"
     say(f"{run.facts['method']} on {run.facts['backbone']}{learned_from}: {describe_data(run.data).sides['test']}")
     precompute_detections(run, "test")

@@ -239,3 +239,13 @@ def test_patches_of_any_layer_and_the_patch_embedding():
     torch.testing.assert_close(
         clip.encode_patches(images, layers=[4], tap="norm").patches[0], clip.visual.ln_post(whole.patches[1])
     )
+
+
+def test_texts_beyond_the_positions_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    backbone = load_backbone("tiny", architecture=TINY, random_seed=0)
+    long = "a photo of a very " + "very " * 80 + "small part"
+    backbone.tokenize([long, "a photo"])
+    backbone.tokenize([long])
+    backbone.tokenize(["x " * 75])  # with start and end just as many as there are
+    (told,) = caplog.messages
+    assert told.startswith("a text of 89 tokens is cut to 77: 'a photo of a very very")

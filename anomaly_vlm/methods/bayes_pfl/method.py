@@ -1,9 +1,9 @@
 """Bayes-PFL: prompts of a frozen CLIP with random offsets, whose distributions follow the image and the state.
 
-Qu, Tao, Gong, Qu, Chen, Zhang, Wang, Ding, "Bayesian Prompt Flow Learning for Zero-Shot Anomaly Detection", CVPR 2025, arXiv
-2503.10080; code github.com/xiaozhen228/Bayes-PFL. The published program stretches scores over the test images of a category
-(`image_score="category_minmax"`), takes fewer pixels for seven named test categories (`top_k="published"`), and ends its
-stages by labelled images of test categories, which is not done here.
+Qu et al., "Bayesian Prompt Flow Learning for Zero-Shot Anomaly Detection", CVPR 2025, arXiv 2503.10080. The published
+program stretches scores over the test images of a category (`image_score="category_minmax"`), takes fewer pixels for
+seven named test categories (`top_k="published"`), and ends its stages by labelled images of test categories, which is
+not done here.
 """
 
 from __future__ import annotations

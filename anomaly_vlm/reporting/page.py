@@ -1,0 +1,268 @@
+"""One HTML page about runs: counts, histograms, ROC, pictures. It needs no network and no other file."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.metrics.thresholds import NOT_OK, Proportion
+from anomaly_vlm.names import shown
+
+BINS, MOST_PICTURES, MOST_BYTES = 30, 24, 12_000_000  # of a page, all runs together
+LEFT, WIDTH, FLOOR, HEIGHT = 20.0, 440.0, 160.0, 150.0  # of a histogram's drawing
+
+
+@dataclass
+class RunPage:
+    """What the page says about one run; texts are escaped where they are filled in.
+
+    Attributes:
+        name: The run's folder.
+        rows: Its images: path, category, label, score, decision, picture.
+        record: `metrics.json` of an evaluation; empty for a prediction.
+        limits: By category the score above which an image is rejected.
+        settings: `config.yaml`.
+        pictures: Those that are shown.
+    """
+
+    name: str
+    rows: list[dict[str, str]]
+    record: Mapping[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    settings: str = ""
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+
+    def count(self, decision: str) -> int:
+        """Images that are decided so."""
+        return sum(row["decision"] == decision for row in self.rows)
+
+    def _of(self, label: str) -> str:
+        members = [row for row in self.rows if row["label"] == label and row["decision"]]
+        return str(Proportion(sum(row["decision"] == NOT_OK for row in members), len(members))) if members else ""
+
+    @property
+    def found(self) -> str:
+        """Defective images that are rejected, with the 95 % interval."""
+        return self._of("1")
+
+    @property
+    def false_alarms(self) -> str:
+        """Good images that are rejected, with the 95 % interval."""
+        return self._of("0")
+
+    @property
+    def auroc(self) -> str:
+        """Mean image AUROC of an evaluation in percent."""
+        value = self.record.get("results", {}).get("mean/image_auroc")
+        return "" if value is None else f"{100 * value:.1f}"
+
+    @property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Metrics by category and name."""
+        nested: dict[str, dict[str, Any]] = {}
+        for key, value in self.record.get("results", {}).items():
+            category, _, name = key.rpartition("/")
+            nested.setdefault(category or "all", {})[name] = value
+        return nested
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Columns of the table of metrics."""
+        return ["category", *dict.fromkeys(name for row in self.results.values() for name in row)]
+
+    @property
+    def metrics(self) -> list[list[str]]:
+        """Rows of the table of metrics."""
+        names = self.metric_names[1:]
+        return [[category, *(_percent(row.get(name)) for name in names)] for category, row in self.results.items()]
+
+    @property
+    def histograms(self) -> list[dict[str, Any]]:
+        """A histogram of the scores of each category."""
+        return [
+            histogram([row for row in self.rows if row["category"] == name], name, self.limits.get(name))
+            for name in dict.fromkeys(row["category"] for row in self.rows)
+        ]
+
+    @property
+    def roc(self) -> str:
+        """Points of the ROC curve of all labelled images; empty where one class is missing."""
+        good, bad = (np.array([float(r["score"]) for r in self.rows if r["label"] == label]) for label in "01")
+        if not len(good) or not len(bad):
+            return ""
+        steps = np.concatenate([[np.inf], np.unique(np.concatenate([good, bad]))[::-1]])
+        points = (((good >= step).mean(), (bad >= step).mean()) for step in steps)
+        return " ".join(f"{10 + 200 * x:.1f},{210 - 200 * y:.1f}" for x, y in points)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """What is rejected in each folder of images, which is a defect type in most data sets."""
+        groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+        for row in self.rows:
+            groups.setdefault((row["category"], Path(row["path"]).parent.name), []).append(row)
+        found = []
+        for (category, folder), members in groups.items():
+            share = Proportion(sum(row["decision"] == NOT_OK for row in members), len(members))
+            low, high = share.interval()
+            decided = any(row["decision"] for row in members)
+            found.append(
+                {
+                    "category": category,
+                    "folder": folder,
+                    "total": share.total,
+                    "rejected": share.count if decided else "-",
+                    "interval": f"{100 * low:.0f} to {100 * high:.0f} %" if decided else "-",
+                    "highest": f"{max(float(row['score']) for row in members):.4g}",
+                }
+            )
+        return found
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.1f}" if isinstance(value, int | float) else "-"
+
+
+def histogram(rows: Sequence[Mapping[str, str]], category: str, limit: float | None) -> dict[str, Any]:
+    """The bars of a histogram of scores: good (or unlabelled) images beside defective ones."""
+    scores = np.array([float(row["score"]) for row in rows])
+    ends = [*scores, *([] if limit is None else [limit])]
+    low, high = min(ends), max(ends)
+    high = high if high > low else low + 1.0
+    edges = np.linspace(low, high, BINS + 1)
+    bad = np.array([row["label"] == "1" for row in rows])
+    counts = {"good": np.histogram(scores[~bad], edges)[0], "bad": np.histogram(scores[bad], edges)[0]}
+    most, step = max(1, *(int(values.max()) for values in counts.values())), WIDTH / BINS
+    bars = [
+        {
+            "kind": kind,
+            "x": round(LEFT + i * step + (step / 2 if kind == "bad" else 0), 1),
+            "y": round(FLOOR - HEIGHT * value / most, 1),
+            "width": round(step / 2, 1),
+            "height": round(HEIGHT * value / most, 1),
+            "told": f"{int(value)} images, {edges[i]:.4g} to {edges[i + 1]:.4g}",
+        }
+        for kind, values in counts.items()
+        for i, value in enumerate(values)
+        if value
+    ]
+    labelled = any(row["label"] for row in rows)
+    legend = "blue: good, red: defective" if labelled else "blue: all images"
+    return {
+        "category": category,
+        "bars": bars,
+        "limit": None if limit is None else round(LEFT + WIDTH * (limit - low) / (high - low), 1),
+        "low": f"{low:.4g}",
+        "high": f"{high:.4g}",
+        "legend": legend + ("" if limit is None else f"; dashed: the threshold {limit:.4g}"),
+    }
+
+
+def read_run(folder: Path, *, most: int = MOST_PICTURES, most_bytes: int = MOST_BYTES) -> RunPage:
+    """Reads what an evaluation or a prediction has left.
+
+    Args:
+        folder: The run's folder.
+        most: Number of pictures that are shown.
+        most_bytes: Bytes that they take together.
+
+    Raises:
+        UserError: There is neither.
+    """
+    table = next((folder / name for name in ("images.csv", "scores.csv") if (folder / name).is_file()), None)
+    if table is None:
+        raise UserError(f"run={folder}: no images.csv or scores.csv: give the folder of an evaluation or a prediction")
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            found = list(csv.DictReader(file))
+        rows = [{key: row.get(key) or "" for key in COLUMNS} for row in found]
+        [float(row["score"]) for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"'{table}' cannot be read ({error}): run the evaluation or prediction again") from error
+    record = _json(folder / "metrics.json")
+    decided = {name: entry["threshold"] for name, entry in record.get("decisions", {}).items()}
+    own = {name: entry["score"] for name, entry in _json(folder / "thresholds.json").items()}
+    limits = {**own, **decided}
+    if table.name == "scores.csv" and len(limits) == 1:
+        rows = [{**row, "category": row["category"] or next(iter(limits))} for row in rows]
+    facts = [str(record[key]) for key in ("method", "backbone", "data", "note") if record.get(key)]
+    unreadable = folder / "unreadable.csv"
+    if unreadable.is_file():
+        facts.append(f"{len(unreadable.read_text(encoding='utf-8').splitlines()) - 1} files could not be read")
+    config = folder / "config.yaml"
+    return RunPage(
+        shown(folder),
+        rows,
+        record,
+        limits,
+        facts,
+        config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        _pictures(folder, rows, most, most_bytes),
+    )
+
+
+COLUMNS = ("path", "category", "label", "score", "decision", "picture")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"'{path}' is damaged ({error}): run it again") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _pictures(folder: Path, rows: Sequence[Mapping[str, str]], most: int, most_bytes: int) -> list[dict[str, Any]]:
+    """Pictures as JPEG in base 64: what was decided wrongly first, then by falling score."""
+    named = [row for row in rows if row["picture"]]
+    named.sort(key=lambda row: (not _is_wrong(row), -float(row["score"])))
+    found: list[dict[str, Any]] = []
+    left = most_bytes
+    for row in named:
+        place = (folder / row["picture"]).resolve()
+        if len(found) == most or not place.is_relative_to(folder.resolve()) or not place.is_file():
+            continue
+        buffer = io.BytesIO()
+        with Image.open(place, formats=("PNG", "JPEG")) as image:
+            image.convert("RGB").save(buffer, "JPEG", quality=80)
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        left -= len(data)
+        if left < 0:
+            break
+        kind = ("missed: " if row["label"] == "1" else "false alarm: ") if _is_wrong(row) else ""
+        caption = f"{kind}{shown(row['path'])}, score {float(row['score']):.4g} {row['decision']}".strip()
+        found.append({"data": data, "caption": caption, "wrong": _is_wrong(row)})
+    return found
+
+
+def _is_wrong(row: Mapping[str, str]) -> bool:
+    return bool(row["label"] and row["decision"]) and (row["decision"] == NOT_OK) != (row["label"] == "1")
+
+
+def write_page(folders: Sequence[Path]) -> str:
+    """The page about runs, side by side in its first table.
+
+    Args:
+        folders: Of evaluations and predictions.
+
+    Returns:
+        HTML.
+    """
+    import jinja2
+
+    share = len(folders)
+    runs = [read_run(folder, most=max(1, MOST_PICTURES // share), most_bytes=MOST_BYTES // share) for folder in folders]
+    source = (Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8")
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    return template.render(title=title, runs=runs)

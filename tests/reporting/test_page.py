@@ -1,0 +1,83 @@
+"""The HTML page of runs: one file, escaped, with counts, plots and pictures of an evaluation and a prediction."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomaly_vlm.cli import main
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.reporting.page import histogram, read_run, write_page
+
+EVIL = "<script>alert(1)</script>"
+
+
+def run_folder(folder: Path) -> Path:
+    """What an evaluation leaves: three good and three defective images, one of each decided wrongly."""
+    (folder / "pictures").mkdir(parents=True)
+    with (folder / "images.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "category", "label", "score", "decision", "picture"])
+        for i, (label, score) in enumerate([(0, 0.1), (0, 0.2), (0, 0.7), (1, 0.3), (1, 0.8), (1, 0.9)]):
+            decision = "NOT OK" if score > 0.5 else "OK"
+            name = f"pictures/{i}.png"
+            Image.fromarray(np.full((20, 60, 3), 40 * i, np.uint8)).save(folder / name)
+            writer.writerow([f"parts/{EVIL if i == 3 else 'a'}/{i}.png", "gear", label, score, decision, name])
+    record = {"results": {"gear/image_auroc": 0.888, "mean/image_auroc": 0.888}, "method": EVIL}
+    record["decisions"] = {"gear": {"threshold": 0.5}}
+    (folder / "metrics.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_page_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = run_folder(tmp_path / "run")
+    assert main(["report", f"run={run}"]) == 0
+    assert "report.html" in capsys.readouterr().out
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert EVIL not in page and "&lt;script&gt;alert(1)" in page
+    assert "2 of 3 (9 to 99 %)" in page and "1 of 3 (1 to 91 %)" in page and "88.8" in page
+    assert page.count("data:image/jpeg;base64,") == 6
+    assert not re.search(r"(src|href)=.(?!data:|#)", page)  # nothing from outside
+    captions = re.findall(r"<figcaption[^>]*>([^<]*)", page)
+    assert captions[0].startswith("false alarm: ") and captions[1].startswith("missed: ")
+
+
+def test_several_side_by_side_and_a_prediction(tmp_path: Path) -> None:
+    one, other = run_folder(tmp_path / "one"), tmp_path / "other"
+    other.mkdir()
+    (other / "scores.csv").write_text("path,score,percentile,decision,picture\na/1.png,0.4,90,OK,\n")
+    (other / "unreadable.csv").write_text("path,reason\nb.png,empty\n")
+    page = write_page([one, other])
+    assert "2 runs" in page and "1 files could not be read" in page and page.count("<section") == 2
+
+
+def test_the_roc_and_the_histogram(tmp_path: Path) -> None:
+    run = read_run(run_folder(tmp_path / "run"))
+    points = [tuple(map(float, point.split(","))) for point in run.roc.split()]
+    assert points[0] == (10, 210) and points[-1] == (210, 10)
+    rates = [((x - 10) / 200, (210 - y) / 200) for x, y in points]
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(rates))
+    assert area == pytest.approx(8 / 9, abs=1e-3)  # 8 of 9 pairs in order
+    drawn = histogram(run.rows, "gear", 0.5)
+    assert len(drawn["bars"]) == 6 and drawn["limit"] == pytest.approx(20 + 440 * 0.5, abs=1)
+
+
+def test_pictures_from_outside_the_folder_are_not_read(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    Image.new("RGB", (5, 5)).save(tmp_path / "secret.png")
+    text = (run / "images.csv").read_text().replace("pictures/5.png", "../secret.png")
+    (run / "images.csv").write_text(text)
+    assert len(read_run(run).pictures) == 5
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no images.csv or scores.csv"):
+        read_run(tmp_path)
+    assert main(["report", f"run={tmp_path / 'none'}"]) == 2
