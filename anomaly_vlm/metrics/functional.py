@@ -17,8 +17,6 @@ from anomaly_vlm.metrics._engine.inputs import (
     PixelOptions,
     as_tensors,
     checked_recall,
-    count_void_only,
-    refuse_void_only,
 )
 from anomaly_vlm.metrics._engine.metric import pixel_engine
 from anomaly_vlm.metrics._engine.regions import EIGHT_NEIGHBOURS
@@ -59,8 +57,7 @@ def pixel_metrics(
         **options: Options of `PixelMetrics`.
 
     Raises:
-        ValueError: Names the first bad image and the value, or an option that is out of its range; or no mask holds a 1, but
-            some hold 255, as if it stood for that.
+        ValueError: Names the first bad image and the value, or an option that is out of its range.
 
     Example:
         >>> import numpy as np
@@ -70,9 +67,7 @@ def pixel_metrics(
     """
     engine = pixel_engine(PixelOptions.checked(**options))
     engine.add(maps, masks, category, index)
-    values = engine.results(Group())
-    refuse_void_only(values, count_void_only(masks))
-    return as_tensors(values)
+    return as_tensors(engine.results(Group()))
 
 
 def image_metrics(

@@ -179,4 +179,4 @@ def test_an_unknown_category_at_prediction_is_told(refused):
     Path("parts").mkdir()
     Image.new("RGB", (60, 50)).save("parts/one.png")
     words = ["predict", "ckpt=run/checkpoints/last.ckpt", "images=parts", "callbacks.progress=none", "output_dir=out"]
-    assert "it has: gear, tile" in refused(words)
+    assert 'add one of "category=gear", "category=tile"' in refused(words)
