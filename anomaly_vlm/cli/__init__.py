@@ -24,6 +24,7 @@ COMMANDS = {
     "fit": ("anomaly_vlm.cli.fit", "learn from good parts, choose the threshold, write a checkpoint (good=FOLDER)"),
     "inspect": ("anomaly_vlm.cli.inspect", "fit and predict in one go (good=FOLDER images=FOLDER)"),
     "predict": ("anomaly_vlm.cli.predict", "scores, decisions and heat maps of images (ckpt=FILE images=FOLDER)"),
+    "watch": ("anomaly_vlm.cli.watch", "score images of a folder as they arrive (ckpt=FILE images=FOLDER)"),
     "export": ("anomaly_vlm.cli.export", "a checkpoint as an ONNX file that runs without this suite (ckpt=FILE)"),
     "sweep": ("anomaly_vlm.cli.sweep", "Hydra multirun of train, ending in one table"),
     "report": ("anomaly_vlm.cli.report", "one table of all runs below a folder"),

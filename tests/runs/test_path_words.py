@@ -61,7 +61,7 @@ def test_a_whole_evaluation_in_a_folder_of_odd_characters(tmp_path: Path) -> Non
 def test_variables_of_the_makefile_reach_the_command(target: str, variable: str, key: str) -> None:
     value = "/é 中/a b=(1),[x]#~&'q.png"
     done = subprocess.run(
-        ["make", "-s", "-o", ".venv/.run", target, "RUN=printf '%s\\n'", f"{variable}={value}"],
+        ["make", "-s", "-o", ".venv/.run", target, "CLI=printf '%s\\n'", f"{variable}={value}"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert f"{key}={value}" in done.stdout.splitlines()
