@@ -54,7 +54,7 @@ def predict(
     max_value = None if checkpoint is None else checkpoint.record.get("max_value")
     root, named = image_files(images)
     files, unreadable = readable(named, max_value)
-    write_unreadable(folder / "unreadable.csv", unreadable)
+    write_unreadable(folder / "unreadable.csv", unreadable, named=bool(files))  # where none can be, the error names one
     if not files:
         raise UserError(f"none of the {len(named)} images can be read: {unreadable[0][1]}")
     run = build(cfg, sides=("test",), test=source_of(root, files, category, max_value=max_value))
@@ -88,8 +88,11 @@ def predict(
     return unreadable
 
 
-def write_unreadable(path: Path, unreadable: Sequence[tuple[Path, str]]) -> None:
-    """Lists the files that could not be read, in a table and on the console; removes an earlier run's table."""
+def write_unreadable(path: Path, unreadable: Sequence[tuple[Path, str]], *, named: bool) -> None:
+    """Lists the files that could not be read, in a table and, where they are `named`, on the console.
+
+    An earlier run's table is removed.
+    """
     path.unlink(missing_ok=True)
     if not unreadable:
         return
@@ -97,6 +100,8 @@ def write_unreadable(path: Path, unreadable: Sequence[tuple[Path, str]]) -> None
         writer = csv.writer(file)
         writer.writerow(["path", "reason"])
         writer.writerows([csv_cell(name), csv_cell(reason)] for name, reason in unreadable)
+    if not named:
+        return
     for _, reason in unreadable[:MOST_NAMED]:
         log.warning("%s", reason)
     if len(unreadable) > MOST_NAMED:
