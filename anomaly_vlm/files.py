@@ -133,6 +133,24 @@ def keep_previous(path: Path, previous: Path) -> None:
                 copy.write(part)
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Removes what a writer that was killed has left below a folder; files of processes that still run stay."""
+    for path in folder.rglob(f".*{UNFINISHED}"):
+        writer = path.name.removesuffix(UNFINISHED).rpartition(".")[2]
+        if writer.isdecimal() and not _runs(int(writer)):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
+
+
 def os_error_line(error: OSError) -> str:
     """What the operating system refused, in one line with the way out."""
     name = str(error.filename) if error.filename is not None else "a file"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -11,7 +14,16 @@ import pytest
 import torch
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.files import is_damaged, os_error_line, sealed, unique_folder, whole_bytes, whole_file, write_text
+from anomaly_vlm.files import (
+    clear_unfinished,
+    is_damaged,
+    os_error_line,
+    sealed,
+    unique_folder,
+    whole_bytes,
+    whole_file,
+    write_text,
+)
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.names import csv_cell, shown, slug
 from anomaly_vlm.runs.saving import WholeCheckpoints, last_state
@@ -113,3 +125,14 @@ def test_slugs_fit_into_file_names_and_stay_different() -> None:
     one, two = slug("x" * 300), slug("x" * 301)
     assert one != two and len(one) < 100
     assert slug("..") == slug("\x1b") == "image"
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, busy = (tmp_path / f"pictures/.a.png.{pid}.unfinished" for pid in (gone.pid, os.getpid()))
+    left.parent.mkdir()
+    for path in (left, busy, tmp_path / "a.unfinished"):
+        path.touch()
+    clear_unfinished(tmp_path)
+    assert not left.exists() and busy.exists() and (tmp_path / "a.unfinished").exists()

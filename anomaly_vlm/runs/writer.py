@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from anomaly_vlm.data import Batch
 from anomaly_vlm.errors import unknown_choice
-from anomaly_vlm.files import whole_file
+from anomaly_vlm.files import clear_unfinished, whole_file
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.base.verdict import Verdict, judge
 from anomaly_vlm.metrics.thresholds import NOT_OK, OK, Threshold
@@ -83,6 +83,7 @@ class PredictionWriter(Callback):
         self.background = Background()
         self._names: set[str] = set()
         self._worst: list[tuple[float, int, Scored]] = []
+        clear_unfinished(folder)
         remove_pictures(folder)
         self._new("scores.csv", SCORES)
         (folder / "regions.csv").unlink(missing_ok=True)

@@ -25,8 +25,9 @@ def test_files_cannot_grow(size: int, server: Server, tmp_path: Path) -> None:
     check_refused(server([*TRAIN, "output_dir=run"], tmp_path, largest_file=size), tmp_path / "run")
 
 
+# Below a few hundred bytes the line itself, which goes to a file here, is cut.
 @pytest.mark.faults
-@pytest.mark.parametrize("size", [1, 100, 1_000, 2_500, 3_000, 5_000, 10_000, 30_000, 100_000, 500_000, 900_000])
+@pytest.mark.parametrize("size", [1_000, 2_500, 3_000, 5_000, 10_000, 30_000, 100_000, 500_000, 900_000])
 def test_files_cannot_grow_at_all_sizes(
     size: int, server: Server, whole: Path, tmp_path: Path, counted: Callable[..., None]
 ) -> None:
