@@ -22,6 +22,12 @@ WHOLE = {  # key -> smallest value
     "checkpoint.every_steps": 1,
     "shots": 0,
 }
+LARGEST = {  # key -> largest value: more is a slip, and a machine that starts so many processes is lost
+    "num_workers": max(64, 4 * (os.cpu_count() or 1)),
+    "epochs": 1_000_000,
+    "image_size": 16_384,
+}
+ANY_LARGEST = 2**31 - 1
 WHOLE_OR_NULL = {"eval_limit": 1, "train_limit": 1, "pixels.mask_size": 1}
 CHOICES = {  # the default first: what configurations of older checkpoints lack
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
@@ -52,6 +58,8 @@ def check_values(cfg: DictConfig) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise UserError(f"{key} is {value!r}: give a whole number of at least {low}")
+        if value > LARGEST.get(key, ANY_LARGEST):
+            raise UserError(f"{key} is {value}: give a whole number from {low} to {LARGEST.get(key, ANY_LARGEST)}")
     for key, allowed in CHOICES.items():
         if (value := OmegaConf.select(cfg, key, default=allowed[0])) not in allowed:
             raise unknown_choice(key, str(value), allowed)
