@@ -19,10 +19,10 @@ class Decisions(NamedTuple):
     """What a threshold does to a set of images.
 
     Attributes:
-        found: Anomalous images at or above the threshold (true positives).
-        missed: Anomalous images below it (false negatives).
-        false_alarms: Normal images at or above it (false positives).
-        passed: Normal images below it (true negatives).
+        found: Anomalous images above the threshold (true positives).
+        missed: Anomalous images at or below it (false negatives).
+        false_alarms: Normal images above it (false positives).
+        passed: Normal images at or below it (true negatives).
     """
 
     found: int
@@ -69,7 +69,9 @@ class Interval(NamedTuple):
 
 
 def decide(scores: ArrayLike, labels: ArrayLike, threshold: float) -> Decisions:
-    """Counts the decisions at a threshold: an image is taken as anomalous where its score is not below it.
+    """Counts the decisions at a threshold: an image is taken as anomalous where its score is above it, as in verdicts.
+
+    `image_f1_max_threshold` takes scores at the threshold as anomalous too: give the next smaller number for it.
 
     Args:
         scores: `[N]` image scores.
@@ -82,7 +84,7 @@ def decide(scores: ArrayLike, labels: ArrayLike, threshold: float) -> Decisions:
     if math.isnan(threshold):
         raise ValueError("the threshold is NaN: give a score")
     values, anomalous = check_image_scores(scores, labels)
-    alarm = values >= np.float32(threshold)
+    alarm = values > np.float32(threshold)
     counts = [int((alarm == flag).astype(bool)[anomalous == truth].sum()) for flag, truth in
               ((True, True), (False, True), (True, False), (False, False))]  # fmt: skip
     return Decisions(*counts)

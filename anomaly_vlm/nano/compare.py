@@ -15,6 +15,7 @@ from anomaly_vlm.data import AnomalyDataModule, Preprocess
 from anomaly_vlm.data.limits import balanced
 from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.types import Sample
+from anomaly_vlm.metrics.decisions import bootstrap
 from anomaly_vlm.metrics.functional import pixel_metrics
 from anomaly_vlm.nano.zero_shot import Scored, score_set
 
@@ -81,18 +82,6 @@ def row(name: str, score: np.ndarray, maps: np.ndarray, label: np.ndarray, masks
     return Row(name, image, 100 * float(values["pixel_auroc"]), 100 * float(values["pixel_aupro"]))
 
 
-def paired(label: np.ndarray, ours: np.ndarray, other: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the difference of two image AUROCs on the same images, drawn with repetition, in percent."""
-    rng = np.random.default_rng(seed)
-    differences: list[float] = []
-    while len(differences) < DRAWS:
-        rows = rng.integers(len(label), size=len(label))
-        if 0 < label[rows].sum() < len(rows):
-            differences.append(roc_auc_score(label[rows], ours[rows]) - roc_auc_score(label[rows], other[rows]))
-    low, high = np.percentile(differences, [2.5, 97.5])
-    return 100 * float(low), 100 * float(high)
-
-
 def compare(
     source: Source,
     backbones: Mapping[str, ClipBackbone],
@@ -120,7 +109,7 @@ def compare(
         scored: Scored = score_set(backbone, source)
         named[name] = (scored.score, scored.maps)
     for name, (score, maps) in {**named, **(extra or {})}.items():
-        low, high = paired(label, score, trivial[best][0])
+        _, low, high = bootstrap(score, label, minus=trivial[best][0], draws=DRAWS)
         made = row(name, score, maps, label, masks)
-        rows.append(Row(name, made.image, made.pixel, made.aupro, low, high))
+        rows.append(Row(name, made.image, made.pixel, made.aupro, 100 * low, 100 * high))
     return rows

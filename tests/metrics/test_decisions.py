@@ -19,7 +19,7 @@ def test_counts_are_those_of_scikit_learn(rows: list[tuple[int, bool]], threshol
     scores, labels = np.array([s for s, _ in rows], float), np.array([a for _, a in rows], int)
     made = decide(scores, labels, threshold)
     assert sum(made) == len(rows)
-    predicted = (scores >= threshold).astype(int)
+    predicted = (scores > threshold).astype(int)
     if labels.any():
         assert made.f1 == pytest.approx(f1_score(labels, predicted, zero_division=0))
         if not labels.all():
@@ -73,6 +73,8 @@ def test_a_paired_interval_is_narrower_than_an_unpaired_one() -> None:
     paired = bootstrap(better, labels, names, minus=scores)
     alone = bootstrap(better, labels, names)
     assert paired.low > 0 and paired.high - paired.low < alone.high - alone.low
+    against_noise = bootstrap(scores, labels, minus=np.random.default_rng(1).normal(size=len(scores)))
+    assert 0 < against_noise.low < against_noise.high
     same = bootstrap(scores, labels, names, minus=scores)
     assert same == (0, 0, 0)
     by_category = bootstrap(better, labels, names, minus=scores, over="categories")

@@ -17,7 +17,7 @@ from anomaly_vlm.backbone import ClipBackbone, load_backbone
 from anomaly_vlm.data import AnomalyDataModule, Preprocess
 from anomaly_vlm.data.drawn.products import ProceduralSource
 from anomaly_vlm.nano import text
-from anomaly_vlm.nano.compare import compare, paired, row
+from anomaly_vlm.nano.compare import compare, row
 from anomaly_vlm.nano.model import ARCHITECTURE, STEM, new_model, save_model
 from anomaly_vlm.nano.words import token_rows
 from anomaly_vlm.runs.compose import conf_dir
@@ -98,16 +98,6 @@ def test_the_table_of_a_set(nano: ClipBackbone, monkeypatch: pytest.MonkeyPatch)
     rows = {row.name: row for row in compare(ProceduralSource(test_count=12), {"nano": nano})}
     assert 0 <= rows["nano"].image <= 100 and 0 <= rows["nano"].aupro <= 100
     assert rows["nano"].low <= rows["nano"].high and rows["mean brightness"].low is None
-
-
-def test_a_paired_interval_knows_equal_scores(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(f"{compare.__module__}.DRAWS", 200)
-    rng = np.random.default_rng(0)
-    label = rng.integers(2, size=200)
-    score = label + rng.normal(size=200)
-    assert paired(label, score, score) == (0.0, 0.0)
-    low, high = paired(label, score, rng.normal(size=200))
-    assert 0 < low < high
 
 
 def test_a_set_without_masks_has_image_values_alone():

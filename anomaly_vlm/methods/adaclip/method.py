@@ -249,7 +249,12 @@ class AdaCLIP(FrozenTokens):
         return margin.topk(count, dim=1).values.mean(dim=1).sigmoid()
 
     def kmeans_seeds(self, batch: Batch, epoch: int | None) -> list[int]:
-        """One seed for each image, from (`seed`, epoch, index) in training and (`seed`, index) in evaluation."""
+        """One seed for each image, from (`seed`, epoch, index) in training and (`seed`, index) in evaluation.
+
+        None are drawn without the semantic fusion, which alone runs k-means.
+        """
+        if not self.hsf.enabled:
+            return []
         when = [] if epoch is None else [epoch + 1]
         return [int(derived_generator(self.seed, *when, i).integers(2**31)) for i in batch.index.tolist()]
 
