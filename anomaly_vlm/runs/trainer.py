@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig
 
 from anomaly_vlm.errors import UserError, unknown_choice
@@ -39,6 +39,7 @@ def build_trainer(
     cfg: DictConfig,
     *,
     callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
     fitting: bool = False,
     validating: bool = False,
     last: Path | None = None,
@@ -48,7 +49,8 @@ def build_trainer(
     Args:
         cfg: The run's configuration.
         callbacks: Of the run, besides the progress bar.
-        fitting: Whether it trains: loggers and the user's own callbacks are there only then.
+        loggers: See `runs.tracking`.
+        fitting: Whether it trains: the user's own callbacks are there only then.
         validating: Whether an epoch is chosen; without it there is no validation loop.
         last: The state to go on from, which is also written where the training is stopped.
 
@@ -57,7 +59,6 @@ def build_trainer(
     """
     bar = progress_bar(cfg.callbacks.progress)
     extra = [instantiate(node, trusted=cfg.trust) for node in cfg.callbacks.extra] if fitting else []
-    loggers = [_logger(node, cfg) for node in cfg.logger.values()] if fitting else False
     quiet_lightning()
     options: dict[str, Any] = {} if validating or not fitting else {"limit_val_batches": 0}
     options["plugins"] = [*_plugins(cfg), WholeCheckpoints()]
@@ -70,7 +71,7 @@ def build_trainer(
             cfg.trainer,
             trusted=cfg.trust,
             callbacks=[StopPoint(last), *callbacks, *([bar] if bar is not None else []), *extra],
-            logger=loggers,
+            logger=list(loggers) or False,
             enable_progress_bar=bar is not None,
             enable_checkpointing=any(type(callback).__name__ == "ModelCheckpoint" for callback in callbacks),
             **options,
@@ -145,21 +146,6 @@ def fit_machine(cfg: DictConfig, *, processes: bool) -> None:
     if absent or not processes:
         cfg.trainer.devices = 1
         cfg.trainer.pop("strategy", None)
-
-
-def _logger(node: DictConfig, cfg: DictConfig) -> Any:
-    if "wandb" in node._target_.lower():
-        try:
-            import wandb  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                "logger=wandb needs the package wandb: install the extra 'wandb', or use logger=csv"
-            ) from error
-        if not node.get("offline", False) and not (
-            os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
-        ):
-            raise UserError("logger=wandb online needs a key: run 'wandb login', or set logger.wandb.offline=true")
-    return instantiate(node, trusted=cfg.trust)
 
 
 def quiet_lightning() -> None:
