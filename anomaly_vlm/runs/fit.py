@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -27,7 +27,7 @@ from anomaly_vlm.runs.outcome import RunResult, logged, write_outcome
 from anomaly_vlm.runs.same_run import check_same_run
 from anomaly_vlm.runs.saving import last_state
 from anomaly_vlm.runs.tracking import Tracking, tracked
-from anomaly_vlm.runs.trainer import build_trainer
+from anomaly_vlm.runs.trainer import build_trainer, callback_nodes
 from anomaly_vlm.runs.transductive import fit_test_images
 
 
@@ -53,17 +53,17 @@ def fit(cfg: DictConfig, folder: Path, *, resume: bool = False) -> RunResult:
 
 def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
     """See `fit`."""
-    started = time.monotonic()
+    started, side = time.monotonic(), validated_side(cfg)
     learns, last = cfg.train_on != "nothing", folder / "checkpoints" / "last.ckpt"
     state = last_state(folder) if learns else None
     run = build(cfg, sides=_sides(cfg))
-    run.data.selection_side = {"best_val": "val", "best_test": "test"}.get(cfg.selection)  # type: ignore[assignment]
+    run.data.selection_side = side
     if cfg.init:
         Checkpoint.read(cfg.init, trusted=cfg.trust).load_into(run.method)
     validating = run.data.selection_side is not None
     trainer = build_trainer(
         cfg,
-        callbacks=savers(cfg, folder, validating),
+        callbacks=savers(cfg, folder, choosing=cfg.selection != "last"),
         loggers=tracking.loggers,
         fitting=True,
         validating=validating,
@@ -90,6 +90,7 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
         "checkpoint": str(chosen.relative_to(folder)),
         "selection": cfg.selection if learns else None,
         "overrides": list(cfg.get("sweep_overrides") or []),
+        "epochs": trainer.current_epoch if learns else 0,
         "seconds": round(time.monotonic() - started, 1),
         **({"untrained": untrained} if untrained else {}),
     }
@@ -151,7 +152,28 @@ def _untrained(run: Run, folder: Path, *, resuming: bool) -> dict[str, float]:
     return {str(key).removeprefix("mean/"): value for key, value in stored.items()}
 
 
-def savers(cfg: DictConfig, folder: Path, validating: bool) -> list[Any]:
+def validated_side(cfg: DictConfig) -> Literal["val", "test"] | None:
+    """The side that is evaluated after every epoch: what weights are chosen by, or what a callback watches.
+
+    Raises:
+        UserError: A callback watches a validation set that is not there, or would be shown the test set.
+    """
+    side: Literal["val", "test"] | None = {"best_val": "val", "best_test": "test"}.get(cfg.selection)  # type: ignore[assignment]
+    for name, node in callback_nodes(cfg).items():
+        if not str(node.get("monitor", "")).startswith("val/"):
+            continue
+        if side == "test":
+            raise UserError(
+                f"callbacks.{name} watches the validation set, and selection=best_test evaluates the test set: choose"
+                " selection=last or best_val"
+            )
+        if cfg.dataset.val is None:
+            raise UserError(f"callbacks.{name} watches a validation set: add source@dataset.val=NAME")
+        side = "val"
+    return side
+
+
+def savers(cfg: DictConfig, folder: Path, *, choosing: bool) -> list[Any]:
     """The state to resume from, every few steps; and the best epoch where one is chosen."""
     saver = partial(
         ModelCheckpoint,
@@ -161,7 +183,7 @@ def savers(cfg: DictConfig, folder: Path, validating: bool) -> list[Any]:
         save_top_k=1,
     )
     savers = [saver(filename="last", every_n_train_steps=cfg.checkpoint.every_steps)]
-    if validating:
+    if choosing:
         savers.append(saver(filename="best", monitor=f"val/{cfg.selection_metric}", mode="max"))
     return savers
 

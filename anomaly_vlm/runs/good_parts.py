@@ -298,7 +298,9 @@ def _check_counts(run: Run, memory: int, rest: int, left_out: int) -> None:
 
 def _train(run: Run, folder: Path, loggers: Sequence[Logger]) -> None:
     last = folder / "checkpoints" / "last.ckpt"
-    trainer = build_trainer(run.cfg, callbacks=savers(run.cfg, folder, False), loggers=loggers, fitting=True, last=last)
+    trainer = build_trainer(
+        run.cfg, callbacks=savers(run.cfg, folder, choosing=False), loggers=loggers, fitting=True, last=last
+    )
     try_one_step(run)
     say(f"learning: {run.method.run_record['trained_on']}")
     train(run, trainer, last, None)

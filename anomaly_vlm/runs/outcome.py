@@ -76,7 +76,7 @@ class RunResult:
 def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mapping[str, Any]) -> RunResult:
     """Writes every file of an evaluation and prints its table, from the first process alone."""
     facts = {**run.facts, **facts, "choices": dict(run.cfg.choices)}
-    facts.update(counted(run, len(result.rows)))
+    facts.update(counted(run, len(result.rows), epochs=facts.get("epochs")))
     meant, done = (describe_data(run.data, evaluated=n).sides["test"] for n in (None, len(result.rows)))
     facts["data"] = str(facts["data"]).replace(meant, done)
     checkpoint = folder / facts["checkpoint"] if facts.get("checkpoint") else None
@@ -147,14 +147,22 @@ def write_plots(folder: Path, result: EvaluationResult) -> None:
     save_picture(folder / HISTOGRAMS_PICTURE, histograms_picture(histograms))
 
 
-def counted(run: Run, evaluated: int) -> dict[str, Any]:
-    """How many images were evaluated and what limited the run, as facts of the record and a note for the table's head."""
+def counted(run: Run, evaluated: int, *, epochs: int | None = None) -> dict[str, Any]:
+    """How many images were evaluated and what limited the run, as facts of the record and a note for the table's head.
+
+    Args:
+        run: What has run.
+        evaluated: Number of images.
+        epochs: That were trained; None where nothing is known of a training.
+    """
     there, notes = run.data.total("test"), []
     if run.cfg.eval_limit is not None:
         notes.append(f"a trial on {run.cfg.eval_limit} test images only")
     if evaluated < len(run.data.samples("test")):
         notes.append(f"ONLY {evaluated:,} of {there:,} test images were evaluated")
     limits = {key: run.cfg.trainer.get(key) for key in TRAINER_KEYS if run.cfg.trainer.get(key)}
+    if epochs and epochs < run.cfg.epochs:
+        notes.append(f"stopped after {epochs} of {run.cfg.epochs} epochs")
     if limits:
         notes.append("trainer: " + ", ".join(f"{key}={value}" for key, value in limits.items()))
     if run.facts.get("test_images_trained_on"):

@@ -13,14 +13,14 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig
 
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.reporting.console import say
 from anomaly_vlm.reporting.progress import progress_bar
-from anomaly_vlm.runs.instantiate import instantiate
+from anomaly_vlm.runs.instantiate import check_options, instantiate
 from anomaly_vlm.runs.processes import watch
 from anomaly_vlm.runs.saving import WholeCheckpoints
 from anomaly_vlm.runs.stop_point import StopPoint
@@ -50,7 +50,7 @@ def build_trainer(
         cfg: The run's configuration.
         callbacks: Of the run, besides the progress bar.
         loggers: See `runs.tracking`.
-        fitting: Whether it trains: the user's own callbacks are there only then.
+        fitting: Whether it trains: the callbacks that the configuration names are there only then.
         validating: Whether an epoch is chosen; without it there is no validation loop.
         last: The state to go on from, which is also written where the training is stopped.
 
@@ -58,7 +58,9 @@ def build_trainer(
         UserError: The trainer does not fit this machine.
     """
     bar = progress_bar(cfg.callbacks.progress)
-    extra = [instantiate(node, trusted=cfg.trust) for node in cfg.callbacks.extra] if fitting else []
+    extra = own_callbacks(cfg) if fitting else []
+    if any(isinstance(callback, LearningRateMonitor) for callback in extra) and not loggers:
+        raise UserError("callbacks=lr_monitor writes to a logger: choose logger=csv or another one")
     quiet_lightning()
     options: dict[str, Any] = {} if validating or not fitting else {"limit_val_batches": 0}
     options["plugins"] = [*_plugins(cfg), WholeCheckpoints()]
@@ -80,6 +82,20 @@ def build_trainer(
         reason = " ".join(str(error).split())
         raise UserError(f"the trainer does not fit this machine ({reason}): change trainer=... or its keys") from error
     return trainer
+
+
+def own_callbacks(cfg: DictConfig) -> list[Callback]:
+    """The callbacks that a configuration names, besides the progress bar."""
+    nodes = callback_nodes(cfg)
+    for name, node in nodes.items():
+        check_options(node, f"callbacks.{name}", trusted=cfg.trust)
+    return [instantiate(node, trusted=cfg.trust) for node in nodes.values()]
+
+
+def callback_nodes(cfg: DictConfig) -> dict[str, Any]:
+    """The nodes of callbacks by name; those of `extra` by their number."""
+    named = {str(key): node for key, node in cfg.callbacks.items() if isinstance(node, DictConfig)}
+    return {**named, **{f"extra.{i}": node for i, node in enumerate(cfg.callbacks.extra)}}
 
 
 def _plugins(cfg: DictConfig) -> list[Any]:
@@ -158,6 +174,9 @@ def quiet_lightning() -> None:
         ".*The dirpath has changed.*",  # a run's folder may be moved
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # the loss that a process sees is its own
         ".*smaller than the logging interval.*",
+        ".*Total length of `list` across ranks is zero.*",  # no validation, in a trial run
+        ".*You requested to overfit but enabled train dataloader shuffling.*",
+        ".*The .grad attribute of a Tensor that is not a leaf.*",  # read by torch.compile itself
         ".*does not have many workers.*",
         ".*Consider setting `persistent_workers=True`.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
