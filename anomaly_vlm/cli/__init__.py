@@ -28,6 +28,7 @@ COMMANDS = {
     "export": ("anomaly_vlm.cli.export", "a checkpoint as an ONNX file that runs without this suite (ckpt=FILE)"),
     "sweep": ("anomaly_vlm.cli.sweep", "Hydra multirun of train, ending in one table"),
     "report": ("anomaly_vlm.cli.report", "one table of all runs below a folder"),
+    "dashboard": ("anomaly_vlm.cli.dashboard", "a wandb workspace and report on a study, as code"),
     "data": ("anomaly_vlm.cli.data", "check a data set, draw a contact sheet, write its index"),
     "descriptions": ("anomaly_vlm.cli.descriptions", "prompt for a language model, and its answer as a method's texts"),
     "cache": ("anomaly_vlm.cli.cache", "list the token caches on disk, or clear them (clear=NAME|all)"),

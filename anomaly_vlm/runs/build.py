@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm import __version__
+from anomaly_vlm.backbone.compiled import compile_blocks
 from anomaly_vlm.caching.folders import cache_folder
 from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data import AnomalyDataModule, Preprocess, Source
@@ -28,7 +29,7 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.metrics import AnomalyMetrics
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
-from anomaly_vlm.runs.instantiate import instantiate, own_function, plain, target_class
+from anomaly_vlm.runs.instantiate import check_options, instantiate, own_function, plain, target_class
 from anomaly_vlm.runs.trainer import check_gpu, check_keys, flush_denormals
 
 
@@ -66,6 +67,9 @@ def build(
     """
     flush_denormals()
     check_keys(cfg)
+    for name in ("optimizer", "scheduler"):
+        if cfg.get(name):
+            check_options(cfg[name], name, trusted=cfg.trust)
     check_gpu(cfg)
     create = partial(instantiate, trusted=cfg.trust)
     collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None}
@@ -73,6 +77,8 @@ def build(
     data.remembered = remembered
     data.check()
     backbone: Any = create(cfg.backbone)
+    if cfg.get("compile"):
+        compile_blocks(backbone, cfg.compile)
     method = build_method(cfg, backbone, **collaborators)
     data.preprocess = method.preprocess
     description = describe_data(data)
@@ -137,7 +143,9 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         losses=build_terms(plain(cfg.loss), partial(own_function, trusted=cfg.trust)),
         optimizer=instantiate(cfg.optimizer, trusted=cfg.trust) if cfg.optimizer else None,
         scheduler=instantiate(cfg.scheduler, trusted=cfg.trust) if cfg.scheduler else None,
-        evaluation=method_class.evaluation_type(metrics),
+        evaluation=method_class.evaluation_type(
+            metrics, curves=bool(OmegaConf.select(cfg, "pictures.curves", default=True))
+        ),
         **collaborators,
     )
     if method.reference_support == "required" and not cfg.shots:

@@ -19,6 +19,7 @@ from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.methods.base.verdict import known_category
 from anomaly_vlm.methods.shared.category_memory import of_categories
 from anomaly_vlm.metrics.thresholds import Threshold
+from anomaly_vlm.runs.inherited import unnamed
 from anomaly_vlm.runs.instantiate import target_class
 from anomaly_vlm.runs.migrate import migrated
 from anomaly_vlm.runs.trust import foreign_config
@@ -45,15 +46,20 @@ def shipped_file(name: str) -> Path:
 
 
 def without_training_parts(config: Any) -> Any:
-    """A stored configuration without the loggers and callbacks of its training, which nothing but a training builds.
+    """A stored configuration without the loggers and callbacks of its training, and without its name in dashboards.
 
-    So a user's own ones are not asked for when a checkpoint is evaluated.
+    So a user's own ones are not asked for when a checkpoint is evaluated; group and tags stay.
     """
     if not isinstance(config, dict):
         return config
     callbacks = config.get("callbacks")
     progress = callbacks.get("progress", "auto") if isinstance(callbacks, dict) else "auto"
-    return {**config, "callbacks": {"progress": progress, "extra": []}, "logger": {}}
+    return {
+        **config,
+        "callbacks": {"progress": progress, "extra": []},
+        "logger": {},
+        "tracking": unnamed(config.get("tracking")),
+    }
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,13 @@ class Checkpoint:
     spec: str
     record: dict[str, Any]
     state: dict[str, Any]
+
+    @property
+    def run_folder(self) -> Path | None:
+        """Folder of the training that wrote the file; None for a file of another origin."""
+        if self.spec.startswith((PUBLISHED, SHIPPED)):
+            return None
+        return Path(self.spec).absolute().parent.parent
 
     @classmethod
     def read(cls, spec: str, *, trusted: Sequence[str] = ()) -> Checkpoint:

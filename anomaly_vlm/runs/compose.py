@@ -23,6 +23,8 @@ GROUPS = (
     "dataset",
     "source",
     "loss",
+    "optimizer",
+    "scheduler",
     "backbone",
     "trainer",
     "logger",
@@ -31,8 +33,10 @@ GROUPS = (
     "segmenter",
     "preset",
     "experiment",
+    "debug",
 )
-ADDABLE = ("method.", "trainer.")  # nodes whose constructors know more keys than their YAMLs list
+# Nodes whose constructors know more keys than their YAMLs list.
+ADDABLE = ("method.", "trainer.", "optimizer.", "scheduler.", "callbacks.")
 
 
 def conf_dir() -> Path:
@@ -90,15 +94,15 @@ def _compose(overrides: Sequence[str], config: str) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return hydra.compose(config, list(map(addable, overrides)), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise translate(error, overrides) from error
 
 
 def addable(override: str) -> str:
-    """`method.KEY=VALUE` as `++method.KEY=VALUE`, which may add a key; the same of the trainer.
+    """`method.KEY=VALUE` as `++method.KEY=VALUE`, which may add a key; the same of all nodes in `ADDABLE`.
 
     The YAML of a method lists only what differs from its constructor, which has the other options and rejects unknown ones,
-    as Lightning's trainer does (`runs.trainer.check_keys`).
+    as those of the others do (`runs.trainer.check_keys`, `runs.instantiate.check_options`).
     """
     return f"++{override}" if override.startswith(ADDABLE) else override
 
@@ -233,7 +237,7 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
 def describe_choices() -> str:
     """For `--help`: groups with their choices, and the top-level keys."""
     lines = ["groups:"] + [f"  {group + '=':<12} {', '.join(choices(group))}" for group in GROUPS]
-    text = (conf_dir() / "train.yaml").read_text().split("experiment: null", 1)[1].split("name: ???")[0]
+    text = (conf_dir() / "train.yaml").read_text().split("debug: null", 1)[1].split("name: ???")[0]
     lines += ["", "keys (any key of a group too, such as method.hsf.k=10):"]
     lines += [f"  {line}" for line in text.strip().splitlines()]
     return "\n".join(lines)

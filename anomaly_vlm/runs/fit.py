@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.errors import UserError
@@ -24,10 +23,11 @@ from anomaly_vlm.runs.calibrate import calibrate
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.detect import precompute_detections
-from anomaly_vlm.runs.outcome import RunResult, write_outcome
+from anomaly_vlm.runs.outcome import RunResult, logged, write_outcome
 from anomaly_vlm.runs.same_run import check_same_run
 from anomaly_vlm.runs.saving import last_state
-from anomaly_vlm.runs.trainer import build_trainer
+from anomaly_vlm.runs.tracking import Tracking, tracked
+from anomaly_vlm.runs.trainer import build_trainer, callback_nodes
 from anomaly_vlm.runs.transductive import fit_test_images
 
 
@@ -44,21 +44,33 @@ def fit(cfg: DictConfig, folder: Path, *, resume: bool = False) -> RunResult:
         UserError: Wrong input, or a folder that holds another run; reported before any long work.
         Stopped: By a signal; the state is saved.
     """
-    started = time.monotonic()
     if not resume:
         check_same_run(cfg, folder)
     seed_everything(cfg.seed, verbose=False)
+    with tracked(cfg, folder, "train") as tracking:
+        return _fit(cfg, folder, tracking)
+
+
+def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
+    """See `fit`."""
+    started, side = time.monotonic(), validated_side(cfg)
     learns, last = cfg.train_on != "nothing", folder / "checkpoints" / "last.ckpt"
     state = last_state(folder) if learns else None
     run = build(cfg, sides=_sides(cfg))
-    run.data.selection_side = {"best_val": "val", "best_test": "test"}.get(cfg.selection)  # type: ignore[assignment]
+    run.data.selection_side = side
     if cfg.init:
         Checkpoint.read(cfg.init, trusted=cfg.trust).load_into(run.method)
     validating = run.data.selection_side is not None
     trainer = build_trainer(
-        cfg, callbacks=savers(cfg, folder, validating), fitting=True, validating=validating, last=last
+        cfg,
+        callbacks=savers(cfg, folder, choosing=cfg.selection != "last"),
+        loggers=tracking.loggers,
+        fitting=True,
+        validating=validating,
+        last=last,
     )
     _announce(run, folder)
+    tracking.start(run, folder, "train")
     fit_references(run, folder)
     if learns:
         try_one_step(run)
@@ -74,21 +86,21 @@ def fit(cfg: DictConfig, folder: Path, *, resume: bool = False) -> RunResult:
     if not learns:
         tester.save_checkpoint(last, weights_only=False)  # the memory, for `predict`
     result = run.method.evaluation.result
-    _log_results(trainer, result.means)
     facts = {
         "checkpoint": str(chosen.relative_to(folder)),
         "selection": cfg.selection if learns else None,
         "overrides": list(cfg.get("sweep_overrides") or []),
+        "epochs": trainer.current_epoch if learns else 0,
         "seconds": round(time.monotonic() - started, 1),
         **({"untrained": untrained} if untrained else {}),
     }
-    return write_outcome(run, result, folder, facts)
+    outcome = write_outcome(run, result, folder, facts)
+    tracking.finish(logged(outcome, "test"))
+    return outcome
 
 
 def train(run: Run, trainer: L.Trainer, last: Path, state: Path | None) -> None:
     """Lightning's loop, from `state` on where there is one, and the final state in `last`."""
-    for logger in trainer.loggers:
-        logger.log_hyperparams({key: str(run.facts[key]) for key in ("method", "backbone", "data", "seed")})
     if state is not None:
         say(f"resuming from {state}")
         run.method.check_learned(read_tensors(state)["state_dict"], f"checkpoint '{state}'")
@@ -140,7 +152,28 @@ def _untrained(run: Run, folder: Path, *, resuming: bool) -> dict[str, float]:
     return {str(key).removeprefix("mean/"): value for key, value in stored.items()}
 
 
-def savers(cfg: DictConfig, folder: Path, validating: bool) -> list[Any]:
+def validated_side(cfg: DictConfig) -> Literal["val", "test"] | None:
+    """The side that is evaluated after every epoch: what weights are chosen by, or what a callback watches.
+
+    Raises:
+        UserError: A callback watches a validation set that is not there, or would be shown the test set.
+    """
+    side: Literal["val", "test"] | None = {"best_val": "val", "best_test": "test"}.get(cfg.selection)  # type: ignore[assignment]
+    for name, node in callback_nodes(cfg).items():
+        if not str(node.get("monitor", "")).startswith("val/"):
+            continue
+        if side == "test":
+            raise UserError(
+                f"callbacks.{name} watches the validation set, and selection=best_test evaluates the test set: choose"
+                " selection=last or best_val"
+            )
+        if cfg.dataset.val is None:
+            raise UserError(f"callbacks.{name} watches a validation set: add source@dataset.val=NAME")
+        side = "val"
+    return side
+
+
+def savers(cfg: DictConfig, folder: Path, *, choosing: bool) -> list[Any]:
     """The state to resume from, every few steps; and the best epoch where one is chosen."""
     saver = partial(
         ModelCheckpoint,
@@ -150,7 +183,7 @@ def savers(cfg: DictConfig, folder: Path, validating: bool) -> list[Any]:
         save_top_k=1,
     )
     savers = [saver(filename="last", every_n_train_steps=cfg.checkpoint.every_steps)]
-    if validating:
+    if choosing:
         savers.append(saver(filename="best", monitor=f"val/{cfg.selection_metric}", mode="max"))
     return savers
 
@@ -168,11 +201,3 @@ def _choose(run: Run, folder: Path) -> Path:
         )
     run.method.load_state_dict(read_tensors(best)["state_dict"], strict=False)
     return best
-
-
-def _log_results(trainer: L.Trainer, means: dict[str, float]) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics({f"test/{name}": value for name, value in means.items()})
-        logger.finalize("success")
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()  # or the next run of this process (seeds, sweeps) would go on writing into this one

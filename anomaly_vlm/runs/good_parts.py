@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import lightning as L
 import torch
 from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
@@ -38,6 +39,7 @@ from anomaly_vlm.metrics.thresholds import (
 from anomaly_vlm.names import csv_cell
 from anomaly_vlm.options import PositiveFloat, Range, check_arguments
 from anomaly_vlm.reporting.console import say
+from anomaly_vlm.reporting.trackers import Logged
 from anomaly_vlm.runs.build import Run, build, fit_references
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
@@ -45,6 +47,7 @@ from anomaly_vlm.runs.detect import counted, detect
 from anomaly_vlm.runs.fit import savers, train, try_one_step
 from anomaly_vlm.runs.instantiate import target_class
 from anomaly_vlm.runs.saving import save_method
+from anomaly_vlm.runs.tracking import tracked
 from anomaly_vlm.runs.trainer import build_trainer
 
 log = logging.getLogger("anomaly_vlm")
@@ -121,14 +124,31 @@ def fit_good_parts(
     if options.rule != "false_alarms" and bad is None:
         raise UserError(f"rule={options.rule} needs defective parts too: add bad=FOLDER, or use rule=false_alarms")
     seed_everything(cfg.seed, verbose=False)
-    run = _built(cfg, good, checkpoint, typed_shots)
+    with tracked(cfg, folder, "fit") as tracking:
+        run = _built(cfg, good, checkpoint, typed_shots)
+        tracking.start(run, folder, "fit")
+        learns = checkpoint is None and cfg.train_on != "nothing" and bool(run.method.loss_terms)
+        path, threshold = _fitted(run, folder, good, bad, options, tracking.loggers if learns else None)
+        tracking.finish(Logged("fit", {"threshold": threshold.score}, files=[folder / "good_parts.csv"]))
+        return path
+
+
+def _fitted(
+    run: Run,
+    folder: Path,
+    good: FileSource,
+    bad: FileSource | None,
+    options: VerdictOptions,
+    training_loggers: Sequence[Logger] | None,
+) -> tuple[Path, Threshold]:
+    """The checkpoint and the threshold in it; trains first where there are loggers for that, if only an empty list."""
+    cfg, learns = run.cfg, training_loggers is not None
     write_config(cfg, folder)
     say(f"{run.facts['method']} on {run.facts['backbone']}")
     held = run.data.remembered or Remembered(frozenset(sample.path for sample in run.data.picks.samples()))
     parts = good.samples("test")
     rest = held.without(parts)
     memory = sorted(set(parts) - set(rest), key=lambda sample: sample.path)
-    learns = checkpoint is None and cfg.train_on != "nothing" and bool(run.method.loss_terms)
     leave_out = [] if run.data.remembered is not None else memory
     if cfg.train_on == "references" and learns:
         leave_out = []  # what is learned cannot be unlearned for one part
@@ -138,15 +158,15 @@ def fit_good_parts(
     trainer = build_trainer(quiet)
     if run.data.remembered is None:
         fit_references(run, folder)
-    if learns:
-        _train(run, folder)
+    if training_loggers is not None:
+        _train(run, folder, training_loggers)
     scored = _left_out(run, trainer, leave_out)
     if scored and isinstance(run.method, FewShot):
         run.method.fit_references(run.data.references())
     scored += score_samples(run, trainer, rest)
     defective = [] if bad is None else score_samples(run, trainer, bad.samples("test"))
     threshold = choose_threshold(scored, defective, options, left_out=bool(leave_out), seed=cfg.seed)
-    return _written(run, folder, parts[0], threshold, scored, defective)
+    return _written(run, folder, parts[0], threshold, scored, defective), threshold
 
 
 def _written(
@@ -276,9 +296,11 @@ def _check_counts(run: Run, memory: int, rest: int, left_out: int) -> None:
         )
 
 
-def _train(run: Run, folder: Path) -> None:
+def _train(run: Run, folder: Path, loggers: Sequence[Logger]) -> None:
     last = folder / "checkpoints" / "last.ckpt"
-    trainer = build_trainer(run.cfg, callbacks=savers(run.cfg, folder, False), fitting=True, last=last)
+    trainer = build_trainer(
+        run.cfg, callbacks=savers(run.cfg, folder, choosing=False), loggers=loggers, fitting=True, last=last
+    )
     try_one_step(run)
     say(f"learning: {run.method.run_record['trained_on']}")
     train(run, trainer, last, None)

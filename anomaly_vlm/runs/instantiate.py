@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from hydra.utils import get_class, get_method
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from anomaly_vlm.errors import UserError
+from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.runs.trust import check_target, check_targets
 
 
@@ -43,6 +44,25 @@ def instantiate(node: Any, *, trusted: Sequence[str] = (), **objects: Any) -> An
                 f"{target} cannot be loaded ({' '.join(str(error).split())[:160]}): check its name"
             ) from error
         raise
+
+
+def check_options(node: Any, name: str, *, trusted: Sequence[str] = ()) -> None:
+    """Raises a `UserError` for a key of a node that its target does not take, which else is found out late.
+
+    Args:
+        node: With `_target_`, such as an optimiser that is built with its parameters later.
+        name: Of the node, for the message.
+        trusted: Packages of the user's own.
+    """
+    options = plain(node)
+    if "_target_" not in options:
+        raise UserError(f"{name}.{next(iter(options))} is set, but there is no {name}: choose one with {name}=NAME")
+    parameters = inspect.signature(target_class(node, trusted=trusted)).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        return
+    for key in options:
+        if not key.startswith("_") and key not in parameters:
+            raise unknown_choice(f"key of {name}", key, list(parameters))
 
 
 def target_class(node: Any, *, trusted: Sequence[str] = ()) -> Any:

@@ -20,6 +20,7 @@ from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.build import build
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.detect import precompute_detections
+from anomaly_vlm.runs.tracking import Tracking, tracked
 from anomaly_vlm.runs.trainer import build_trainer
 from anomaly_vlm.runs.transductive import fit_test_images
 from anomaly_vlm.runs.writer import Pictures, PredictionWriter
@@ -50,6 +51,21 @@ def predict(
     Returns:
         Files that could not be read, each with the reason; they are in `unreadable.csv` too.
     """
+    training = None if checkpoint is None else checkpoint.run_folder
+    with tracked(cfg, folder, "predict", training=training) as tracking:
+        return _predict(cfg, images, folder, category, checkpoint, pictures, tracking)
+
+
+def _predict(
+    cfg: DictConfig,
+    images: str,
+    folder: Path,
+    category: str,
+    checkpoint: Checkpoint | None,
+    pictures: Pictures,
+    tracking: Tracking,
+) -> list[tuple[Path, str]]:
+    """See `predict`."""
     started = time.monotonic()
     max_value = None if checkpoint is None else checkpoint.record.get("max_value")
     root, named = image_files(images)
@@ -71,6 +87,7 @@ def predict(
         write_text(folder / "thresholds.json", json.dumps(records, indent=1) + "\n")
     learned_from = "" if checkpoint is None else f", {checkpoint.trained_on}"
     say(f"{run.facts['method']} on {run.facts['backbone']}{learned_from}: {describe_data(run.data).sides['test']}")
+    tracking.start(run, folder, "predict")
     precompute_detections(run, "test")
     writer = PredictionWriter(run, folder, root, pictures)
     trainer = build_trainer(cfg, callbacks=[writer])
@@ -80,6 +97,7 @@ def predict(
         trainer.predict(run.method, datamodule=run.data, return_predictions=False)
         writer.finish()
     seconds = time.monotonic() - ready
+    tracking.finish(writer.logged(f"predict/{folder.name}" if tracking.attached else "predict"))
     for line in writer.summary():
         say(line)
     say(f"{seconds / len(files):.2g} s an image ({len(files):,} images), after {ready - started:.1f} s to start")

@@ -21,6 +21,7 @@ WITHOUT_EFFECT = (
     "cache",
     "callbacks",
     "logger",
+    "tracking",
     "pictures",
     "checkpoint",
     "trainer.log_every_n_steps",

@@ -13,6 +13,7 @@ from anomaly_vlm.reporting.seeds import seeds_table
 from anomaly_vlm.runs.checks import writable_folder
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.same_run import check_same_run, is_finished
+from anomaly_vlm.runs.tracking import group_run
 
 
 def asks_for_several(cfg: DictConfig) -> bool:
@@ -62,4 +63,5 @@ def _of_seed(cfg: DictConfig, seed: int, folder: Path) -> DictConfig:
     """The configuration of one seed's run."""
     one = cfg.copy()
     one.seed, one.seeds, one.output_dir = seed, None, str(folder)
+    group_run(one, folder.parent.parent if cfg.get("sweep_overrides") else folder.parent)
     return one
