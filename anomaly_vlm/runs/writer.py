@@ -10,21 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import lightning as L
 import numpy as np
-from lightning.pytorch.callbacks import Callback
 
 from anomaly_vlm.data import Batch
 from anomaly_vlm.errors import unknown_choice
 from anomaly_vlm.files import clear_unfinished, whole_file
-from anomaly_vlm.methods.base.prediction import Prediction
+from anomaly_vlm.methods.base.prediction import Prediction, boxes_of
 from anomaly_vlm.methods.base.verdict import Verdict, judge
 from anomaly_vlm.metrics.thresholds import NOT_OK, OK, Threshold
 from anomaly_vlm.names import csv_cell, slug
 from anomaly_vlm.reporting.background import Background
 from anomaly_vlm.reporting.pictures import read_rows, remove_pictures, save_panel
 from anomaly_vlm.runs.build import Run
-from anomaly_vlm.runs.outcome import boxes_of
 
 Pictures = Literal["all", "worst", "false"]
 SCORES = ("path", "score", "percentile", "decision", "picture")
@@ -63,7 +60,7 @@ class Scored:
     drawing: dict[str, Any]
 
 
-class PredictionWriter(Callback):
+class PredictionWriter:
     """Appends to `scores.csv` after every batch and writes `pictures/` beside, so that an interrupted run keeps its results.
 
     Where the checkpoint has a threshold, rows have a decision, `regions.csv` lists where the maps are above it, and pictures
@@ -90,27 +87,25 @@ class PredictionWriter(Callback):
         if run.method.decision_thresholds:
             self._new("regions.csv", REGIONS)
 
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Prediction, batch: Batch, *_: Any
-    ) -> None:
+    def write(self, batch: Batch, prediction: Prediction) -> None:
         """Writes a batch's scores, and hands its pictures to the thread that draws them."""
-        dataset, maps = self.run.data.dataset("test"), outputs.map.cpu().numpy()
-        for i, score in enumerate(outputs.score.tolist()):
+        dataset, maps = self.run.data.dataset("test"), prediction.map.cpu().numpy()
+        for i, score in enumerate(prediction.score.tolist()):
             index, threshold = int(batch.index[i]), self.run.method.decision_thresholds.get(batch.category[i])
             size = dataset.own_size(index) if threshold else (1, 1)
             verdict = judge(score, maps[i], size, threshold)
             self.counts[batch.category[i], verdict.decision] += 1
             path = batch.path[i]
             picture = "" if self.pictures == "false" else self._name(path)
-            note = f"; {outputs.notes[i]}" if outputs.notes else ""
+            note = f"; {prediction.notes[i]}" if prediction.notes else ""
             drawing = {
                 "heat": maps[i].copy(),
-                "boxes": boxes_of(outputs, i),
+                "boxes": boxes_of(prediction, i),
                 "title": f"{self._headline(verdict, threshold)} | {self._below(path)}{note}",
                 **self._colours(maps[i], threshold),
             }
             scored = Scored(path, index, verdict, picture, drawing)
-            self._write(scored)
+            self._append_rows(scored)
             if self.pictures == "all":
                 self.background.call(self._draw, scored)
             elif self.pictures == "worst":
@@ -177,7 +172,7 @@ class PredictionWriter(Callback):
         self._names.add(name.lower())
         return f"{name}.png"
 
-    def _write(self, scored: Scored) -> None:
+    def _append_rows(self, scored: Scored) -> None:
         verdict = scored.verdict
         percentile = "" if verdict.percentile is None else f"{verdict.percentile:.4g}"
         row = [csv_cell(scored.path), f"{verdict.score:.9g}", percentile, verdict.decision, scored.picture]
