@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from anomaly_vlm.metrics._engine.curves import Curve
 from anomaly_vlm.metrics._engine.inputs import ArrayLike
 from anomaly_vlm.metrics.components import ComponentMetrics
 from anomaly_vlm.metrics.pixel import PixelMetrics
@@ -93,6 +94,10 @@ class RoadMetrics(Metric):
         first = f"{self.scores[0]}/"
         out.update({f"mean/{key.removeprefix(first)}": v for key, v in out.items() if key.startswith(first)})
         return out
+
+    def all_curves(self, points: int = 1000) -> dict[tuple[str, str], dict[str, Curve]]:
+        """Returns ROC and PR over all valid pixels, by the name of the score and `pixel`; see `CurveMetric.all_curves`."""
+        return {(name, "pixel"): self.pixels[name].curves(points=points) for name in self.scores}
 
     def reset(self) -> None:
         """Forgets all frames and classes."""

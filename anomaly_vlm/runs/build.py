@@ -166,7 +166,9 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         losses=build_terms(plain(cfg.loss), partial(own_function, trusted=cfg.trust)),
         optimizer=instantiate(cfg.optimizer, trusted=cfg.trust) if cfg.optimizer else None,
         scheduler=instantiate(cfg.scheduler, trusted=cfg.trust) if cfg.scheduler else None,
-        evaluation=method_class.evaluation_type(partial(make_metrics, cfg)),
+        evaluation=method_class.evaluation_type(
+            partial(make_metrics, cfg), curves=bool(OmegaConf.select(cfg, "pictures.curves", default=True))
+        ),
         **collaborators,
     )
     if method.reference_support == "required" and not cfg.shots:

@@ -19,8 +19,16 @@ from anomaly_vlm.methods.base.prediction import ImageRow, Prediction, boxes_of
 from anomaly_vlm.metrics.thresholds import Threshold
 from anomaly_vlm.names import csv_cell, slug
 from anomaly_vlm.reporting.console import is_first_process, say, show
+from anomaly_vlm.reporting.curves import CURVES, HISTOGRAMS, score_histograms, write_curves, write_histograms
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.reporting.pictures import Choice, choose, remove_pictures, save_panel
+from anomaly_vlm.reporting.plots import (
+    CURVES_PICTURE,
+    HISTOGRAMS_PICTURE,
+    curves_picture,
+    histograms_picture,
+    save_picture,
+)
 from anomaly_vlm.reporting.record import environment, write_metrics
 from anomaly_vlm.reporting.tables import SELECTION_NOTE, results_table, write_csv
 from anomaly_vlm.runs.build import Run
@@ -70,6 +78,8 @@ def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mappi
     pictures = write_pictures(run, result.rows, folder / "pictures") if run.cfg.pictures.per_category else {}
     write_images(folder / "images.csv", result.rows, thresholds, pictures)
     write_csv(folder / "results.csv", result.values, facts)
+    if result.curves:
+        write_plots(folder, result)
     write_metrics(
         folder / "metrics.json", result.values, {**facts, "environment": environment()}
     )  # last: it says "done"
@@ -82,6 +92,15 @@ def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mappi
         say(f"heat maps: {folder / 'pictures'}")
     say(f"results: {folder / 'metrics.json'}, {folder / 'results.csv'}, {folder / 'images.csv'}")
     return outcome
+
+
+def write_plots(folder: Path, result: EvaluationResult) -> None:
+    """Curves and histograms of the scores, as tables and as pictures."""
+    histograms = score_histograms(result.rows)
+    write_curves(folder / CURVES, result.curves)
+    write_histograms(folder / HISTOGRAMS, histograms)
+    save_picture(folder / CURVES_PICTURE, curves_picture(result.curves))
+    save_picture(folder / HISTOGRAMS_PICTURE, histograms_picture(histograms))
 
 
 def counted(run: Run, evaluated: int) -> dict[str, Any]:

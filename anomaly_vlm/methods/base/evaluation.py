@@ -15,6 +15,7 @@ from anomaly_vlm.methods.base.prediction import ImageRow, Prediction
 from anomaly_vlm.reporting.console import is_first_process
 
 log = logging.getLogger("anomaly_vlm")
+CURVE_POINTS = 100  # a curve is off by less than 1 / 100 of its height, and has 200 vertices at most, mostly far fewer
 
 
 def default_metrics() -> Any:
@@ -31,10 +32,12 @@ class EvaluationResult:
     Attributes:
         values: Metrics by `CATEGORY/NAME` and `mean/NAME`, fractions in [0, 1].
         rows: A row for each image, in the order of the data set.
+        curves: ROC, PR and PRO by category and level, see `metrics.AnomalyMetrics.all_curves`; empty where not asked for.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     rows: list[ImageRow] = field(default_factory=list)
+    curves: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     @property
     def means(self) -> dict[str, float]:
@@ -49,10 +52,12 @@ class Evaluation:
 
     Args:
         metrics: Makes the metrics of a pass; None for `AnomalyMetrics` with its defaults.
+        curves: Whether tests give curves too, which costs as much as the metrics again.
     """
 
-    def __init__(self, metrics: Callable[[], Any] | None = None) -> None:
+    def __init__(self, metrics: Callable[[], Any] | None = None, *, curves: bool = False) -> None:
         self.make_metrics = metrics or default_metrics
+        self.with_curves = curves
         self.metrics: Any = None
         self.result = EvaluationResult()
         self._rows: list[ImageRow] = []
@@ -89,8 +94,13 @@ class Evaluation:
         )
         return prediction
 
-    def finish(self, method: Any) -> EvaluationResult:
-        """Ends the pass on all processes: gathers the rows, computes the scores of whole categories and the metrics."""
+    def finish(self, method: Any, *, testing: bool = True) -> EvaluationResult:
+        """Ends the pass on all processes: gathers the rows, computes the scores of whole categories and the metrics.
+
+        Args:
+            method: Whose predictions these are.
+            testing: Whether this is a test, which may be asked for curves, and no validation.
+        """
         rows, regions = self._rows, self._regions
         if dist.is_available() and dist.is_initialized():
             gathered: list[Any] = [None] * dist.get_world_size()
@@ -99,8 +109,9 @@ class Evaluation:
         _name_empty_masks(sorted(set(regions)), method)
         rows = self._with_category_scores(method, sorted({row.index: row for row in rows}.values()))
         values = {key: float(value) for key, value in self.metrics.compute().items()}
+        curves = self.metrics.all_curves(CURVE_POINTS) if testing and self.with_curves else {}
         self.metrics, self._rows, self._regions = None, [], []
-        self.result = EvaluationResult(values, rows)
+        self.result = EvaluationResult(values, rows, curves)
         return self.result
 
     def _with_category_scores(self, method: Any, rows: list[ImageRow]) -> list[ImageRow]:

@@ -106,7 +106,7 @@ class LightningMethod(L.LightningModule):
 
     def _finish(self, stage: str) -> None:
         """Ends the pass, and logs the means that are numbers."""
-        for key, value in self.method.evaluation.finish(self.method).values.items():
+        for key, value in self.method.evaluation.finish(self.method, testing=stage == "test").values.items():
             row, _, name = key.rpartition("/")
             if row in ("mean", "") and value == value:
                 self.log(f"{stage}/{name}", value, rank_zero_only=False, sync_dist=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -174,6 +174,12 @@ class BinnedEngine(PixelEngine):
         """Returns ROC, PR and PRO of a category, through the ends of the bins; of all images for None."""
         sketches = self.sketches_of(group)
         return binned_polygons(select_category(sketches, self._merged(list(sketches.values())), category))
+
+    def all_polygons(self, group: Group) -> Iterator[tuple[Category, dict[str, Polygon]]]:
+        """Yields ROC, PR and PRO of every category, and of all images for None, through the ends of the bins."""
+        sketches = self.sketches_of(group)
+        for name, sketch in {**sketches, None: self._merged(list(sketches.values()))}.items():
+            yield name, binned_polygons(sketch)
 
     def pack_states(self) -> dict[str, np.ndarray]:
         """Returns the sketches as arrays, named by the number of the category."""

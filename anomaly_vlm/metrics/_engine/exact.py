@@ -7,7 +7,7 @@ each counts its own normal pixels above these scores, and the counts are added.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple, Self
@@ -352,9 +352,13 @@ class ExactEngine(PixelEngine):
     def polygons(self, group: Group, category: Category) -> dict[str, Polygon]:
         """Returns ROC, PR and PRO of a category; of all images for None."""
         counts, pooled = count_categories(self.views(group), self.options, group)
-        one = select_category(counts, pooled, category)
-        regions = one.totals.regions
-        return exact_polygons(one.scores, one.above, one.totals.normals, int(regions[0]) if regions.size else None)
+        return _polygons(select_category(counts, pooled, category))
+
+    def all_polygons(self, group: Group) -> Iterator[tuple[Category, dict[str, Polygon]]]:
+        """Yields ROC, PR and PRO of every category, and of all images for None, from one count."""
+        counts, pooled = count_categories(self.views(group), self.options, group)
+        for name, one in {**counts, None: pooled}.items():
+            yield name, _polygons(one)
 
     def to(self, device: torch.device) -> None:
         """Moves the normal scores to a device, if they were asked to live on an accelerator."""
@@ -460,6 +464,12 @@ def count_categories(
             np.add(pooled.above.greater, above[0].greater, out=pooled.above.greater)
             np.add(pooled.above.at_least, above[0].at_least, out=pooled.above.at_least)
     return counts, counts[next(iter(views))] if len(views) == 1 else pooled
+
+
+def _polygons(counts: CategoryCounts) -> dict[str, Polygon]:
+    """Returns ROC, PR and PRO of one category, or of all pooled."""
+    regions = counts.totals.regions
+    return exact_polygons(counts.scores, counts.above, counts.totals.normals, int(regions[0]) if regions.size else None)
 
 
 def category_values(counts: CategoryCounts, options: PixelOptions) -> Values:

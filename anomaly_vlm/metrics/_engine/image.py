@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -251,6 +251,11 @@ class ImageEngine:
         """Returns ROC and PR of a category; of all images for None."""
         counts = self.counts(group)
         return exact_polygons(*select_category(counts, counts[None], category), None)
+
+    def all_polygons(self, group: Group) -> Iterator[tuple[Category, dict[str, Polygon]]]:
+        """Yields ROC and PR of every category, and of all images for None, from one count."""
+        for name, counts in self.counts(group).items():
+            yield name, exact_polygons(*counts, None)
 
     def _values(self, scores: DistinctScores, above: NormalsAbove, normals: int) -> Values:
         one = threshold_values(scores, above, normals, self.recall)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -60,6 +60,10 @@ class Engine(Protocol):
 
     def polygons(self, group: Group, category: Category) -> dict[str, Polygon]:
         """Returns the curves of a category by name; of all images for None. Every process of the group has to call this."""
+        ...
+
+    def all_polygons(self, group: Group) -> Iterator[tuple[Category, dict[str, Polygon]]]:
+        """Yields the curves of every category, and of all images for None. Every process of the group has to call this."""
         ...
 
     def check_merge(self, other: Self) -> None:
@@ -273,6 +277,24 @@ class CurveMetric(EngineMetric):
         if level not in self.engines:
             raise ValueError(f"level is {level!r}: choose one of {', '.join(self.engines)}")
         return thin_curves(self.engines[level].polygons(self._group(), category), points)
+
+    def all_curves(self, points: int = 1000) -> dict[tuple[str, str], dict[str, Curve]]:
+        """Returns the curves of every category and of all images; every process of the group has to call it.
+
+        Args:
+            points: Vertices are dropped as long as the vertical error stays below `1 / points`.
+
+        Returns:
+            By category (`pooled` for all images) and level (`image`, `pixel`) what `curves` gives.
+
+        Raises:
+            ValueError: `points` is below 1.
+        """
+        group, found = self._group(), {}
+        for level, engine in self.engines.items():
+            for category, polygons in engine.all_polygons(group):
+                found["pooled" if category is None else category, level] = thin_curves(polygons, points)
+        return found
 
     def plot(
         self,

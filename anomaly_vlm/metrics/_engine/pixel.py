@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -60,6 +60,10 @@ class PixelEngine:
 
     def polygons(self, group: Group, category: Category) -> dict[str, Polygon]:
         """Returns ROC, PR and PRO of a category; of all images for None."""
+        raise NotImplementedError
+
+    def all_polygons(self, group: Group) -> Iterator[tuple[Category, dict[str, Polygon]]]:
+        """Yields ROC, PR and PRO of every category, and of all images for None, from one count."""
         raise NotImplementedError
 
     def pack_states(self) -> dict[str, np.ndarray]:

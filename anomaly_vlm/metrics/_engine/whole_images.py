@@ -6,7 +6,7 @@ The scores of every image are kept, 4 B a pixel, as normal and anomalous ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -145,6 +145,10 @@ class WholeImageEngine:
     def polygons(self, group: Group, category: Category) -> dict[str, Polygon]:
         """Returns no curves: the pixel engine has them."""
         return {}
+
+    def all_polygons(self, group: Group) -> Iterator[tuple[Category, dict[str, Polygon]]]:
+        """Yields nothing: there are no curves."""
+        return iter(())
 
     def check_merge(self, other: Self) -> None:
         """Checks that `merge` can take in another engine.
