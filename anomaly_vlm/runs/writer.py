@@ -15,6 +15,7 @@ import numpy as np
 from anomaly_vlm.data import Batch
 from anomaly_vlm.errors import unknown_choice
 from anomaly_vlm.files import clear_unfinished, whole_file
+from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.prediction import Prediction, boxes_of
 from anomaly_vlm.methods.base.verdict import Verdict, judge
 from anomaly_vlm.metrics.thresholds import NOT_OK, OK, Threshold
@@ -41,6 +42,19 @@ def pictures_wanted(word: str | None) -> Pictures:
     return word  # type: ignore[return-value]
 
 
+def colours_of(method: AnomalyMethod, heat: np.ndarray, threshold: Threshold | None) -> dict[str, Any]:
+    """How a map `[H, W]` is drawn: arguments `scale`, `blend` and, with a threshold, `contour` of `overlay_picture`.
+
+    With a threshold it is clear where an image is as any good part, and red from the threshold on. Otherwise the scale is
+    the method's `color_range`; without one from 0 to 1 where the map holds probabilities, else the map's own.
+    """
+    if threshold is not None:
+        return {"scale": (threshold.clear, threshold.pixel), "contour": threshold.pixel, "blend": "heat"}
+    extremes = (float(heat.min()), float(heat.max()))
+    scale = method.color_range or ((0.0, 1.0) if extremes[0] >= 0 and extremes[1] <= 1 else extremes)
+    return {"scale": extremes if scale == "per_image" else scale, "blend": method.overlay}
+
+
 @dataclass(frozen=True)
 class Scored:
     """What is written about one image.
@@ -63,9 +77,8 @@ class Scored:
 class PredictionWriter:
     """Appends to `scores.csv` after every batch and writes `pictures/` beside, so that an interrupted run keeps its results.
 
-    Where the checkpoint has a threshold, rows have a decision, `regions.csv` lists where the maps are above it, and pictures
-    are clear where an image is as any good part, and red from the threshold on. Otherwise the colour scale is the method's
-    `color_range`; without one from 0 to 1 where its maps are probabilities, else the map's own.
+    Where the checkpoint has a threshold, rows have a decision, and `regions.csv` lists where the maps are above it. How maps
+    are drawn: `colours_of`.
 
     Args:
         run: Its data and its method.
@@ -102,7 +115,7 @@ class PredictionWriter:
                 "heat": maps[i].copy(),
                 "boxes": boxes_of(prediction, i),
                 "title": f"{self._headline(verdict, threshold)} | {self._below(path)}{note}",
-                **self._colours(maps[i], threshold),
+                **colours_of(self.run.method, maps[i], threshold),
             }
             scored = Scored(path, index, verdict, picture, drawing)
             self._append_rows(scored)
@@ -149,13 +162,6 @@ class PredictionWriter:
             return f"score {verdict.score:.3g} | {made_by}"
         sign = ">" if verdict.decision == NOT_OK else "<="
         return f"{verdict.decision}: score {verdict.score:.3g} {sign} {threshold.score:.3g} | {made_by}"
-
-    def _colours(self, heat: np.ndarray, threshold: Threshold | None) -> dict[str, Any]:
-        if threshold is not None:
-            return {"scale": (threshold.clear, threshold.pixel), "contour": threshold.pixel, "blend": "heat"}
-        extremes = (float(heat.min()), float(heat.max()))
-        scale = self.run.method.color_range or ((0.0, 1.0) if extremes[0] >= 0 and extremes[1] <= 1 else extremes)
-        return {"scale": extremes if scale == "per_image" else scale, "blend": self.run.method.overlay}
 
     def _below(self, path: str) -> str:
         """A path without the folder that all images lie in."""
