@@ -58,7 +58,7 @@ class LightningMethod(L.LightningModule):
         return self.method.configure_optimizers(self.trainer)
 
     def on_train_epoch_start(self) -> None:
-        self.method.start_epoch(self.current_epoch)
+        self.method.invalidate_caches()
 
     def on_train_epoch_end(self) -> None:
         if self.method.has_learned_all():
@@ -66,6 +66,7 @@ class LightningMethod(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Computes the weighted sum of the losses of a batch, and logs every term."""
+        self.method.current_epoch = self.current_epoch  # here, as an epoch that is resumed in its middle has no start
         values = self.method.losses(batch)
         total = self.method.total_loss(values)
         for name, value in {**values, "loss": total}.items():

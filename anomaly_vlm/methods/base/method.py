@@ -49,7 +49,7 @@ class AnomalyMethod(LearnedState):
         color_range: Colours of a heat map: a pair (low, high), or `per_image` for the map's own minimum and maximum. None
             for [0, 1], widened where values fall outside.
         overlay: How maps are laid over pictures: blended everywhere, or as heat only where the score is high.
-        current_epoch: Of the training, from 0.
+        current_epoch: Of the training, from 0; set before each step.
 
     Raises:
         UserError: An option is unknown or out of its range, `losses` names a term that the method does not offer or gives
@@ -152,11 +152,6 @@ class AnomalyMethod(LearnedState):
         if self._scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
-
-    def start_epoch(self, epoch: int) -> None:
-        """Called before each epoch of a training, with its number from 0."""
-        self.current_epoch = epoch
-        self.invalidate_caches()
 
     def has_learned_all(self) -> bool:
         """Whether the training may end with the epoch that has just passed."""
