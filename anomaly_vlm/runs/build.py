@@ -30,6 +30,8 @@ from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.devices import check_gpu, flush_denormals
 from anomaly_vlm.runs.instantiate import check_options, instantiate, own_function, plain, target_class
+from anomaly_vlm.runs.rewriting import rewrite_texts
+from anomaly_vlm.runs.same_run import config_key
 
 if TYPE_CHECKING:
     from anomaly_vlm.data.datamodule import AnomalyDataModule
@@ -97,16 +99,19 @@ def build(
     backbone: Any = create(cfg.backbone)
     if cfg.get("compile"):
         compile_blocks(backbone, cfg.compile)
+    note = rewrite_texts(cfg, backbone, data)
     method = build_method(cfg, backbone, **collaborators)
     data.preprocess = method.preprocess
     description = describe_data(data)
     facts = {
-        "method": method.display_name(cfg.name),
+        "method": method.display_name(cfg.name) + note,
         "backbone": backbone.describe(),
         "random_weights": backbone.is_random,
         "fingerprint": method.run_record["fingerprint"],
         "data": description.whole,
         "seed": cfg.seed,
+        "shots": cfg.shots,
+        "config": config_key(cfg),
         "image_size": method.preprocess.size if method.preprocess else None,
     }
     note_training_images(data, method, facts, with_train="train" in sides)
