@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm import __version__
+from anomaly_vlm.backbone import FrozenTower
 from anomaly_vlm.caching.folders import cache_folder
 from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data import AnomalyDataModule, Preprocess, Source
@@ -28,7 +29,7 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.metrics import AnomalyMetrics
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
-from anomaly_vlm.runs.instantiate import instantiate, own_function, plain, target_class
+from anomaly_vlm.runs.instantiate import instantiate, method_class, own_function, plain
 from anomaly_vlm.runs.trainer import check_gpu, check_keys, flush_denormals
 
 
@@ -72,7 +73,7 @@ def build(
     data = build_data(cfg, sides, test=test)
     data.remembered = remembered
     data.check()
-    backbone: Any = create(cfg.backbone)
+    backbone: Any = create(cfg.backbone, kind=FrozenTower)
     method = build_method(cfg, backbone, **collaborators)
     data.preprocess = method.preprocess
     description = describe_data(data)
@@ -124,7 +125,7 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
     Raises:
         UserError: A wrong option, or `shots` that the method has no use for.
     """
-    method_class: Any = target_class(cfg.method, trusted=cfg.trust)
+    chosen: Any = method_class(cfg.method, trusted=cfg.trust)
     metrics = partial(AnomalyMetrics, **metric_options(plain(cfg.metrics)))
     try:
         metrics()
@@ -137,7 +138,7 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         losses=build_terms(plain(cfg.loss), partial(own_function, trusted=cfg.trust)),
         optimizer=instantiate(cfg.optimizer, trusted=cfg.trust) if cfg.optimizer else None,
         scheduler=instantiate(cfg.scheduler, trusted=cfg.trust) if cfg.scheduler else None,
-        evaluation=method_class.evaluation_type(metrics),
+        evaluation=chosen.evaluation_type(metrics),
         **collaborators,
     )
     if method.reference_support == "required" and not cfg.shots:
@@ -169,7 +170,7 @@ def build_data(cfg: DictConfig, sides: tuple[str, ...], *, test: Source | None =
     create = partial(instantiate, trusted=cfg.trust)
     given = {} if test is None else {"test": test}
     sides = tuple(side for side in sides if side not in given and cfg.dataset.get(side) is not None)
-    sources: dict[str, Any] = {**{side: create(cfg.dataset[side]) for side in sides}, **given}
+    sources: dict[str, Any] = {**{side: create(cfg.dataset[side], kind=Source) for side in sides}, **given}
     augment = cfg.augment
     picks = ReferencePicks(sources.get("test"), num_shots=cfg.shots, seed=cfg.seed, shots_list=cfg.shots_list)
     return AnomalyDataModule(
