@@ -146,8 +146,8 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         check_method_options,
         sides_of,
     )
-    from anomaly_vlm.runs.tracking import check_logger
     from anomaly_vlm.runs.devices import check_gpu
+    from anomaly_vlm.runs.tracking import check_logger
     from anomaly_vlm.runs.trainer import check_keys
 
     data_seen: set[str] = set()

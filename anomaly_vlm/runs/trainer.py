@@ -132,8 +132,6 @@ def check_keys(cfg: DictConfig) -> None:
             raise unknown_choice("key of trainer", str(key), known)
 
 
-
-
 def quiet_lightning() -> None:
     """Silences Lightning's advice about workers, devices and services, which nobody asked for."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
