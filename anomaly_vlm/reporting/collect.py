@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import re
 import statistics
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.files import whole_file
+from anomaly_vlm.files import read_json, whole_file
 from anomaly_vlm.names import csv_cell, shown
 from anomaly_vlm.reporting.tables import SELECTION_NOTE, percent
 
@@ -67,12 +66,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It cannot be read, is no JSON, or has another form than a run writes.
     """
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"'{path}' is no record of a run (more than {LARGEST:,} bytes)")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is no record of a run ({str(error)[:100] or type(error).__name__})") from error
+    content = read_json(path, what="record of a run", largest=LARGEST)
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         raise UserError(f"'{path}' is no record of a run (it has no table of results)")
     for key, value in content["results"].items():
