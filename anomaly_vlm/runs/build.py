@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,7 +36,6 @@ from anomaly_vlm.runs.same_run import config_key
 
 if TYPE_CHECKING:
     from anomaly_vlm.data.datamodule import AnomalyDataModule
-    from anomaly_vlm.methods.base.lightning import LightningMethod
 
 
 @dataclass
@@ -54,13 +53,6 @@ class Run:
     data: AnomalyData
     method: AnomalyMethod
     facts: dict[str, Any]
-
-    @cached_property
-    def module(self) -> LightningMethod:
-        """The method as a Lightning trainer takes it."""
-        from anomaly_vlm.methods.base.lightning import LightningMethod
-
-        return LightningMethod(self.method)
 
     @property
     def datamodule(self) -> AnomalyDataModule:

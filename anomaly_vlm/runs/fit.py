@@ -82,7 +82,7 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
 
     tester = trainer if trainer.world_size > 1 else build_trainer(cfg)
     fit_test_images(run, tester.strategy.root_device)
-    tester.test(run.module, datamodule=run.datamodule, verbose=False)
+    tester.test(run.method, datamodule=run.datamodule, verbose=False)
     if not learns:
         tester.save_checkpoint(last, weights_only=False)  # the memory, for `predict`
     result = run.method.evaluation.result
@@ -105,7 +105,7 @@ def train(run: Run, trainer: L.Trainer, last: Path, state: Path | None) -> None:
         say(f"resuming from {state}")
         run.method.check_learned(read_tensors(state)["state_dict"], f"checkpoint '{state}'")
     trainer.fit(
-        run.module, datamodule=run.datamodule, ckpt_path=None if state is None else str(state), weights_only=True
+        run.method, datamodule=run.datamodule, ckpt_path=None if state is None else str(state), weights_only=True
     )
     calibrate(run, trainer)
     trainer.save_checkpoint(last, weights_only=False)
@@ -138,7 +138,7 @@ def _untrained(run: Run, folder: Path, *, resuming: bool) -> dict[str, float]:
     wanted = run.cfg.compare_untrained
     record = folder / "untrained.yaml"
     if (run.facts["random_weights"] if wanted is None else wanted) and not resuming:
-        build_trainer(run.cfg).test(run.module, datamodule=run.datamodule, verbose=False)
+        build_trainer(run.cfg).test(run.method, datamodule=run.datamodule, verbose=False)
         means = run.method.evaluation.result.means
         if is_first_process():
             write_text(record, OmegaConf.to_yaml(OmegaConf.create({"untrained": means})))
