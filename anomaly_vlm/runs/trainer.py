@@ -147,7 +147,8 @@ def fit_machine(cfg: DictConfig, *, processes: bool) -> None:
         cfg.trainer.pop("strategy", None)
 
 
-def _logger(node: DictConfig, cfg: DictConfig) -> Any:
+def check_logger(node: DictConfig) -> None:
+    """Raises a `UserError` where a logger lacks its package or its key."""
     if "wandb" in node._target_.lower():
         try:
             import wandb  # noqa: F401
@@ -159,6 +160,10 @@ def _logger(node: DictConfig, cfg: DictConfig) -> Any:
             os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
         ):
             raise UserError("logger=wandb online needs a key: run 'wandb login', or set logger.wandb.offline=true")
+
+
+def _logger(node: DictConfig, cfg: DictConfig) -> Any:
+    check_logger(node)
     return instantiate(node, trusted=cfg.trust)
 
 
