@@ -74,8 +74,8 @@ watch: $(VENV)/.run ## score images as they arrive: CKPT=FILE IMAGES=FOLDER
 export: $(VENV)/.run ## a checkpoint as an ONNX file: CKPT=FILE (needs EXTRAS=export once) [ARGS="category=WORD output=FILE.onnx"]
 	@$(CLI) export $(if $(CKPT),"ckpt=$$CKPT") $(if $(FORMAT),format=$(FORMAT)) $(ARGS)
 
-sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2"
-	@$(CLI) sweep $(OVERRIDES)
+sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2", or RESUME=outputs/sweeps/... to go on
+	@$(CLI) sweep $(if $(RESUME),"resume=$$RESUME" $(ARGS),$(OVERRIDES))
 
 report: $(VENV)/.run ## an HTML page about an evaluation or a prediction: RUN=FOLDER; without RUN one table of all runs below outputs/
 	@$(CLI) report $(if $(RUN),"run=$$RUN") $(ARGS)

@@ -21,15 +21,17 @@ from anomaly_vlm.data.class_aware import ClassAware
 from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.data.overlap import content_keys, shared_images
 from anomaly_vlm.data.references import ReferencePicks, Remembered, write_list
-from anomaly_vlm.errors import UserError
+from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.base.few_shot import FewShot
 from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.metrics import AnomalyMetrics
+from anomaly_vlm.options import check_arguments, option_names
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
-from anomaly_vlm.runs.instantiate import check_options, instantiate, own_function, plain, target_class
+from anomaly_vlm.runs.instantiate import instantiate, own_function, plain, target_class
+from anomaly_vlm.runs.same_run import config_key
 from anomaly_vlm.runs.trainer import check_gpu, check_keys, flush_denormals
 
 
@@ -67,9 +69,6 @@ def build(
     """
     flush_denormals()
     check_keys(cfg)
-    for name in ("optimizer", "scheduler"):
-        if cfg.get(name):
-            check_options(cfg[name], name, trusted=cfg.trust)
     check_gpu(cfg)
     create = partial(instantiate, trusted=cfg.trust)
     collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None}
@@ -89,6 +88,8 @@ def build(
         "fingerprint": method.run_record["fingerprint"],
         "data": description.whole,
         "seed": cfg.seed,
+        "shots": cfg.shots,
+        "config": config_key(cfg),
         "image_size": method.preprocess.size if method.preprocess else None,
     }
     note_training_images(data, method, facts, with_train="train" in sides)
@@ -170,6 +171,25 @@ def metric_options(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found = {group: {key: options[key] for key in keys if key in options} for group, keys in groups.items()}
     taken = {key for keys in groups.values() for key in keys}
     return {"pixel": {key: value for key, value in options.items() if key not in taken}, **found}
+
+
+def check_method_options(cfg: DictConfig) -> None:
+    """Raises a `UserError` for an option that the method does not have, or a value that it does not take.
+
+    Its constructor says the same, but only once the backbone is loaded.
+    """
+    method_class: Any = target_class(cfg.method, trusted=cfg.trust)
+    options = {key: value for key, value in plain(cfg.method).items() if not key.startswith("_")}
+    known = option_names(method_class)
+    if unknown := [name for name in options if name not in known]:
+        raise unknown_choice(f"option of {method_class.__name__}", unknown[0], known)
+    check_arguments(method_class.__init__, options, owner="method")
+
+
+def sides_of(cfg: DictConfig) -> tuple[str, ...]:
+    """The sides of the data that a training run reads."""
+    used = {"train": cfg.train_on == "dataset", "test": True, "val": cfg.dataset.val is not None}
+    return tuple(side for side, wanted in used.items() if wanted)
 
 
 def build_data(cfg: DictConfig, sides: tuple[str, ...], *, test: Source | None = None) -> AnomalyDataModule:

@@ -18,7 +18,7 @@ from anomaly_vlm.files import write_text
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.sheet import contact_sheet
-from anomaly_vlm.runs.build import Run, build, fit_references
+from anomaly_vlm.runs.build import Run, build, fit_references, sides_of
 from anomaly_vlm.runs.calibrate import calibrate
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
@@ -56,7 +56,7 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
     started, side = time.monotonic(), validated_side(cfg)
     learns, last = cfg.train_on != "nothing", folder / "checkpoints" / "last.ckpt"
     state = last_state(folder) if learns else None
-    run = build(cfg, sides=_sides(cfg))
+    run = build(cfg, sides=sides_of(cfg))
     run.data.selection_side = side
     if cfg.init:
         Checkpoint.read(cfg.init, trusted=cfg.trust).load_into(run.method)
@@ -117,11 +117,6 @@ def try_one_step(run: Run) -> None:
     run.method.configure_optimizers()  # where there is nothing to learn
     with torch.no_grad():
         run.method.losses(run.data.first_batch())
-
-
-def _sides(cfg: DictConfig) -> tuple[str, ...]:
-    used = {"train": cfg.train_on == "dataset", "test": True, "val": cfg.dataset.val is not None}
-    return tuple(side for side, wanted in used.items() if wanted)
 
 
 def _announce(run: Run, folder: Path) -> None:

@@ -15,16 +15,7 @@ TRAINER_KEYS = (
     "fast_dev_run", "overfit_batches", "limit_train_batches", "limit_val_batches", "limit_test_batches",
     "limit_predict_batches", "max_steps", "max_time", "min_epochs", "min_steps",
 )  # fmt: skip
-TRACKING: dict[str, Any] = {  # the node of the same name while nobody has filled it in; older configurations lack it
-    "name": None, "group": None, "job_type": None, "tags": [], "attach": False, "overrides": [],
-}  # fmt: skip
 SUBSET_KEYS = ("categories", "test_count")  # which part of a test set is used
-
-
-def unnamed(tracking: Any) -> dict[str, Any]:
-    """The node `tracking` of a training for a run of another command: its group and tags."""
-    stored = tracking if isinstance(tracking, dict) else {}
-    return {**TRACKING, **{key: stored[key] for key in ("group", "tags") if key in stored}}
 
 
 def drop_limits_of_training(cfg: DictConfig, overrides: Sequence[str], *, keep_categories: bool) -> None:
