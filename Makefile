@@ -16,7 +16,7 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
 export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS GOOD BAD RUN STUDY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate fit inspect predict watch export sweep report dashboard data descriptions nano nano-report cache test test-all test-faults lint format bench docs clean
+.PHONY: help setup train evaluate fit inspect predict watch serve export sweep report dashboard data descriptions nano nano-report cache test test-all test-faults lint format bench docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ predict: $(VENV)/.run ## scores, decisions, heat maps: IMAGES=FOLDER [CKPT=FILE]
 
 watch: $(VENV)/.run ## score images as they arrive: CKPT=FILE IMAGES=FOLDER
 	@$(CLI) watch $(if $(CKPT),"ckpt=$$CKPT") $(if $(IMAGES),"images=$$IMAGES") $(ARGS)
+
+serve: $(VENV)/.run ## judge images over HTTP on this machine: CKPT=FILE (needs EXTRAS=serve once) [ARGS="port=8000"]
+	@$(CLI) serve $(if $(CKPT),"ckpt=$$CKPT") $(ARGS)
 
 export: $(VENV)/.run ## a checkpoint as an ONNX file: CKPT=FILE (needs EXTRAS=export once) [ARGS="category=WORD output=FILE.onnx"]
 	@$(CLI) export $(if $(CKPT),"ckpt=$$CKPT") $(if $(FORMAT),format=$(FORMAT)) $(ARGS)

@@ -26,7 +26,8 @@ from anomaly_vlm.files import (
 )
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.names import csv_cell, shown, slug
-from anomaly_vlm.runs.saving import WholeCheckpoints, last_state
+from anomaly_vlm.runs.saving import last_state
+from anomaly_vlm.runs.trainer import WholeCheckpoints
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": ("anomaly_vlm.cli.inspect", "fit and predict in one go (good=FOLDER images=FOLDER)"),
     "predict": ("anomaly_vlm.cli.predict", "scores, decisions and heat maps of images (ckpt=FILE images=FOLDER)"),
     "watch": ("anomaly_vlm.cli.watch", "score images of a folder as they arrive (ckpt=FILE images=FOLDER)"),
+    "serve": ("anomaly_vlm.cli.serve", "judge images over HTTP, with a page to drop one on (ckpt=FILE)"),
     "export": ("anomaly_vlm.cli.export", "a checkpoint as an ONNX file that runs without this suite (ckpt=FILE)"),
     "sweep": ("anomaly_vlm.cli.sweep", "Hydra multirun of train, ending in one table"),
     "report": ("anomaly_vlm.cli.report", "one table of all runs below a folder"),

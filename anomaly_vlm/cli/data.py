@@ -36,16 +36,16 @@ def run(arguments: Sequence[str]) -> int:
     verify, wants_index = "--verify" in rest, "--meta-json" in rest
     overrides = _named([word for word in rest if word not in ("--verify", "--meta-json")])
     cfg = compose(overrides, config="data")
-    from anomaly_vlm.data import AnomalyDataModule
+    from anomaly_vlm.data import AnomalyData
     from anomaly_vlm.data.source import FileSource
     from anomaly_vlm.reporting.console import say
+    from anomaly_vlm.reporting.counting import counting
     from anomaly_vlm.reporting.describe import describe_data
     from anomaly_vlm.reporting.inspection import inspect
-    from anomaly_vlm.reporting.progress import counting
     from anomaly_vlm.runs.instantiate import instantiate
 
     source = instantiate(cfg.dataset.test, trusted=cfg.trust)
-    used = AnomalyDataModule(test=source)
+    used = AnomalyData(test=source)
     description = describe_data(used).sides["test"]
     samples = used.samples("test")
     published = {}

@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     from anomaly_vlm.nano.train import train_nano
     from anomaly_vlm.nano.train_convnext import train_convnext
     from anomaly_vlm.reporting.console import say
-    from anomaly_vlm.runs.trainer import flush_denormals
+    from anomaly_vlm.runs.devices import flush_denormals
 
     flush_denormals()
     if cfg.threads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class ReadError(UserError):
         super().__init__(message.rsplit(name, 1)[-1])
 
 
-def open_image(path: str, max_value: float | None = None) -> Image.Image:
+def open_image(path: str, max_value: float | None = None, *, content: bytes | None = None) -> Image.Image:
     """The first frame of an image file, decoded, in one of the modes 1, L, P, RGB, CMYK.
 
     EXIF rotation is applied, alpha dropped (the colours below it stay, as in the official codes).
@@ -33,11 +34,12 @@ def open_image(path: str, max_value: float | None = None) -> Image.Image:
     Args:
         path: The file.
         max_value: What white is in files of more than 8 bits, see `eight_bit`.
+        content: Of the file, where it was sent and does not lie at `path`, which is then its name for messages.
 
     Raises:
         ReadError: Missing, no image, truncated, or values out of range.
     """
-    return eight_bit(decode(path).image, path, max_value)
+    return eight_bit(decode(path, content).image, path, max_value)
 
 
 def open_labels(path: str) -> np.ndarray:
@@ -70,14 +72,14 @@ class Decoded:
     frames: int
 
 
-def decode(path: str) -> Decoded:
-    """Decodes the first frame of a file, in the mode of the file.
+def decode(path: str, content: bytes | None = None) -> Decoded:
+    """Decodes the first frame of a file, or of its `content`, in the mode of the file.
 
     Raises:
         ReadError: Missing, no image, or truncated.
     """
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as file:
             form, frames = str(file.format), getattr(file, "n_frames", 1)
             file.seek(0)
             file.load()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 LabelKind = Literal["mask", "image", "semantic", "none"]
+TENSORS = ("unencoded", "label", "mask", "index", "semantic")  # fields of a `Batch`
 VOID, UNKNOWN = 255, 254  # labels: pixels that do not count; unknown objects in semantic labels
 
 
@@ -154,6 +156,17 @@ class Batch:
     def size(self) -> tuple[int, int]:
         """Height and width of the input in pixels."""
         return self.unencoded.shape[-2], self.unencoded.shape[-1]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        moved: dict[str, Any] = {
+            name: value.to(device) for name in TENSORS if isinstance(value := getattr(self, name), Tensor)
+        }
+        tokens = self.tokens and [
+            None if entry is None else {name: value.to(device) for name, value in entry.items()}
+            for entry in self.tokens
+        ]
+        return replace(self, **moved, tokens=tokens)
 
     def __len__(self) -> int:
         return len(self.path)

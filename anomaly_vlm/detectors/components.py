@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from anomaly_vlm.detectors.base import MapDetector
@@ -39,6 +38,8 @@ class ComponentsDetector(MapDetector):
 
     def boxes(self, heat: Tensor) -> Detections:
         """Boxes around the components of a map [H, W], best first."""
+        from scipy import ndimage  # read where it is used, so that the package loads without
+
         values = heat.detach().float().cpu().numpy()
         low, high = values.min(), values.max()
         found: list[tuple[float, tuple[int, int, int, int]]] = []

@@ -6,15 +6,23 @@ AUPRO of all categories in one pass. `AUROC`, `AveragePrecision`, `F1Max`, `FPRA
 road anomaly segmentation. All are `torchmetrics.Metric`s; the same values come from plain functions of arrays in
 `anomaly_vlm.metrics.functional`. Decisions at a threshold, F1 at thresholds of normal images, calibration and bootstrap
 intervals are functions in `anomaly_vlm.metrics.decisions`.
+
+The names are loaded when they are first used: a prediction needs the thresholds, and not torchmetrics.
 """
 
-from anomaly_vlm.metrics.anomaly import AnomalyMetrics
-from anomaly_vlm.metrics.components import ComponentMetrics
-from anomaly_vlm.metrics.image import ImageMetrics
-from anomaly_vlm.metrics.pixel import PixelMetrics
-from anomaly_vlm.metrics.road import RoadMetrics
-from anomaly_vlm.metrics.single import AUPRO, AUROC, AveragePrecision, F1Max, FPRAtRecall
-from anomaly_vlm.metrics.whole_images import AUPIMO
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anomaly_vlm.metrics.anomaly import AnomalyMetrics
+    from anomaly_vlm.metrics.components import ComponentMetrics
+    from anomaly_vlm.metrics.image import ImageMetrics
+    from anomaly_vlm.metrics.pixel import PixelMetrics
+    from anomaly_vlm.metrics.road import RoadMetrics
+    from anomaly_vlm.metrics.single import AUPRO, AUROC, AveragePrecision, F1Max, FPRAtRecall
+    from anomaly_vlm.metrics.whole_images import AUPIMO
 
 __all__ = [
     "AUPIMO",
@@ -29,3 +37,27 @@ __all__ = [
     "PixelMetrics",
     "RoadMetrics",
 ]
+
+_HOMES = {
+    "AUPIMO": "whole_images",
+    "AUPRO": "single",
+    "AUROC": "single",
+    "AnomalyMetrics": "anomaly",
+    "AveragePrecision": "single",
+    "ComponentMetrics": "components",
+    "F1Max": "single",
+    "FPRAtRecall": "single",
+    "ImageMetrics": "image",
+    "PixelMetrics": "pixel",
+    "RoadMetrics": "road",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"anomaly_vlm.metrics.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'anomaly_vlm.metrics' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,12 +16,18 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from scipy.special import betaincinv
 
 Rule = Literal["false_alarms", "max_f1", "no_miss", "cost"]
 RULES: tuple[str, ...] = get_args(Rule)
 OK, NOT_OK = "OK", "NOT OK"
 SURE = 0.9  # of the interval of the false-alarm rate
+
+
+def beta_quantile(above: float, below: float, share: float) -> float:
+    """The value that a Beta distribution with these parameters stays below with the probability `share`."""
+    from scipy.special import betaincinv  # read where an interval is computed, as it takes its time
+
+    return float(betaincinv(above, below, share))
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,8 @@ class Proportion:
     def interval(self, sure: float = 0.95) -> tuple[float, float]:
         """The Clopper-Pearson interval of the share, which holds it with a probability of at least `sure`."""
         tail, missing = (1 - sure) / 2, self.total - self.count
-        low = 0.0 if not self.count else float(betaincinv(self.count, missing + 1, tail))
-        high = 1.0 if not missing else float(betaincinv(self.count + 1, missing, 1 - tail))
+        low = 0.0 if not self.count else beta_quantile(self.count, missing + 1, tail)
+        high = 1.0 if not missing else beta_quantile(self.count + 1, missing, 1 - tail)
         return low, high
 
     def __str__(self) -> str:
@@ -122,7 +128,7 @@ class Threshold:
         if not self.rank:
             raise ValueError(f"rule {self.rule} promises no rate of false alarms")
         above, tail = len(self.good_scores) + 1 - self.rank, (1 - sure) / 2
-        low, high = (float(betaincinv(above, self.rank, p)) for p in (tail, 1 - tail))
+        low, high = (beta_quantile(above, self.rank, p) for p in (tail, 1 - tail))
         return low, high
 
     @property

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.bench.trivial import MAPS, image_scores
-from anomaly_vlm.data import AnomalyDataModule, Preprocess
+from anomaly_vlm.data import AnomalyData, Preprocess
 from anomaly_vlm.data.limits import balanced
 from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.types import Sample
@@ -51,7 +51,7 @@ class Row:
 
 def pixels(backbone: ClipBackbone, source: Source) -> tuple[list[np.ndarray], np.ndarray, np.ndarray | None]:
     """The pictures of a set as the methods see them (uint8 [S, S, 3]), labels [N], masks uint8 [N, S, S] or None."""
-    data = AnomalyDataModule(test=source, cache_mb=0)
+    data = AnomalyData(test=source, cache_mb=0)
     data.preprocess = Preprocess(size=backbone.image_size, mean=backbone.mean, std=backbone.std)
     dataset = data.dataset("test")
     pictures = [dataset.picture(i) for i in range(len(dataset))]

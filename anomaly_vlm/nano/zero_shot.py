@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from anomaly_vlm.backbone import ClipBackbone
-from anomaly_vlm.data import AnomalyDataModule, Preprocess
+from anomaly_vlm.data import AnomalyData, Preprocess
 from anomaly_vlm.data.source import Source
 from anomaly_vlm.methods.shared.maps import upsample
 from anomaly_vlm.nano.model import TEMPERATURE
@@ -69,7 +69,7 @@ def score_set(
     backbone: ClipBackbone, source: Source, *, side: str = "test", size: int | None = None, batch: int = 16
 ) -> Scored:
     """Every picture of a side, with the pixels that the suite's methods see."""
-    data = AnomalyDataModule(test=source, eval_batch_size=batch, cache_mb=0)
+    data = AnomalyData(test=source, eval_batch_size=batch, cache_mb=0)
     data.preprocess = Preprocess(size=size or backbone.image_size, mean=backbone.mean, std=backbone.std)
     data._samples["test"] = source.samples(side)
     axes: dict[str, Tensor] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 
 from anomaly_vlm.names import shown
@@ -13,18 +14,18 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def is_first_process() -> bool:
-    """Whether this is the only process, or the first of a distributed run."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    """Whether this is the only process, or the first of a distributed run, as Lightning says once it is imported."""
+    return int(getattr(rank_zero_only, "rank", os.environ.get("LOCAL_RANK", 0))) == 0
 
 
-@rank_zero_only
 def say(line: str) -> None:
     """One line to the person at the terminal, from the first process only; control characters appear as escapes."""
-    console.print(shown(line), markup=False)
+    if is_first_process():
+        console.print(shown(line), markup=False)
 
 
-@rank_zero_only
 def show(renderable: Any) -> None:
     """A rich table, from the first process only. Piped output gets a width that no table of this suite exceeds."""
-    wide = console if console.is_terminal else Console(highlight=False, width=160)
-    wide.print(renderable)
+    if is_first_process():
+        wide = console if console.is_terminal else Console(highlight=False, width=160)
+        wide.print(renderable)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from anomaly_vlm.data import AnomalyDataModule
+from anomaly_vlm.data import AnomalyData
 
 VERBS = {"train": "trained on", "val": "validated on", "test": "tested on"}
 
@@ -29,7 +29,7 @@ class DataDescription:
         return ", ".join(self.sides.values())
 
 
-def describe_data(data: AnomalyDataModule, *, evaluated: int | None = None) -> DataDescription:
+def describe_data(data: AnomalyData, *, evaluated: int | None = None) -> DataDescription:
     """Describes the sides that a data module has.
 
     Args:
@@ -53,7 +53,7 @@ def describe_data(data: AnomalyDataModule, *, evaluated: int | None = None) -> D
     return DataDescription(sides, train, references)
 
 
-def _side(data: AnomalyDataModule, side: str, evaluated: int | None = None) -> str:
+def _side(data: AnomalyData, side: str, evaluated: int | None = None) -> str:
     """`tested on procedural (600 images)`; of a limited side `50 of 1,200 images`."""
     count, source = len(data.samples(side)) if evaluated is None else evaluated, data.sources[side]
     total = data.total(side)

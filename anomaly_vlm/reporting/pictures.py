@@ -143,29 +143,64 @@ def save_panel(
             out.
         contour: Map value at which the overlay has a line; None for none.
     """
-    size = tile_size(image.shape[1], image.shape[0])
-    low, high = scale
-    values = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
-    unit = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
-    colours, shown_image = colour_map(unit), _tile(image, size)
-    overlay = laid_over(np.asarray(shown_image), colours, None if blend == "blend" else unit)
-    if mask is not None and (mask == 1).any():
-        large = Image.fromarray((mask == 1).astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
-        overlay[outline(np.asarray(large) > 0)] = OUTLINE
-    if contour is not None:
-        overlay[outline(values > contour)] = CONTOUR
+    size, (low, high) = tile_size(image.shape[1], image.shape[0]), scale
+    shown_image, colours = _tile(image, size), Image.fromarray(colour_map(_unit(_resized(heat, size), scale)))
+    overlay = overlay_picture(image, heat, size, scale=scale, blend=blend, contour=contour, mask=mask)
     named = "input" if boxes is None else f"input, {len(boxes)} box{'es' * (len(boxes) != 1)}"
     tiles = [(named, with_boxes(shown_image, boxes, heat.shape))]
     if mask is not None:
         truth = np.where((mask == 1)[..., None], 255, np.where((mask == 255)[..., None], 90, 0)).astype(np.uint8)
         tiles.append(("truth", _tile(np.broadcast_to(truth, (*mask.shape, 3)), size)))
     tiles += [
-        (f"overlay, score {score:.3f}", Image.fromarray(overlay)),
-        (f"map, {low:.3g} to {high:.3g}", with_boxes(Image.fromarray(colours), boxes, heat.shape)),
+        (f"overlay, score {score:.3f}", overlay),
+        (f"map, {low:.3g} to {high:.3g}", with_boxes(colours, boxes, heat.shape)),
     ]
     path.parent.mkdir(exist_ok=True)  # not the folders above: where these have vanished, that is said
     with whole_bytes(path, durable=False) as file:
         _in_a_row(tiles, size, shown(title)).save(file, "PNG", compress_level=1)
+
+
+def overlay_picture(
+    image: np.ndarray,
+    heat: np.ndarray,
+    size: tuple[int, int],
+    *,
+    scale: tuple[float, float],
+    blend: Literal["blend", "heat"] = "blend",
+    contour: float | None = None,
+    mask: np.ndarray | None = None,
+) -> Image.Image:
+    """The map laid over its image, with a line at `contour` and around the truth.
+
+    Args:
+        image: uint8 [H, W, 3].
+        heat: See `save_panel`, as for the following.
+        size: Width and height of the picture.
+        scale: Map values drawn darkest blue and darkest red.
+        blend: How the map is laid over the image.
+        contour: Map value at which there is a line; None for none.
+        mask: [h, w] of 0 / 1 / 255, or None.
+    """
+    values = _resized(heat, size)
+    unit = _unit(values, scale)
+    overlay = laid_over(np.asarray(_tile(image, size)), colour_map(unit), None if blend == "blend" else unit)
+    if mask is not None and (mask == 1).any():
+        large = Image.fromarray((mask == 1).astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
+        overlay[outline(np.asarray(large) > 0)] = OUTLINE
+    if contour is not None:
+        overlay[outline(values > contour)] = CONTOUR
+    return Image.fromarray(overlay)
+
+
+def _resized(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+
+
+def _unit(values: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
+    """Values on a scale as numbers from 0 to 1."""
+    low, high = scale
+    unit: np.ndarray = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
+    return unit
 
 
 def _in_a_row(tiles: Sequence[tuple[str, Image.Image]], size: tuple[int, int], title: str) -> Image.Image:

@@ -1,15 +1,12 @@
-"""Progress: a rich bar on a terminal, a line every few percent elsewhere (a piped rich bar is silent until the end)."""
+"""Progress of a Lightning trainer: a rich bar on a terminal, a line every few percent elsewhere (a piped bar is silent)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
-from rich.progress import Progress
 
 from anomaly_vlm.reporting.console import console, say
 
@@ -21,14 +18,6 @@ def progress_bar(kind: str) -> ProgressBar | None:
     if kind == "none":
         return None
     return RichProgressBar() if kind == "rich" else LogProgress()
-
-
-@contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for a loop of our own, on a terminal only; the block tells it how many are done, and of how many."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class LogProgress(ProgressBar):
@@ -103,14 +92,6 @@ class LogProgress(ProgressBar):
     ) -> None:
         """Shows the batch of a validation."""
         self._step("validating", _index(args, kwargs) + 1, _total(trainer.num_val_batches))
-
-    def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the line of a prediction."""
-        self._start()
-
-    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Shows the batch of a prediction."""
-        self._step("predicting", _index(args, kwargs) + 1, _total(trainer.num_predict_batches))
 
 
 def _index(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

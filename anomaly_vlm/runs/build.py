@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +15,7 @@ from anomaly_vlm import __version__
 from anomaly_vlm.backbone.compiled import compile_blocks
 from anomaly_vlm.caching.folders import cache_folder
 from anomaly_vlm.caching.tokens import TokenCache
-from anomaly_vlm.data import AnomalyDataModule, Preprocess, Source
+from anomaly_vlm.data import AnomalyData, Preprocess, Source
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.class_aware import ClassAware
 from anomaly_vlm.data.crops import RandomCrop
@@ -26,13 +26,16 @@ from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.base.few_shot import FewShot
 from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.method import AnomalyMethod
-from anomaly_vlm.metrics import AnomalyMetrics
 from anomaly_vlm.options import check_arguments, option_names
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
+from anomaly_vlm.runs.devices import check_gpu, flush_denormals
 from anomaly_vlm.runs.instantiate import instantiate, own_function, plain, target_class
 from anomaly_vlm.runs.same_run import config_key
-from anomaly_vlm.runs.trainer import check_gpu, check_keys, flush_denormals
+
+if TYPE_CHECKING:
+    from anomaly_vlm.data.datamodule import AnomalyDataModule
+    from anomaly_vlm.methods.base.lightning import LightningMethod
 
 
 @dataclass
@@ -47,9 +50,21 @@ class Run:
     """
 
     cfg: DictConfig
-    data: AnomalyDataModule
+    data: AnomalyData
     method: AnomalyMethod
     facts: dict[str, Any]
+
+    @cached_property
+    def module(self) -> LightningMethod:
+        """The method as a Lightning trainer takes it."""
+        from anomaly_vlm.methods.base.lightning import LightningMethod
+
+        return LightningMethod(self.method)
+
+    @property
+    def datamodule(self) -> AnomalyDataModule:
+        """The data as a Lightning trainer takes them."""
+        return cast("AnomalyDataModule", self.data)
 
 
 def build(
@@ -58,6 +73,7 @@ def build(
     sides: tuple[str, ...],
     test: Source | None = None,
     remembered: Remembered | None = None,
+    with_trainer: bool = True,
 ) -> Run:
     """Builds data first, as what they need is checked before any weights are read, then backbone and method.
 
@@ -66,13 +82,15 @@ def build(
         sides: Of `train`, `val`, `test` those that the command needs.
         test: A test set of the caller's own; None for that of the configuration.
         remembered: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
+        with_trainer: Whether a Lightning trainer will run it, and not `runs.scoring` alone, which needs no Lightning.
     """
     flush_denormals()
-    check_keys(cfg)
     check_gpu(cfg)
+    if with_trainer:
+        check_for_trainer(cfg)
     create = partial(instantiate, trusted=cfg.trust)
     collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None}
-    data = build_data(cfg, sides, test=test)
+    data = build_data(cfg, sides, test=test, with_trainer=with_trainer)
     data.remembered = remembered
     data.check()
     backbone: Any = create(cfg.backbone)
@@ -99,9 +117,25 @@ def build(
     return Run(cfg, data, method, facts)
 
 
-def note_training_images(
-    data: AnomalyDataModule, method: AnomalyMethod, facts: dict[str, Any], *, with_train: bool
-) -> None:
+def check_for_trainer(cfg: DictConfig) -> None:
+    """Raises a `UserError` for a wrong key of the trainer or a wrong option of the metrics."""
+    from anomaly_vlm.runs.trainer import check_keys
+
+    check_keys(cfg)
+    try:
+        make_metrics(cfg)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"metrics: {error}") from error
+
+
+def make_metrics(cfg: DictConfig) -> Any:
+    """New metrics of a pass, as the configuration says; imported only where something is evaluated."""
+    from anomaly_vlm.metrics import AnomalyMetrics
+
+    return AnomalyMetrics(**metric_options(plain(cfg.metrics)))
+
+
+def note_training_images(data: AnomalyData, method: AnomalyMethod, facts: dict[str, Any], *, with_train: bool) -> None:
     """Records which images are learned from, for later evaluations, and says where the test set has some of them."""
     if with_train and data.train_on == "dataset":
         keys = content_keys(data.samples("train"))
@@ -109,7 +143,7 @@ def note_training_images(
         say_shared_images(data, keys, facts)
 
 
-def say_shared_images(data: AnomalyDataModule, keys: Sequence[int], facts: dict[str, Any]) -> None:
+def say_shared_images(data: AnomalyData, keys: Sequence[int], facts: dict[str, Any]) -> None:
     """Says and records how many test images are among those that were trained on."""
     shared = shared_images(data.samples("test"), keys)
     if shared:
@@ -132,11 +166,6 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         UserError: A wrong option, or `shots` that the method has no use for.
     """
     method_class: Any = target_class(cfg.method, trusted=cfg.trust)
-    metrics = partial(AnomalyMetrics, **metric_options(plain(cfg.metrics)))
-    try:
-        metrics()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"metrics: {error}") from error
     method: AnomalyMethod = instantiate(
         cfg.method,
         trusted=cfg.trust,
@@ -145,7 +174,7 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         optimizer=instantiate(cfg.optimizer, trusted=cfg.trust) if cfg.optimizer else None,
         scheduler=instantiate(cfg.scheduler, trusted=cfg.trust) if cfg.scheduler else None,
         evaluation=method_class.evaluation_type(
-            metrics, curves=bool(OmegaConf.select(cfg, "pictures.curves", default=True))
+            partial(make_metrics, cfg), curves=bool(OmegaConf.select(cfg, "pictures.curves", default=True))
         ),
         **collaborators,
     )
@@ -192,15 +221,17 @@ def sides_of(cfg: DictConfig) -> tuple[str, ...]:
     return tuple(side for side, wanted in used.items() if wanted)
 
 
-def build_data(cfg: DictConfig, sides: tuple[str, ...], *, test: Source | None = None) -> AnomalyDataModule:
-    """The data module of the sides that a command needs; `test` takes the place of the configuration's."""
+def build_data(
+    cfg: DictConfig, sides: tuple[str, ...], *, test: Source | None = None, with_trainer: bool = True
+) -> AnomalyData:
+    """The data of the sides that a command needs; `test` takes the place of the configuration's."""
     create = partial(instantiate, trusted=cfg.trust)
     given = {} if test is None else {"test": test}
     sides = tuple(side for side in sides if side not in given and cfg.dataset.get(side) is not None)
     sources: dict[str, Any] = {**{side: create(cfg.dataset[side]) for side in sides}, **given}
     augment = cfg.augment
     picks = ReferencePicks(sources.get("test"), num_shots=cfg.shots, seed=cfg.seed, shots_list=cfg.shots_list)
-    return AnomalyDataModule(
+    return (_data_module() if with_trainer else AnomalyData)(
         **sources,
         batch_size=cfg.batch_size,
         eval_batch_size=cfg.eval_batch_size,
@@ -231,7 +262,7 @@ def fit_references(run: Run, folder: Path) -> None:
     method.fit_references(run.data.references())
 
 
-def attach_cache(cfg: DictConfig, data: AnomalyDataModule, method: AnomalyMethod) -> None:
+def attach_cache(cfg: DictConfig, data: AnomalyData, method: AnomalyMethod) -> None:
     """Gives a method whose image tower is frozen its token cache, and lets the data module serve from the same one.
 
     Augmented images have no key, so that they pass it by.
@@ -267,3 +298,9 @@ def _pixels(cfg: DictConfig) -> dict[str, Any]:
     if frame is not None and (not isinstance(frame, list) or len(frame) != 2):
         raise UserError(f"pixels.frame is {frame}: give [height, width] in pixels, or null")
     return {**options, "frame": None if frame is None else tuple(frame)}
+
+
+def _data_module() -> type[AnomalyData]:
+    from anomaly_vlm.data.datamodule import AnomalyDataModule
+
+    return AnomalyDataModule

@@ -84,7 +84,7 @@ def from_checkpoint(stored: DictConfig, overrides: Sequence[str], command: str, 
         command: Names the output folder.
         has_memory: Whether the checkpoint holds its reference images, so that no list of them is read.
     """
-    from anomaly_vlm.runs.trainer import fit_machine
+    from anomaly_vlm.runs.devices import fit_machine
 
     cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "loss"))
     if has_memory:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 from anomaly_vlm.data.transforms import read_sample
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.detectors import Detector, Picture
 from anomaly_vlm.methods.base.detections import UsesDetections
 from anomaly_vlm.methods.base.method import AnomalyMethod
-from anomaly_vlm.reporting.console import console, is_first_process, say
+from anomaly_vlm.reporting.console import say
+from anomaly_vlm.reporting.counting import counted
 from anomaly_vlm.runs.build import Run
 
-T = TypeVar("T")
 CHUNK = 16  # images that the detector gets at a time
-SECONDS = 5.0  # between lines of progress
 
 
 def precompute_detections(run: Run, *sides: str) -> None:
@@ -53,26 +51,3 @@ def detect(method: AnomalyMethod, samples: Iterable[Sample]) -> None:
 
 def _reader(sample: Sample) -> Any:
     return lambda: read_sample(sample)[0]
-
-
-def counted(chunks: Sequence[Sequence[T]], total: int, *, what: str = "detecting") -> Iterator[Sequence[T]]:
-    """The chunks, with a bar on a terminal and a line now and then elsewhere."""
-    if console.is_terminal and is_first_process():
-        from rich.progress import Progress
-
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            for chunk in chunks:
-                yield chunk
-                bar.advance(task, len(chunk))
-        return
-    started = last = time.monotonic()
-    done = 0
-    for chunk in chunks:
-        yield chunk
-        done += len(chunk)
-        now = time.monotonic()
-        if now - last >= SECONDS and done < total:
-            left = int((now - started) / done * (total - done))
-            say(f"{what} {done}/{total}  {left // 60}:{left % 60:02d} left")
-            last = now

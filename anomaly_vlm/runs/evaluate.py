@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
 
 from anomaly_vlm.errors import UserError
@@ -14,6 +13,7 @@ from anomaly_vlm.runs.build import build, fit_references, say_shared_images
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.detect import precompute_detections
+from anomaly_vlm.runs.devices import seed_everything
 from anomaly_vlm.runs.outcome import RunResult, logged, write_outcome
 from anomaly_vlm.runs.tracking import Tracking, tracked
 from anomaly_vlm.runs.trainer import build_trainer
@@ -33,7 +33,7 @@ def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None
     """
     if (folder / "checkpoints").is_dir():
         raise UserError(f"'{folder}' is the folder of a training: give the evaluation another output_dir")
-    seed_everything(cfg.seed, verbose=False)
+    seed_everything(cfg.seed)
     with tracked(cfg, folder, "evaluate", training=None if checkpoint is None else checkpoint.run_folder) as tracking:
         return _evaluate(cfg, folder, checkpoint, tracking)
 
@@ -58,8 +58,8 @@ def _evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None, trac
     precompute_detections(run, "test")
     tracking.start(run, folder, "evaluate")
     trainer = build_trainer(cfg)
-    fit_test_images(run, trainer)
-    trainer.test(run.method, datamodule=run.data, verbose=False)
+    fit_test_images(run, trainer.strategy.root_device)
+    trainer.test(run.module, datamodule=run.datamodule, verbose=False)
     write_config(cfg, folder)
     facts = {} if checkpoint is None else {"checkpoint": checkpoint.spec}
     outcome = write_outcome(run, run.method.evaluation.result, folder, facts)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,6 +22,7 @@ from anomaly_vlm.runs.calibrate import calibrate
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.detect import precompute_detections
+from anomaly_vlm.runs.devices import seed_everything
 from anomaly_vlm.runs.outcome import RunResult, logged, write_outcome
 from anomaly_vlm.runs.same_run import check_same_run
 from anomaly_vlm.runs.saving import last_state
@@ -46,7 +46,7 @@ def fit(cfg: DictConfig, folder: Path, *, resume: bool = False) -> RunResult:
     """
     if not resume:
         check_same_run(cfg, folder)
-    seed_everything(cfg.seed, verbose=False)
+    seed_everything(cfg.seed)
     with tracked(cfg, folder, "train") as tracking:
         return _fit(cfg, folder, tracking)
 
@@ -81,8 +81,8 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
     chosen = _choose(run, folder) if learns else last
 
     tester = trainer if trainer.world_size > 1 else build_trainer(cfg)
-    fit_test_images(run, tester)
-    tester.test(run.method, datamodule=run.data, verbose=False)
+    fit_test_images(run, tester.strategy.root_device)
+    tester.test(run.module, datamodule=run.datamodule, verbose=False)
     if not learns:
         tester.save_checkpoint(last, weights_only=False)  # the memory, for `predict`
     result = run.method.evaluation.result
@@ -104,7 +104,9 @@ def train(run: Run, trainer: L.Trainer, last: Path, state: Path | None) -> None:
     if state is not None:
         say(f"resuming from {state}")
         run.method.check_learned(read_tensors(state)["state_dict"], f"checkpoint '{state}'")
-    trainer.fit(run.method, datamodule=run.data, ckpt_path=None if state is None else str(state), weights_only=True)
+    trainer.fit(
+        run.module, datamodule=run.datamodule, ckpt_path=None if state is None else str(state), weights_only=True
+    )
     calibrate(run, trainer)
     trainer.save_checkpoint(last, weights_only=False)
 
@@ -136,7 +138,7 @@ def _untrained(run: Run, folder: Path, *, resuming: bool) -> dict[str, float]:
     wanted = run.cfg.compare_untrained
     record = folder / "untrained.yaml"
     if (run.facts["random_weights"] if wanted is None else wanted) and not resuming:
-        build_trainer(run.cfg).test(run.method, datamodule=run.data, verbose=False)
+        build_trainer(run.cfg).test(run.module, datamodule=run.datamodule, verbose=False)
         means = run.method.evaluation.result.means
         if is_first_process():
             write_text(record, OmegaConf.to_yaml(OmegaConf.create({"untrained": means})))

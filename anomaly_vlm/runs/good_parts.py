@@ -13,12 +13,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import lightning as L
 import torch
-from lightning.pytorch import seed_everything
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
@@ -39,16 +36,20 @@ from anomaly_vlm.metrics.thresholds import (
 from anomaly_vlm.names import csv_cell
 from anomaly_vlm.options import PositiveFloat, Range, check_arguments
 from anomaly_vlm.reporting.console import say
+from anomaly_vlm.reporting.counting import counted
 from anomaly_vlm.reporting.trackers import Logged
 from anomaly_vlm.runs.build import Run, build, fit_references
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
-from anomaly_vlm.runs.detect import counted, detect
-from anomaly_vlm.runs.fit import savers, train, try_one_step
+from anomaly_vlm.runs.detect import detect
+from anomaly_vlm.runs.devices import device_of, seed_everything
 from anomaly_vlm.runs.instantiate import target_class
 from anomaly_vlm.runs.saving import save_method
+from anomaly_vlm.runs.scoring import predictions
 from anomaly_vlm.runs.tracking import tracked
-from anomaly_vlm.runs.trainer import build_trainer
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 log = logging.getLogger("anomaly_vlm")
 FOLDS = 20  # of leaving out: of up to 20 parts each is left out alone
@@ -123,7 +124,7 @@ def fit_good_parts(
     """
     if options.rule != "false_alarms" and bad is None:
         raise UserError(f"rule={options.rule} needs defective parts too: add bad=FOLDER, or use rule=false_alarms")
-    seed_everything(cfg.seed, verbose=False)
+    seed_everything(cfg.seed)
     with tracked(cfg, folder, "fit") as tracking:
         run = _built(cfg, good, checkpoint, typed_shots)
         tracking.start(run, folder, "fit")
@@ -153,18 +154,15 @@ def _fitted(
     if cfg.train_on == "references" and learns:
         leave_out = []  # what is learned cannot be unlearned for one part
     _check_counts(run, len(memory), len(rest), len(leave_out))
-    quiet = cfg.copy()
-    quiet.callbacks.progress = "none"
-    trainer = build_trainer(quiet)
     if run.data.remembered is None:
         fit_references(run, folder)
     if training_loggers is not None:
         _train(run, folder, training_loggers)
-    scored = _left_out(run, trainer, leave_out)
+    scored = _left_out(run, leave_out)
     if scored and isinstance(run.method, FewShot):
         run.method.fit_references(run.data.references())
-    scored += score_samples(run, trainer, rest)
-    defective = [] if bad is None else score_samples(run, trainer, bad.samples("test"))
+    scored += score_samples(run, rest)
+    defective = [] if bad is None else score_samples(run, bad.samples("test"))
     threshold = choose_threshold(scored, defective, options, left_out=bool(leave_out), seed=cfg.seed)
     return _written(run, folder, parts[0], threshold, scored, defective), threshold
 
@@ -227,23 +225,23 @@ def choose_threshold(
     return threshold
 
 
-def score_samples(run: Run, trainer: L.Trainer, samples: Sequence[Sample]) -> list[Scored]:
+def score_samples(run: Run, samples: Sequence[Sample]) -> list[Scored]:
     """Scores images with the method as it is, as `predict` does."""
     if not samples:
         return []
     detect(run.method, samples)
     dataset = run.data.dataset_of(samples)
     loader: Any = DataLoader(dataset, batch_size=run.cfg.eval_batch_size, collate_fn=collate)
-    predictions: Any = trainer.predict(run.method, dataloaders=loader)
-    scores = torch.cat([one.score.cpu() for one in predictions]).tolist()
-    maps = [image.flatten().cpu() for one in predictions for image in one.map]
+    found = [prediction for _, prediction in predictions(run.cfg, run.method, loader)]
+    scores = torch.cat([one.score.cpu() for one in found]).tolist()
+    maps = [image.flatten().cpu() for one in found for image in one.map]
     return [
         Scored(sample.path, score, float(heat.max()), float(heat.kthvalue(max(1, round(0.99 * len(heat)))).values))
         for sample, score, heat in zip(samples, scores, maps, strict=True)
     ]
 
 
-def _left_out(run: Run, trainer: L.Trainer, samples: Sequence[Sample]) -> list[Scored]:
+def _left_out(run: Run, samples: Sequence[Sample]) -> list[Scored]:
     """Scores parts, each with a memory of the others; of more than `FOLDS` parts some are left out together."""
     if not samples or not isinstance(run.method, FewShot):
         return []
@@ -254,7 +252,7 @@ def _left_out(run: Run, trainer: L.Trainer, samples: Sequence[Sample]) -> list[S
         without = {sample.path for sample in fold}
         others = [sample for sample in samples if sample.path not in without]
         run.method.fit_references(run.data.references_of(others))
-        found.update({one.path: one for one in score_samples(run, trainer, fold)})
+        found.update({one.path: one for one in score_samples(run, fold)})
     return [found[sample.path] for sample in samples]
 
 
@@ -268,7 +266,9 @@ def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typ
         count = len(good.samples("test"))
         cfg.shots = max(1, count // 2) if cfg.train_on == "references" else count
     sides = ("train", "test") if checkpoint is None and cfg.train_on == "dataset" else ("test",)
-    run = build(cfg, sides=sides, test=good, remembered=remembered)
+    trains = checkpoint is None and cfg.train_on != "nothing"
+    run = build(cfg, sides=sides, test=good, remembered=remembered, with_trainer=trains)
+    run.method.to(device_of(cfg))
     if run.method.is_transductive:
         raise UserError(
             f"{run.facts['method']} scores images by comparing them with each other, so that no threshold holds for the"
@@ -297,6 +297,9 @@ def _check_counts(run: Run, memory: int, rest: int, left_out: int) -> None:
 
 
 def _train(run: Run, folder: Path, loggers: Sequence[Logger]) -> None:
+    from anomaly_vlm.runs.fit import savers, train, try_one_step  # Lightning is read only where something is trained
+    from anomaly_vlm.runs.trainer import build_trainer
+
     last = folder / "checkpoints" / "last.ckpt"
     trainer = build_trainer(
         run.cfg, callbacks=savers(run.cfg, folder, choosing=False), loggers=loggers, fitting=True, last=last

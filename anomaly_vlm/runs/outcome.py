@@ -9,14 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from anomaly_vlm.data import Batch, collate
 from anomaly_vlm.files import whole_file
 from anomaly_vlm.methods.base.evaluation import EvaluationResult
 from anomaly_vlm.methods.base.method import AnomalyMethod
-from anomaly_vlm.methods.base.prediction import ImageRow, Prediction
+from anomaly_vlm.methods.base.prediction import ImageRow, Prediction, boxes_of
 from anomaly_vlm.metrics.thresholds import Threshold
 from anomaly_vlm.names import csv_cell, slug
 from anomaly_vlm.reporting.console import is_first_process, say, show
@@ -265,13 +264,8 @@ def common_scale(maps: Sequence[torch.Tensor], *, tail: float = 0.01) -> tuple[f
 
 def predict_one(method: AnomalyMethod, batch: Batch) -> tuple[Batch, Prediction]:
     """The prediction of a batch, computed on the method's device and handed back on the CPU."""
-    moved = method.transfer_batch_to_device(batch, method.device, 0)
+    moved = batch.to(method.device)
     method.eval()
     with torch.inference_mode():
         prediction = method.predict(moved).checked(moved)
     return batch, prediction._replace(score=prediction.score.cpu(), map=prediction.map.cpu())
-
-
-def boxes_of(prediction: Prediction, row: int) -> np.ndarray | None:
-    """The boxes `[n, 4]` of an image of a prediction; None where boxes had no part in it."""
-    return prediction.boxes[row].cpu().numpy() if prediction.boxes else None

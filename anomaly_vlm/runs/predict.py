@@ -16,12 +16,14 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import whole_file, write_text
 from anomaly_vlm.names import csv_cell
 from anomaly_vlm.reporting.console import say
+from anomaly_vlm.reporting.counting import counted
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.build import build
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.detect import precompute_detections
+from anomaly_vlm.runs.devices import device_of
+from anomaly_vlm.runs.scoring import predictions
 from anomaly_vlm.runs.tracking import Tracking, tracked
-from anomaly_vlm.runs.trainer import build_trainer
 from anomaly_vlm.runs.transductive import fit_test_images
 from anomaly_vlm.runs.writer import Pictures, PredictionWriter
 
@@ -73,7 +75,8 @@ def _predict(
     write_unreadable(folder / "unreadable.csv", unreadable, named=bool(files))  # where none can be, the error names one
     if not files:
         raise UserError(f"none of the {len(named)} images can be read: {unreadable[0][1]}")
-    run = build(cfg, sides=("test",), test=source_of(root, files, category, max_value=max_value))
+    source = source_of(root, files, category, max_value=max_value)
+    run = build(cfg, sides=("test",), test=source, with_trainer=False)
     if checkpoint is not None:
         checkpoint.load_into(run.method)
     elif run.method.learnable():
@@ -90,11 +93,14 @@ def _predict(
     tracking.start(run, folder, "predict")
     precompute_detections(run, "test")
     writer = PredictionWriter(run, folder, root, pictures)
-    trainer = build_trainer(cfg, callbacks=[writer])
-    fit_test_images(run, trainer)
+    fit_test_images(run, device_of(cfg))
     ready = time.monotonic()
     with writer.background:
-        trainer.predict(run.method, datamodule=run.data, return_predictions=False)
+        batches = predictions(cfg, run.method, run.data.predict_dataloader())
+        for batch, prediction in counted(
+            batches, len(files), what="predicting", size=lambda pair: len(pair[0]), kind=cfg.callbacks.progress
+        ):
+            writer.write(batch, prediction)
         writer.finish()
     seconds = time.monotonic() - ready
     tracking.finish(writer.logged(f"predict/{folder.name}" if tracking.attached else "predict"))

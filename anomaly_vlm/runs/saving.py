@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins import TorchCheckpointIO
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import keep_previous, sealed, whole_bytes
@@ -18,35 +17,26 @@ from anomaly_vlm.reporting.console import is_first_process, say
 FOLDER, LAST, PREVIOUS, DAMAGED = "checkpoints", "last.ckpt", "previous.ckpt", "damaged.ckpt"
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoints, written beside their place, sealed with a digest, and moved to their place in one step.
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint beside its place, sealed with a digest, and moves it to its place in one step.
 
-    Lightning's own writer goes through the system's folder for temporary files: where that is another file system, a kill
-    leaves half a file. The state before `last.ckpt` stays as `previous.ckpt`.
+    The state before `last.ckpt` stays as `previous.ckpt`.
     """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Writes a checkpoint whole; `storage_options` is Lightning's and not used."""
-        target = Path(path)
-        target.parent.mkdir(exist_ok=True)
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        with whole_bytes(target) as file:
-            file.write(sealed(buffer.getvalue()))
-            if target.name == LAST:
-                file.flush()
-                keep_previous(target, target.with_name(PREVIOUS))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a checkpoint of tensors and plain containers, whatever `weights_only` says."""
-        return read_tensors(Path(path))
+    path.parent.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    with whole_bytes(path) as file:
+        file.write(sealed(buffer.getvalue()))
+        if path.name == LAST:
+            file.flush()
+            keep_previous(path, path.with_name(PREVIOUS))
 
 
 def save_method(method: AnomalyMethod, path: Path) -> None:
     """Writes what a method has learned and what its run says of itself, outside a training."""
     checkpoint: dict[str, Any] = {"state_dict": method.state_dict()}
     method.on_save_checkpoint(checkpoint)
-    WholeCheckpoints().save_checkpoint(checkpoint, path)
+    write_checkpoint(checkpoint, path)
 
 
 def last_state(folder: Path) -> Path | None:

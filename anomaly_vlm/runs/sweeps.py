@@ -147,9 +147,10 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         check_method_options,
         sides_of,
     )
+    from anomaly_vlm.runs.devices import check_gpu
     from anomaly_vlm.runs.fit import validated_side
     from anomaly_vlm.runs.tracking import check_logger
-    from anomaly_vlm.runs.trainer import check_gpu, check_keys
+    from anomaly_vlm.runs.trainer import check_keys
 
     data_seen: set[str] = set()
     for job in jobs:

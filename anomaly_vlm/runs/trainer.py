@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, ListConfig
 
 from anomaly_vlm.errors import UserError, unknown_choice
-from anomaly_vlm.reporting.console import say
+from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.reporting.progress import progress_bar
+from anomaly_vlm.runs.devices import fit_precision
 from anomaly_vlm.runs.instantiate import check_options, instantiate
 from anomaly_vlm.runs.processes import watch
-from anomaly_vlm.runs.saving import WholeCheckpoints
+from anomaly_vlm.runs.saving import write_checkpoint
 from anomaly_vlm.runs.stop_point import StopPoint
 
 OWN_KEYS = {  # of Lightning's trainer, and where to say it instead
@@ -33,6 +33,22 @@ OWN_KEYS = {  # of Lightning's trainer, and where to say it instead
     "enable_progress_bar": "set callbacks.progress",
     "gradient_clip_val": "set gradient_clip",
 }
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's checkpoints, written by `write_checkpoint`.
+
+    Lightning's own writer goes through the system's folder for temporary files: where that is another file system, a kill
+    leaves half a file.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Writes a checkpoint whole; `storage_options` is Lightning's and not used."""
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads a checkpoint of tensors and plain containers, whatever `weights_only` says."""
+        return read_tensors(Path(path))
 
 
 def build_trainer(
@@ -65,7 +81,7 @@ def build_trainer(
     options: dict[str, Any] = {} if validating or not fitting else {"limit_val_batches": 0}
     options["plugins"] = [*_plugins(cfg), WholeCheckpoints()]
     watch()
-    _fit_precision(cfg)
+    fit_precision(cfg)
     if fitting and cfg.gradient_clip is not None:
         options["gradient_clip_val"] = cfg.gradient_clip
     try:
@@ -119,54 +135,6 @@ def check_keys(cfg: DictConfig) -> None:
     for name, node in nodes.items():
         if node:
             check_options(node, name, trusted=cfg.trust)
-
-
-def _fit_precision(cfg: DictConfig) -> None:
-    """Runs 16-mixed as bf16-mixed where no GPU is used: no CPU has the operations of the former."""
-    on_gpu = cfg.trainer.accelerator != "cpu" and (CUDAAccelerator.is_available() or MPSAccelerator.is_available())
-    if cfg.trainer.precision == "16-mixed" and not on_gpu:
-        say("trainer.precision=16-mixed needs a GPU: runs in bf16-mixed")
-        cfg.trainer.precision = "bf16-mixed"
-
-
-def flush_denormals() -> None:
-    """Lets the CPU count numbers below 1e-38 as 0.
-
-    Where a loss is nearly 0, squares of its gradients are that small, and the square root of AdamW's moments then takes 80
-    times as long. To be called before the first operation: math libraries read the setting once.
-    """
-    torch.set_flush_denormal(True)
-
-
-def lacks_gpu(cfg: DictConfig) -> bool:
-    """Whether the trainer asks for a GPU that this machine does not have."""
-    here = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
-    return cfg.trainer.accelerator in ("gpu", "cuda") and not here
-
-
-def check_gpu(cfg: DictConfig) -> None:
-    """Raises a `UserError` where the trainer asks for a GPU that is not here."""
-    if lacks_gpu(cfg):
-        raise UserError(
-            f"trainer.accelerator={cfg.trainer.accelerator}, but no GPU is here: use trainer=auto or trainer=cpu, or install"
-            " a torch that sees the GPU"
-        )
-
-
-def fit_machine(cfg: DictConfig, *, processes: bool) -> None:
-    """Changes a stored trainer to what is here, in one line where that changes numbers.
-
-    Args:
-        cfg: A stored configuration; without its GPU it goes on with the CPU in float32.
-        processes: Whether several processes are allowed.
-    """
-    absent = lacks_gpu(cfg)
-    if absent:
-        say("trained on a GPU, none is here: goes on with the CPU in float32 (trainer=... chooses another)")
-        cfg.trainer.accelerator, cfg.trainer.precision = "cpu", "32-true"
-    if absent or not processes:
-        cfg.trainer.devices = 1
-        cfg.trainer.pop("strategy", None)
 
 
 def quiet_lightning() -> None:

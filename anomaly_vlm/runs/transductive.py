@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-import lightning as L
 import torch
 
 from anomaly_vlm.data import Batch, collate
@@ -34,22 +32,22 @@ class ImagesOnDemand(Sequence[Batch]):
         if isinstance(i, slice):
             return [self[j] for j in range(len(self))[i]]
         batch = collate([self.dataset[self.positions[i]]])
-        return replace(batch, unencoded=batch.unencoded.to(self.method.device))
+        return batch.to(self.method.device)
 
 
-def fit_test_images(run: Run, trainer: L.Trainer) -> None:
+def fit_test_images(run: Run, device: torch.device) -> None:
     """Hands the test images of every category to a method that is transductive.
 
     Each process takes in all of them, so that the numbers do not depend on how many processes there are.
 
     Args:
         run: Its data and its method.
-        trainer: The one that will test or predict; the method is moved to its device.
+        device: Where the images will be scored; the method is moved to it.
     """
     method = run.method
     if not isinstance(method, Transductive) or not method.is_transductive:
         return
-    method.to(trainer.strategy.root_device)
+    method.to(device)
     method.eval()
     by_category: dict[str, list[int]] = {}
     for position, sample in enumerate(run.data.samples("test")):

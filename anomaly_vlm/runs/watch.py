@@ -85,11 +85,7 @@ def watch(
     Raises:
         UserError: The folder is gone, or the method's scores depend on the other images.
     """
-    if method.is_transductive:
-        raise UserError(
-            f"{type(method).__name__} compares the images of a set with each other, so that single images cannot be scored"
-            " as they arrive: use 'predict', or another method"
-        )
+    check_single_images(method, "arrive")
     arrivals, scored = Arrivals(folder, _done(output)), 0
     for name, columns in COLUMNS.items():
         if not (output / name).is_file():
@@ -113,6 +109,15 @@ def watch(
             _append(output / "regions.csv", regions)
             say(f"{now}  {verdict.decision or 'score'} {verdict.score:.3g}  {path}")
     return scored
+
+
+def check_single_images(method: AnomalyMethod, come: str) -> None:
+    """Raises a `UserError` where a method cannot score images as they `come`, one by one."""
+    if method.is_transductive:
+        raise UserError(
+            f"{type(method).__name__} compares the images of a set with each other, so that single images cannot be scored"
+            f" as they {come}: use 'predict', or another method"
+        )
 
 
 def _ticks(every: float, looks: int | None) -> Iterator[int]:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import lightning as L
 import numpy as np
-from lightning.pytorch.callbacks import Callback
 
 from anomaly_vlm.data import Batch
 from anomaly_vlm.errors import unknown_choice
 from anomaly_vlm.files import clear_unfinished, whole_file
-from anomaly_vlm.methods.base.prediction import Prediction
+from anomaly_vlm.methods.base.method import AnomalyMethod
+from anomaly_vlm.methods.base.prediction import Prediction, boxes_of
 from anomaly_vlm.methods.base.verdict import Verdict, judge
 from anomaly_vlm.metrics.thresholds import NOT_OK, OK, Threshold
 from anomaly_vlm.names import csv_cell, slug
@@ -26,7 +25,6 @@ from anomaly_vlm.reporting.curves import score_histograms
 from anomaly_vlm.reporting.pictures import read_rows, remove_pictures, save_panel
 from anomaly_vlm.reporting.trackers import Logged
 from anomaly_vlm.runs.build import Run
-from anomaly_vlm.runs.outcome import boxes_of
 
 Pictures = Literal["all", "worst", "false"]
 SCORES = ("path", "score", "percentile", "decision", "picture")
@@ -59,6 +57,19 @@ def pictures_wanted(word: str | None) -> Pictures:
     return word  # type: ignore[return-value]
 
 
+def colours_of(method: AnomalyMethod, heat: np.ndarray, threshold: Threshold | None) -> dict[str, Any]:
+    """How a map `[H, W]` is drawn: arguments `scale`, `blend` and, with a threshold, `contour` of `overlay_picture`.
+
+    With a threshold it is clear where an image is as any good part, and red from the threshold on. Otherwise the scale is
+    the method's `color_range`; without one from 0 to 1 where the map holds probabilities, else the map's own.
+    """
+    if threshold is not None:
+        return {"scale": (threshold.clear, threshold.pixel), "contour": threshold.pixel, "blend": "heat"}
+    extremes = (float(heat.min()), float(heat.max()))
+    scale = method.color_range or ((0.0, 1.0) if extremes[0] >= 0 and extremes[1] <= 1 else extremes)
+    return {"scale": extremes if scale == "per_image" else scale, "blend": method.overlay}
+
+
 @dataclass(frozen=True)
 class Scored:
     """What is written about one image.
@@ -78,12 +89,11 @@ class Scored:
     drawing: dict[str, Any]
 
 
-class PredictionWriter(Callback):
+class PredictionWriter:
     """Appends to `scores.csv` after every batch and writes `pictures/` beside, so that an interrupted run keeps its results.
 
-    Where the checkpoint has a threshold, rows have a decision, `regions.csv` lists where the maps are above it, and pictures
-    are clear where an image is as any good part, and red from the threshold on. Otherwise the colour scale is the method's
-    `color_range`; without one from 0 to 1 where its maps are probabilities, else the map's own.
+    Where the checkpoint has a threshold, rows have a decision, and `regions.csv` lists where the maps are above it. How maps
+    are drawn: `colours_of`.
 
     Args:
         run: Its data and its method.
@@ -105,27 +115,25 @@ class PredictionWriter(Callback):
         if run.method.decision_thresholds:
             self._new("regions.csv", REGIONS)
 
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Prediction, batch: Batch, *_: Any
-    ) -> None:
+    def write(self, batch: Batch, prediction: Prediction) -> None:
         """Writes a batch's scores, and hands its pictures to the thread that draws them."""
-        dataset, maps = self.run.data.dataset("test"), outputs.map.cpu().numpy()
-        for i, score in enumerate(outputs.score.tolist()):
+        dataset, maps = self.run.data.dataset("test"), prediction.map.cpu().numpy()
+        for i, score in enumerate(prediction.score.tolist()):
             index, threshold = int(batch.index[i]), self.run.method.decision_thresholds.get(batch.category[i])
             size = dataset.own_size(index) if threshold else (1, 1)
             verdict = judge(score, maps[i], size, threshold)
             self.counts[batch.category[i], verdict.decision] += 1
             path = batch.path[i]
             picture = "" if self.pictures == "false" else self._name(path)
-            note = f"; {outputs.notes[i]}" if outputs.notes else ""
+            note = f"; {prediction.notes[i]}" if prediction.notes else ""
             drawing = {
                 "heat": maps[i].copy(),
-                "boxes": boxes_of(outputs, i),
+                "boxes": boxes_of(prediction, i),
                 "title": f"{self._headline(verdict, threshold)} | {self._below(path)}{note}",
-                **self._colours(maps[i], threshold),
+                **colours_of(self.run.method, maps[i], threshold),
             }
             scored = Scored(path, index, verdict, picture, drawing)
-            self._write(scored)
+            self._append_rows(scored)
             if self.pictures == "all":
                 self.background.call(self._draw, scored)
             elif self.pictures == "worst":
@@ -195,13 +203,6 @@ class PredictionWriter(Callback):
         sign = ">" if verdict.decision == NOT_OK else "<="
         return f"{verdict.decision}: score {verdict.score:.3g} {sign} {threshold.score:.3g} | {made_by}"
 
-    def _colours(self, heat: np.ndarray, threshold: Threshold | None) -> dict[str, Any]:
-        if threshold is not None:
-            return {"scale": (threshold.clear, threshold.pixel), "contour": threshold.pixel, "blend": "heat"}
-        extremes = (float(heat.min()), float(heat.max()))
-        scale = self.run.method.color_range or ((0.0, 1.0) if extremes[0] >= 0 and extremes[1] <= 1 else extremes)
-        return {"scale": extremes if scale == "per_image" else scale, "blend": self.run.method.overlay}
-
     def _below(self, path: str) -> str:
         """A path without the folder that all images lie in."""
         file = Path(path)
@@ -217,7 +218,7 @@ class PredictionWriter(Callback):
         self._names.add(name.lower())
         return f"{name}.png"
 
-    def _write(self, scored: Scored) -> None:
+    def _append_rows(self, scored: Scored) -> None:
         verdict = scored.verdict
         percentile = "" if verdict.percentile is None else f"{verdict.percentile:.4g}"
         row = [csv_cell(scored.path), f"{verdict.score:.9g}", percentile, verdict.decision, scored.picture]

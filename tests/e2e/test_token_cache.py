@@ -135,7 +135,9 @@ def test_heat_maps_of_images_that_come_from_the_cache(tiles: Path, tmp_path: Pat
     for run, more in (("off", "cache.tokens=off"), ("kept", "cache.tokens=disk")):
         assert main(words(tiles, "anomalyclip", tmp_path / run, "epochs=1", "pictures.per_category=2", more)) == 0
     pictures = sorted(path.relative_to(tmp_path / "off") for path in (tmp_path / "off" / "pictures").rglob("*.png"))
-    assert pictures == sorted(path.relative_to(tmp_path / "kept") for path in (tmp_path / "kept").rglob("*.png"))
+    assert pictures == sorted(
+        path.relative_to(tmp_path / "kept") for path in (tmp_path / "kept" / "pictures").rglob("*.png")
+    )
     assert pictures
     for name in pictures:
         with Image.open(tmp_path / "off" / name) as off, Image.open(tmp_path / "kept" / name) as kept:

@@ -13,8 +13,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from anomaly_vlm.options import Fraction, PositiveInt
@@ -60,6 +58,9 @@ def cluster_patches(points: Tensor, k: int, *, seeds: Sequence[int], start: Tens
     Returns:
         Numbers `[B, M]` of the clusters. Fewer than k are used where points coincide.
     """
+    from sklearn.cluster import KMeans  # a second to import, which a prediction without clusters does not pay
+    from sklearn.exceptions import ConvergenceWarning
+
     data = points.detach().float().cpu().numpy()
     labels = []
     for i, x in enumerate(data):

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -66,7 +65,7 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, 
         )
 
 
-class LearnedState(L.LightningModule):
+class LearnedState(nn.Module):
     """A module whose checkpoints hold what is learned, and not its frozen backbone.
 
     Attributes:
@@ -84,10 +83,10 @@ class LearnedState(L.LightningModule):
     def invalidate_caches(self) -> None:
         """Drops what was computed from learned values; it is called whenever these may have changed."""
 
-    @property  # type: ignore[misc]  # Lightning's has a setter, which nothing here needs
-    def strict_loading(self) -> bool:
-        """False: Lightning's check would miss the frozen towers; `check_learned` checks everything else."""
-        return False
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        return next(self.backbone.parameters()).device
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """The state without the frozen towers, but with those of their parameters that are trained."""
@@ -101,9 +100,11 @@ class LearnedState(L.LightningModule):
         return super().load_state_dict(*args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds to a checkpoint, which has the `state_dict` already, what the run says of itself."""
         checkpoint["anomaly_vlm"] = self.run_record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks a checkpoint before its state is loaded."""
         self.check_learned(checkpoint["state_dict"], "checkpoint")
 
     def check_learned(self, state: Mapping[str, Tensor], source: str) -> None:

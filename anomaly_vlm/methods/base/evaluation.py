@@ -7,17 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import lightning as L
 import torch
 import torch.distributed as dist
 
 from anomaly_vlm.data.types import VOID, Batch
-from anomaly_vlm.methods.base.images import Images, predict_images
 from anomaly_vlm.methods.base.prediction import ImageRow, Prediction
-from anomaly_vlm.metrics import AnomalyMetrics
+from anomaly_vlm.reporting.console import is_first_process
 
 log = logging.getLogger("anomaly_vlm")
 CURVE_POINTS = 100  # a curve is off by less than 1 / 100 of its height, and has 200 vertices at most, mostly far fewer
+
+
+def default_metrics() -> Any:
+    """New `AnomalyMetrics`, which are imported only where something is evaluated."""
+    from anomaly_vlm.metrics import AnomalyMetrics
+
+    return AnomalyMetrics()
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,15 @@ class EvaluationResult:
 class Evaluation:
     """Collects metrics and image rows of one pass at a time.
 
-    Lightning's hooks of a method call `start`, `update` and `finish`. The result of the last pass stays in `result`.
+    `LightningMethod` calls `start`, `update` and `finish`. The result of the last pass stays in `result`.
 
     Args:
-        metrics: Makes the metrics of a pass.
+        metrics: Makes the metrics of a pass; None for `AnomalyMetrics` with its defaults.
         curves: Whether tests give curves too, which costs as much as the metrics again.
     """
 
-    def __init__(self, metrics: Callable[[], Any] = AnomalyMetrics, *, curves: bool = False) -> None:
-        self.make_metrics = metrics
+    def __init__(self, metrics: Callable[[], Any] | None = None, *, curves: bool = False) -> None:
+        self.make_metrics = metrics or default_metrics
         self.with_curves = curves
         self.metrics: Any = None
         self.result = EvaluationResult()
@@ -127,66 +132,9 @@ class Evaluation:
 def _name_empty_masks(regions: Sequence[tuple[int, str, bool]], method: Any) -> None:
     """Says which anomalous images have no anomalous pixel at the size of the evaluation: thin regions vanish there."""
     empty = [path for _, path, here in regions if not here]
-    if empty and method.global_rank == 0:
+    if empty and is_first_process():
         side = "" if method.preprocess is None else f" at {method.preprocess.mask_side} px"
         log.warning(
             "%d of %d masks are empty%s, so that their images count without a region (%s%s)",
             len(empty), len(regions), side, ", ".join(empty[:3]), ", ..." if len(empty) > 3 else "",
         )  # fmt: skip
-
-
-class Evaluated(L.LightningModule):
-    """What is done with a method's predictions: a call with images, and Lightning's tests, validations and predictions.
-
-    Attributes:
-        evaluation: Collects metrics and image rows; its `result` is that of the last pass.
-    """
-
-    evaluation: Evaluation
-
-    def predict(self, batch: Batch) -> Prediction:
-        """Computes scores and maps of a batch, without gradient."""
-        raise NotImplementedError(f"{type(self).__name__} defines no predict")
-
-    def invalidate_caches(self) -> None:
-        """Drops what was computed from learned values; it is called whenever these may have changed."""
-
-    def forward(self, images: Images, category: str | Sequence[str] | None = None) -> Prediction:
-        """Scores and maps of images as a user has them, at their own size; see `images.predict_images`."""
-        return predict_images(self, images, category)
-
-    def on_test_epoch_start(self) -> None:
-        self.invalidate_caches()
-        self.evaluation.start(self)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the evaluation."""
-        self.evaluation.update(self, batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._finish("test")
-
-    def on_validation_epoch_start(self) -> None:
-        self.invalidate_caches()
-        self.evaluation.start(self)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the evaluation."""
-        self.evaluation.update(self, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._finish("val")
-
-    def _finish(self, stage: str) -> None:
-        """Ends the pass, and logs the means that are numbers."""
-        for key, value in self.evaluation.finish(self, testing=stage == "test").values.items():
-            row, _, name = key.rpartition("/")
-            if row in ("mean", "") and value == value:
-                self.log(f"{stage}/{name}", value, rank_zero_only=False, sync_dist=False)
-
-    def on_predict_epoch_start(self) -> None:
-        self.invalidate_caches()
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
-        """The checked prediction of a batch."""
-        return self.predict(batch).checked(batch)

@@ -100,7 +100,7 @@ class BatchesOnDemand(Sequence[Batch]):
             return [self[j] for j in range(len(self))[i]]
         row = self.rows[i]
         batch = as_batch(self.method, [self.pictures[row]], self.categories[row], first=row)
-        return self.method.transfer_batch_to_device(batch, self.method.device, 0)
+        return batch.to(self.method.device)
 
 
 def _fit_together(method: Any, batches: BatchesOnDemand) -> None:

@@ -14,7 +14,8 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import LossTerm
 from anomaly_vlm.losses.terms import checked_terms
 from anomaly_vlm.methods.base.checkpoints import LearnedState
-from anomaly_vlm.methods.base.evaluation import Evaluated, Evaluation
+from anomaly_vlm.methods.base.evaluation import Evaluation
+from anomaly_vlm.methods.base.images import Images, predict_images
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.metrics.thresholds import Threshold
 from anomaly_vlm.options import checked_constructor
@@ -22,8 +23,10 @@ from anomaly_vlm.options import checked_constructor
 COLLABORATORS = ("backbone", "losses", "optimizer", "scheduler", "evaluation", "detector", "segmenter")  # no options
 
 
-class AnomalyMethod(Evaluated, LearnedState):
-    """Base of all methods: it weighs and logs losses, builds the optimiser, and stores only what is learned.
+class AnomalyMethod(LearnedState):
+    """Base of all methods: it weighs losses, makes the optimiser, predicts, and stores only what is learned.
+
+    It is a plain module that knows nothing of Lightning; `methods.base.lightning.LightningMethod` trains and evaluates it.
 
     A subclass defines `predict(batch)`, and one that learns also `losses(batch)` and `loss_terms`. The keyword arguments of
     its constructor are checked against their annotations (see `anomaly_vlm.options`).
@@ -34,7 +37,8 @@ class AnomalyMethod(Evaluated, LearnedState):
         optimizer: Makes the optimiser of the parameters (a Hydra `_partial_`). Without it the method cannot be trained.
         scheduler: Makes the learning-rate schedule of the optimiser, which is stepped once an epoch; None for a constant
             rate.
-        evaluation: Collects metrics and image rows of a pass; None for an `evaluation_type` with its defaults.
+        evaluation: Collects metrics and image rows of a pass, its `result` is that of the last one; None for an
+            `evaluation_type` with its defaults.
         seed: Seed of everything random in the method, always combined with other numbers such as epoch and sample index.
 
     Attributes:
@@ -45,6 +49,7 @@ class AnomalyMethod(Evaluated, LearnedState):
         color_range: Colours of a heat map: a pair (low, high), or `per_image` for the map's own minimum and maximum. None
             for [0, 1], widened where values fall outside.
         overlay: How maps are laid over pictures: blended everywhere, or as heat only where the score is high.
+        current_epoch: Of the training, from 0; set before each step.
 
     Raises:
         UserError: An option is unknown or out of its range, `losses` names a term that the method does not offer or gives
@@ -58,6 +63,7 @@ class AnomalyMethod(Evaluated, LearnedState):
     evaluation_type: ClassVar[type[Evaluation]] = Evaluation
     color_range: tuple[float, float] | Literal["per_image"] | None = None
     overlay: ClassVar[Literal["blend", "heat"]] = "blend"
+    current_epoch: int = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -127,26 +133,16 @@ class AnomalyMethod(Evaluated, LearnedState):
 
     # ---- learning ----------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Computes the weighted sum of the losses of a batch, and logs every term."""
-        values = self.losses(batch)
-        total = self.total_loss(values)
-        for name, value in {**values, "loss": total}.items():
-            self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch))
-        if not torch.isfinite(total):
-            terms = ", ".join(f"{name} {value.item():g}" for name, value in values.items())
-            raise UserError(
-                f"the loss is not finite at epoch {self.current_epoch}, step {self.global_step} ({terms}, image"
-                f" '{batch.path[0]}'): lower the learning rate or use trainer.precision=32-true; the last checkpoint is kept"
-            )
-        return total
-
     def total_loss(self, values: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of unweighted terms."""
         return torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
 
-    def configure_optimizers(self) -> Any:
-        """The optimiser over `parameter_groups`, and its schedule where one is given."""
+    def configure_optimizers(self, trainer: Any = None) -> Any:
+        """The optimiser over `parameter_groups`, and its schedule where one is given.
+
+        Args:
+            trainer: Lightning's, which knows how many steps there will be; None where a step is only tried out.
+        """
         parameters = self.parameter_groups()
         if not parameters or self._optimizer is None:
             raise UserError(
@@ -157,5 +153,15 @@ class AnomalyMethod(Evaluated, LearnedState):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
 
-    def on_train_epoch_start(self) -> None:
-        self.invalidate_caches()
+    def has_learned_all(self) -> bool:
+        """Whether the training may end with the epoch that has just passed."""
+        return False
+
+    def check_processes(self, count: int) -> None:
+        """Raises a `UserError` where the method cannot run in this number of processes."""
+
+    # ---- use ---------------------------------------------------------------------------------------------------------
+
+    def forward(self, images: Images, category: str | Sequence[str] | None = None) -> Prediction:
+        """Scores and maps of images as a user has them, at their own size; see `images.predict_images`."""
+        return predict_images(self, images, category)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,6 +64,11 @@ class Prediction(NamedTuple):
                     f"the {name} of image '{path}' is not finite: the weights or the precision are at fault; use 32-true"
                 )
         return ready
+
+
+def boxes_of(prediction: Prediction, row: int) -> np.ndarray | None:
+    """The boxes `[n, 4]` of an image of a prediction; None where boxes had no part in it."""
+    return prediction.boxes[row].cpu().numpy() if prediction.boxes else None
 
 
 @dataclass(frozen=True, slots=True, order=True)

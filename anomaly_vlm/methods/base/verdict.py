@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.metrics.thresholds import Threshold
@@ -61,6 +60,8 @@ def judge(score: float, heat: np.ndarray, size: tuple[int, int], threshold: Thre
 
 def find_regions(heat: np.ndarray, threshold: float, size: tuple[int, int]) -> tuple[Region, ...]:
     """Connected regions of a map `[H, W]` above a threshold, for an image of `size` (width, height), the highest first."""
+    from scipy import ndimage  # read only where there is a threshold, as it takes its time
+
     labels, count = ndimage.label(heat > threshold, structure=np.ones((3, 3), int))
     if not count:
         return ()

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 from torch import Tensor
 
 
@@ -43,12 +42,11 @@ def gaussian_smooth(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Ten
         return maps
     radius = int(truncate * sigma + 0.5)
     maps = maps.float()
-    for axis in (-2, -1):  # SciPy's border mode `reflect` repeats the edge pixel, kornia's does not
+    for axis in (-2, -1):  # SciPy's border mode `reflect` repeats the edge pixel, PyTorch's does not
         length = maps.shape[axis]
         index = torch.arange(-radius, length + radius, device=maps.device) % (2 * length)
         maps = maps.index_select(axis, torch.where(index < length, index, 2 * length - 1 - index))
-    kernel = get_gaussian_kernel1d(2 * radius + 1, sigma, device=maps.device, dtype=maps.dtype)
-    return filter2d_separable(maps[:, None], kernel, kernel, padding="valid")[:, 0]
+    return _filtered(maps, 2 * radius + 1, sigma)
 
 
 def gaussian_kernel_smooth(maps: Tensor, kernel: int, sigma: float) -> Tensor:
@@ -61,8 +59,26 @@ def gaussian_kernel_smooth(maps: Tensor, kernel: int, sigma: float) -> Tensor:
     """
     if kernel == 1:
         return maps
-    weights = get_gaussian_kernel1d(kernel, sigma, device=maps.device, dtype=maps.dtype)
-    return filter2d_separable(maps[:, None], weights, weights, border_type="reflect")[:, 0]
+    border = (kernel // 2,) * 4
+    return _filtered(F.pad(maps[:, None], border, mode="reflect")[:, 0], kernel, sigma)
+
+
+def _filtered(maps: Tensor, length: int, sigma: float) -> Tensor:
+    """Weighs the neighbours of each pixel by a Gaussian, along the rows and then along the columns, without borders.
+
+    Args:
+        maps: `[B, H, W]`.
+        length: Odd length of the kernel in pixels.
+        sigma: Standard deviation in pixels.
+
+    Returns:
+        `[B, H - length + 1, W - length + 1]`.
+    """
+    distance = torch.arange(length, device=maps.device, dtype=maps.dtype) - length // 2
+    weights = torch.exp(-(distance**2) / (2 * sigma**2))
+    weights = weights / weights.sum()
+    along_rows = F.conv2d(maps[:, None], weights.view(1, 1, 1, -1))
+    return F.conv2d(along_rows, weights.view(1, 1, -1, 1))[:, 0]
 
 
 def top_share_mean(values: Tensor, share: float) -> Tensor:
