@@ -16,7 +16,7 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
 export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS GOOD BAD RUN STUDY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate fit inspect predict watch serve export sweep report dashboard data descriptions nano nano-report cache test test-all test-faults lint format bench docs clean
+.PHONY: help setup train evaluate fit inspect predict watch serve export sweep report compare dashboard data descriptions nano nano-report cache test test-all test-faults lint format bench docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -85,6 +85,9 @@ report: $(VENV)/.run ## an HTML page about an evaluation or a prediction: RUN=FO
 
 dashboard: $(VENV)/.run ## a wandb workspace and report on a study: STUDY=outputs/sweeps/... or adaclip/prompts (needs EXTRAS=wandb once)
 	@$(CLI) dashboard $(if $(STUDY),"study=$$STUDY") $(ARGS)
+
+compare: $(VENV)/.run ## published numbers beside measured ones: STUDY=adaclip [RUN=FOLDER]
+	@$(CLI) compare $(if $(STUDY),"study=$$STUDY") $(if $(RUN),"run=$$RUN") $(ARGS)
 
 data: $(VENV)/.run ## check a data set and draw a contact sheet: DATASET=procedural [DATA=FOLDER]
 	@$(CLI) data $(OVERRIDES) sheet=outputs/$(if $(DATASET),$(DATASET),procedural).png

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import re
 import statistics
@@ -12,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.files import whole_file
+from anomaly_vlm.files import read_json, whole_file
 from anomaly_vlm.names import csv_cell, shown
 from anomaly_vlm.reporting.tables import SELECTION_NOTE, percent
 
 log = logging.getLogger("anomaly_vlm")
 FACTS = ("method", "backbone", "data")
+ABOUT = ("choices", "random_weights", "image_size", "images", "images_in_test_set", "test_images_trained_on")
 LARGEST = 100_000_000  # bytes of a record; one with 10,000 categories has a tenth of it
 KINDS: dict[str, Any] = {  # what a record holds
     "method": str | None,
@@ -28,6 +28,10 @@ KINDS: dict[str, Any] = {  # what a record holds
     "overrides": list | None,
     "shots": int | None,
     "config": str | None,
+    "choices": dict | None,
+    "images": int | None,
+    "images_in_test_set": int | None,
+    "test_images_trained_on": int | None,
 }
 
 
@@ -35,7 +39,7 @@ def collect_runs(root: Path) -> list[dict[str, Any]]:
     """One row for each `metrics.json` below `root`, in the order of the folders' names (numbers as numbers).
 
     A row has `run` (folder relative to `root`), method, backbone, data, seed, selection, shots, the run's overrides by key,
-    results and means, and `config`, which runs of one configuration share, whatever their seeds.
+    results and means, what else its record says (`ABOUT`), and `config`, which runs that differ in their seeds alone share.
     """
     rows = []
     for path in sorted(root.rglob("metrics.json"), key=_natural):
@@ -47,6 +51,7 @@ def collect_runs(root: Path) -> list[dict[str, Any]]:
         results = content["results"]
         row: dict[str, Any] = {"run": path.parent.relative_to(root).as_posix()}
         row.update({key: content.get(key) for key in (*FACTS, "seed", "selection")})
+        row.update({key: content.get(key) for key in ABOUT})
         row["config"], row["shots"] = content.get("config"), content.get("shots", _shots(content.get("data")))
         row["overrides"] = dict(word.lstrip("+~").partition("=")[::2] for word in content.get("overrides") or [])
         row["means"] = {key.removeprefix("mean/"): v for key, v in results.items() if key.startswith("mean/")}
@@ -61,12 +66,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It cannot be read, is no JSON, or has another form than a run writes.
     """
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"'{path}' is no record of a run (more than {LARGEST:,} bytes)")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is no record of a run ({str(error)[:100] or type(error).__name__})") from error
+    content = read_json(path, what="record of a run", largest=LARGEST)
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         raise UserError(f"'{path}' is no record of a run (it has no table of results)")
     for key, value in content["results"].items():

@@ -69,11 +69,11 @@ class StudyTable:
         return table
 
     def csv(self) -> str:
-        """Comma-separated, a line a row."""
+        """Comma-separated, a line a row; undefined values are empty."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*self.labels, *self.titles])
-        writer.writerows([csv_cell(cell.text) for cell in row] for row in self.rows)
+        writer.writerows([csv_cell("" if cell.text == "-" else cell.text) for cell in row] for row in self.rows)
         return text.getvalue()
 
     def markdown(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm import __version__
+from anomaly_vlm.backbone import FrozenTower
 from anomaly_vlm.backbone.compiled import compile_blocks
 from anomaly_vlm.caching.folders import cache_folder
 from anomaly_vlm.caching.tokens import TokenCache
@@ -30,7 +31,7 @@ from anomaly_vlm.options import check_arguments, option_names
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.devices import check_gpu, flush_denormals
-from anomaly_vlm.runs.instantiate import instantiate, own_function, plain, target_class
+from anomaly_vlm.runs.instantiate import instantiate, method_class, own_function, plain
 from anomaly_vlm.runs.same_run import config_key
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def build(
     data = build_data(cfg, sides, test=test, with_trainer=with_trainer)
     data.remembered = remembered
     data.check()
-    backbone: Any = create(cfg.backbone)
+    backbone: Any = create(cfg.backbone, kind=FrozenTower)
     if cfg.get("compile"):
         compile_blocks(backbone, cfg.compile)
     method = build_method(cfg, backbone, **collaborators)
@@ -165,7 +166,7 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
     Raises:
         UserError: A wrong option, or `shots` that the method has no use for.
     """
-    method_class: Any = target_class(cfg.method, trusted=cfg.trust)
+    chosen: Any = method_class(cfg.method, trusted=cfg.trust)
     method: AnomalyMethod = instantiate(
         cfg.method,
         trusted=cfg.trust,
@@ -173,7 +174,7 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         losses=build_terms(plain(cfg.loss), partial(own_function, trusted=cfg.trust)),
         optimizer=instantiate(cfg.optimizer, trusted=cfg.trust) if cfg.optimizer else None,
         scheduler=instantiate(cfg.scheduler, trusted=cfg.trust) if cfg.scheduler else None,
-        evaluation=method_class.evaluation_type(
+        evaluation=chosen.evaluation_type(
             partial(make_metrics, cfg), curves=bool(OmegaConf.select(cfg, "pictures.curves", default=True))
         ),
         **collaborators,
@@ -207,12 +208,12 @@ def check_method_options(cfg: DictConfig) -> None:
 
     Its constructor says the same, but only once the backbone is loaded.
     """
-    method_class: Any = target_class(cfg.method, trusted=cfg.trust)
+    chosen: Any = method_class(cfg.method, trusted=cfg.trust)
     options = {key: value for key, value in plain(cfg.method).items() if not key.startswith("_")}
-    known = option_names(method_class)
+    known = option_names(chosen)
     if unknown := [name for name in options if name not in known]:
-        raise unknown_choice(f"option of {method_class.__name__}", unknown[0], known)
-    check_arguments(method_class.__init__, options, owner="method")
+        raise unknown_choice(f"option of {chosen.__name__}", unknown[0], known)
+    check_arguments(chosen.__init__, options, owner="method")
 
 
 def sides_of(cfg: DictConfig) -> tuple[str, ...]:
@@ -228,7 +229,7 @@ def build_data(
     create = partial(instantiate, trusted=cfg.trust)
     given = {} if test is None else {"test": test}
     sides = tuple(side for side in sides if side not in given and cfg.dataset.get(side) is not None)
-    sources: dict[str, Any] = {**{side: create(cfg.dataset[side]) for side in sides}, **given}
+    sources: dict[str, Any] = {**{side: create(cfg.dataset[side], kind=Source) for side in sides}, **given}
     augment = cfg.augment
     picks = ReferencePicks(sources.get("test"), num_shots=cfg.shots, seed=cfg.seed, shots_list=cfg.shots_list)
     return (_data_module() if with_trainer else AnomalyData)(

@@ -89,7 +89,7 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
     facts = {
         "checkpoint": str(chosen.relative_to(folder)),
         "selection": cfg.selection if learns else None,
-        "overrides": list(cfg.get("sweep_overrides") or []),
+        "overrides": list(cfg.get("sweep_overrides") or cfg.tracking.overrides),
         "epochs": trainer.current_epoch if learns else 0,
         "seconds": round(time.monotonic() - started, 1),
         **({"untrained": untrained} if untrained else {}),

@@ -43,7 +43,7 @@ from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.detect import detect
 from anomaly_vlm.runs.devices import device_of, seed_everything
-from anomaly_vlm.runs.instantiate import target_class
+from anomaly_vlm.runs.instantiate import method_class
 from anomaly_vlm.runs.saving import save_method
 from anomaly_vlm.runs.scoring import predictions
 from anomaly_vlm.runs.tracking import tracked
@@ -258,11 +258,11 @@ def _left_out(run: Run, samples: Sequence[Sample]) -> list[Scored]:
 
 def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typed_shots: bool) -> Run:
     """The run, with the number of parts in the memory and the weights of a checkpoint."""
-    method_class: Any = target_class(cfg.method, trusted=cfg.trust)
+    chosen: Any = method_class(cfg.method, trusted=cfg.trust)
     remembered = None
     if checkpoint is not None and checkpoint.record.get("references"):
         remembered = checkpoint.remembered(cfg)
-    elif not typed_shots and issubclass(method_class, FewShot):
+    elif not typed_shots and issubclass(chosen, FewShot):
         count = len(good.samples("test"))
         cfg.shots = max(1, count // 2) if cfg.train_on == "references" else count
     sides = ("train", "test") if checkpoint is None and cfg.train_on == "dataset" else ("test",)

@@ -15,12 +15,13 @@ from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.runs.trust import check_target, check_targets
 
 
-def instantiate(node: Any, *, trusted: Sequence[str] = (), **objects: Any) -> Any:
+def instantiate(node: Any, *, trusted: Sequence[str] = (), kind: type = object, **objects: Any) -> Any:
     """Hydra's `instantiate` with plain containers, for targets that are allowed, with wrong options reported in one line.
 
     Args:
         node: A node with `_target_`.
         trusted: Packages of the user's own, see `runs.trust`.
+        kind: What the object has to be.
         objects: Ready objects for the call. They reach it as they are, where Hydra would turn dataclasses into
             configurations.
 
@@ -32,7 +33,7 @@ def instantiate(node: Any, *, trusted: Sequence[str] = (), **objects: Any) -> An
     check_targets(options, source=f"the configuration of {target}", trusted=trusted)
     try:
         call = hydra_instantiate(options, _convert_="all", _partial_=True)
-        return call if options.get("_partial_") else call(**objects)
+        made = call if options.get("_partial_") else call(**objects)
     except (InstantiationException, TypeError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, UserError):
@@ -44,6 +45,9 @@ def instantiate(node: Any, *, trusted: Sequence[str] = (), **objects: Any) -> An
                 f"{target} cannot be loaded ({' '.join(str(error).split())[:160]}): check its name"
             ) from error
         raise
+    if not isinstance(made, kind):
+        raise UserError(f"{target} makes a {type(made).__name__}: give one that makes a {kind.__name__}")
+    return made
 
 
 def check_options(node: Any, name: str, *, trusted: Sequence[str] = ()) -> None:
@@ -77,6 +81,20 @@ def target_class(node: Any, *, trusted: Sequence[str] = ()) -> Any:
         return get_class(name)
     except Exception as error:  # whatever importing a user's module raises
         raise UserError(f"{name} cannot be loaded ({' '.join(str(error).split())[:160]}): check its name") from error
+
+
+def method_class(node: Any, *, trusted: Sequence[str] = ()) -> Any:
+    """The class of a method that a node's `_target_` names.
+
+    Raises:
+        UserError: See `target_class`; or it is no method.
+    """
+    from anomaly_vlm.methods.base.method import AnomalyMethod
+
+    found = target_class(node, trusted=trusted)
+    if not issubclass(found, AnomalyMethod):
+        raise UserError(f"method._target_ is {node._target_}, which is no method: give a subclass of AnomalyMethod")
+    return found
 
 
 def own_function(name: str, *, trusted: Sequence[str] = ()) -> Any:

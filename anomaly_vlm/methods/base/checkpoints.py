@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_vlm.backbone import FrozenTower
-from anomaly_vlm.backbone.weight_files import mismatches
+from anomaly_vlm.backbone.weight_files import mismatches, not_finite
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import is_damaged
 
@@ -55,7 +55,7 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, 
         owner: Method and backbone, for the message.
 
     Raises:
-        UserError: Names keys that are missing, surplus or of another shape.
+        UserError: Names keys that are missing, surplus or of another shape, or values that are no finite numbers.
     """
     wrong = mismatches(expected, state)
     if wrong:
@@ -63,6 +63,8 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, 
             f"{source} does not fit {owner} as configured: {wrong}: choose the method, backbone and options that it was"
             " made with"
         )
+    if reason := not_finite(state):
+        raise UserError(f"{source}: {reason}: the training that wrote it had diverged, or the file is damaged")
 
 
 class LearnedState(nn.Module):
