@@ -31,7 +31,7 @@ from anomaly_vlm.options import check_arguments, option_names
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.devices import check_gpu, flush_denormals
-from anomaly_vlm.runs.instantiate import check_options, instantiate, method_class, own_function, plain
+from anomaly_vlm.runs.instantiate import instantiate, method_class, own_function, plain
 from anomaly_vlm.runs.same_run import config_key
 
 if TYPE_CHECKING:
@@ -78,9 +78,6 @@ def build(
         with_trainer: Whether a Lightning trainer will run it, and not `runs.scoring` alone, which needs no Lightning.
     """
     flush_denormals()
-    for name in ("optimizer", "scheduler"):
-        if cfg.get(name):
-            check_options(cfg[name], name, trusted=cfg.trust)
     check_gpu(cfg)
     if with_trainer:
         check_for_trainer(cfg)

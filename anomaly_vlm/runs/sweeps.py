@@ -125,7 +125,8 @@ def plan(overrides: Sequence[Sequence[str]], *, first: int = 0) -> list[Job]:
         OmegaConf.update(cfg, "sweep_overrides", task, force_add=True)
         varying = [word for word in task if word not in shared]
         OmegaConf.update(cfg, "sweep_varying", varying, force_add=True)
-        jobs.append(Job(number, task, cfg, Path(settings["subdir"]), " ".join(varying)))
+        label = " ".join(varying)
+        jobs.append(Job(number, task, cfg, Path(settings["subdir"]), label))
     if len({job.folder for job in jobs}) < len(jobs):
         raise UserError(
             "several jobs of the sweep write to one folder: give hydra.sweep.subdir a name with hydra.job.num"
@@ -147,13 +148,14 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         sides_of,
     )
     from anomaly_vlm.runs.devices import check_gpu
+    from anomaly_vlm.runs.fit import validated_side
     from anomaly_vlm.runs.tracking import check_logger
     from anomaly_vlm.runs.trainer import check_keys
 
     data_seen: set[str] = set()
     for job in jobs:
         cfg = job.cfg
-        for check in (check_keys, check_gpu, check_method_options):
+        for check in (check_keys, check_gpu, check_method_options, validated_side):
             _told(job, check, cfg)
         for node in cfg.logger.values():
             _told(job, check_logger, node)

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.compose import compose
-from anomaly_vlm.runs.tracking import LONGEST_NAME, name_run, run_name, shortest_names, tracked
+from anomaly_vlm.runs.run_names import LONGEST_NAME, name_run, run_name, shortest_names
+from anomaly_vlm.runs.tracking import tracked
 
 
 def test_names_are_as_short_as_tells_keys_apart() -> None:
