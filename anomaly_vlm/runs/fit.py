@@ -17,10 +17,12 @@ from anomaly_vlm.files import write_text
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.sheet import contact_sheet
-from anomaly_vlm.runs.build import Run, build, fit_references, sides_of
+from anomaly_vlm.runs.build import Run, build, fit_references
 from anomaly_vlm.runs.calibrate import calibrate
 from anomaly_vlm.runs.checkpoints import Checkpoint
+from anomaly_vlm.runs.checks import sides_of
 from anomaly_vlm.runs.configs import write_config
+from anomaly_vlm.runs.cost import cost_of
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.devices import seed_everything
 from anomaly_vlm.runs.outcome import RunResult, logged, write_outcome
@@ -76,8 +78,10 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
         try_one_step(run)
     precompute_detections(run, *dict.fromkeys(("test", run.data.selection_side or "test")))
     untrained = _untrained(run, folder, resuming=state is not None) if learns else {}
+    began = time.monotonic()
     if learns:
         train(run, trainer, last, state)
+    trained = round(time.monotonic() - began, 1) if learns and state is None else None
     chosen = _choose(run, folder) if learns else last
 
     tester = trainer if trainer.world_size > 1 else build_trainer(cfg)
@@ -93,6 +97,7 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
         "epochs": trainer.current_epoch if learns else 0,
         "seconds": round(time.monotonic() - started, 1),
         **({"untrained": untrained} if untrained else {}),
+        **({"cost": cost_of(run, training_seconds=trained)} if cfg.get("measure_cost") else {}),
     }
     outcome = write_outcome(run, result, folder, facts)
     tracking.finish(logged(outcome, "test"))
