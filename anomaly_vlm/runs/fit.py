@@ -129,6 +129,7 @@ def _untrained(run: Run, folder: Path, *, resuming: bool) -> dict[str, float]:
     wanted = run.cfg.compare_untrained
     record = folder / "untrained.yaml"
     if (run.facts["random_weights"] if wanted is None else wanted) and not resuming:
+        run.data.evaluations = 2
         build_trainer(run.cfg).test(run.method, datamodule=run.data, verbose=False)
         means = run.method.evaluation.result.means
         if is_first_process():
