@@ -13,15 +13,15 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
   $(if $(SHOTS),shots=$(SHOTS)) $(if $(SEEDS),'seeds=[$(SEEDS)]') $(ARGS)
 
 # Paths reach the shell through the environment, so that any character of a name stays as it is.
-export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS GOOD BAD RUN
+export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS GOOD BAD RUN STUDY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate fit inspect predict watch serve export sweep report data descriptions nano nano-report cache test test-all test-faults lint format bench docs clean
+.PHONY: help setup train evaluate fit inspect predict watch serve export sweep report compare dashboard data descriptions nano nano-report cache test test-all test-faults lint format bench docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
-	@echo "  variables: METHOD DATASET BACKBONE TRAIN TEST TRAIN_DATA DATA TRAINER LOGGER SEED SHOTS SEEDS EXPERIMENT RESUME CKPT IMAGES GOOD BAD RUN CATEGORIES BENCH"
+	@echo "  variables: METHOD DATASET BACKBONE TRAIN TEST TRAIN_DATA DATA TRAINER LOGGER SEED SHOTS SEEDS EXPERIMENT RESUME CKPT IMAGES GOOD BAD RUN STUDY CATEGORIES BENCH"
 	@echo "  ARGS=\"any.hydra=override other=value\" is passed on as it is; EXTRAS=wandb,sweep installs extras; UV=1 installs with uv"
 
 $(VENV)/.run: pyproject.toml
@@ -77,11 +77,17 @@ serve: $(VENV)/.run ## judge images over HTTP on this machine: CKPT=FILE (needs 
 export: $(VENV)/.run ## a checkpoint as an ONNX file: CKPT=FILE (needs EXTRAS=export once) [ARGS="category=WORD output=FILE.onnx"]
 	@$(CLI) export $(if $(CKPT),"ckpt=$$CKPT") $(if $(FORMAT),format=$(FORMAT)) $(ARGS)
 
-sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2"
-	@$(CLI) sweep $(OVERRIDES)
+sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2", or RESUME=outputs/sweeps/... to go on
+	@$(CLI) sweep $(if $(RESUME),"resume=$$RESUME" $(ARGS),$(OVERRIDES))
 
 report: $(VENV)/.run ## an HTML page about an evaluation or a prediction: RUN=FOLDER; without RUN one table of all runs below outputs/
 	@$(CLI) report $(if $(RUN),"run=$$RUN") $(ARGS)
+
+dashboard: $(VENV)/.run ## a wandb workspace and report on a study: STUDY=outputs/sweeps/... or adaclip/prompts (needs EXTRAS=wandb once)
+	@$(CLI) dashboard $(if $(STUDY),"study=$$STUDY") $(ARGS)
+
+compare: $(VENV)/.run ## published numbers beside measured ones: STUDY=adaclip [RUN=FOLDER]
+	@$(CLI) compare $(if $(STUDY),"study=$$STUDY") $(if $(RUN),"run=$$RUN") $(ARGS)
 
 data: $(VENV)/.run ## check a data set and draw a contact sheet: DATASET=procedural [DATA=FOLDER]
 	@$(CLI) data $(OVERRIDES) sheet=outputs/$(if $(DATASET),$(DATASET),procedural).png

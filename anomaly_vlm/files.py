@@ -13,18 +13,22 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import json
 import os
 import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from anomaly_vlm.errors import UserError
 
 UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 END = struct.Struct("<4s4H2LH")  # the record that ends a zip archive; its last field is the length of the comment
 SEAL = re.compile(rb"anomaly_vlm:sha256:(.{64})", re.DOTALL)
 SEAL_BYTES = len(b"anomaly_vlm:sha256:") + 64
+LARGEST_JSON = 1_000_000_000  # bytes; the index of a large set has some hundred million
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -71,6 +75,35 @@ def write_text(path: str | Path, text: str, *, durable: bool = True) -> None:
     """Writes a text file whole, see `whole_file`."""
     with whole_file(path, durable=durable) as file:
         file.write(text)
+
+
+def read_json(path: Path, *, what: str, way: str = "", largest: int = LARGEST_JSON) -> Any:
+    """The content of a JSON file, which may begin with the mark that Windows writes.
+
+    Args:
+        path: The file.
+        what: What the file should be, for messages, such as `index`.
+        way: How to mend it, for messages.
+        largest: Bytes that such a file has at most.
+
+    Raises:
+        UserError: It is missing, cannot be read, is too large, nests too deeply, or is no JSON.
+    """
+    way = way or "mend it, or give another file"
+    try:
+        if (size := path.stat().st_size) > largest:
+            raise UserError(f"'{path}' is no {what} (it has {size:,} bytes, more than {largest:,}): {way}")
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise UserError(f"'{path}' does not exist: give the file of the {what}") from error
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror or error}): {way}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' is no {what} (it is no text in UTF-8): {way}") from error
+    except RecursionError as error:
+        raise UserError(f"'{path}' is no {what} (it nests too deeply): {way}") from error
+    except ValueError as error:
+        raise UserError(f"'{path}' is no {what} (no JSON: {str(error)[:120]}): {way}") from error
 
 
 def sync_folder(folder: Path) -> None:

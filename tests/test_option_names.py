@@ -16,7 +16,7 @@ import yaml
 from anomaly_vlm.methods.base.method import COLLABORATORS
 from anomaly_vlm.options import option_names
 from anomaly_vlm.runs.compose import GROUPS, choices
-from anomaly_vlm.runs.instantiate import target_class
+from anomaly_vlm.runs.instantiate import method_class
 from tests.support.conf import CONF
 
 FILE = Path(__file__).parent / "frozen" / "options.json"
@@ -28,7 +28,7 @@ def names() -> dict[str, Any]:
     for name in choices("method"):
         node = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8")).get("method", {})
         if "_target_" in node:
-            methods[name] = sorted(options_of(target_class(node)))
+            methods[name] = sorted(options_of(method_class(node)))
     keys = yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))
     top = sorted(key for key in keys if key not in ("defaults", "hydra"))
     return {"methods": methods, "keys": top, "groups": sorted(GROUPS)}

@@ -110,6 +110,21 @@ def _attention(
     return projected
 
 
+def _queries_keys_values(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values `[B, heads, T, D / heads]` of a block's input `x` [B, T, D]."""
+    qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+    q, k, v = (_heads(part, block.attn.num_heads) for part in qkv.chunk(3, dim=-1))
+    return q, k, v
+
+
+def plain_block(block: Any, x: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
+    """The output `[B, T, D]` of an open_clip block with its ordinary attention; arguments as those of `run_blocks`."""
+    q, k, v = _queries_keys_values(block, x)
+    x = x + block.ls_1(_attention(block.attn, q, k, v, causal, mask))
+    out: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return out
+
+
 def run_blocks(
     blocks: Sequence[nn.Module],
     x: Tensor,
@@ -156,13 +171,14 @@ def run_blocks(
         attn = block.attn
         if value_attention is not None and i >= value_attention.first_block:
             x = x + block.ls_1(value_attention(attn, block.ln_1(x)))
-        else:
-            qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
-            q, k, v = (_heads(part, attn.num_heads) for part in qkv.chunk(3, dim=-1))
-            if vv_from is not None and i >= vv_from:
-                dual = (x if dual is None else dual) + block.ls_1(_attention(attn, v, v, v, causal))
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        elif vv_from is not None and i >= vv_from:
+            q, k, v = _queries_keys_values(block, x)
+            dual = (x if dual is None else dual) + block.ls_1(_attention(attn, v, v, v, causal))
             x = x + block.ls_1(_attention(attn, q, k, v, causal, mask))
-        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        else:
+            x = getattr(block, "compiled", plain_block)(block, x, causal, mask)  # see `compiled.compile_blocks`
         if i < len(adapters):
             x = adapters[i](x)
         if i + 1 in taps:
@@ -181,7 +197,6 @@ def plus_next_attention(blocks: Sequence[nn.Module], x: Tensor, layer: int) -> T
     if layer == len(blocks):
         return x
     block: Any = blocks[layer]
-    qkv = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
-    q, k, v = (_heads(part, block.attn.num_heads) for part in qkv.chunk(3, dim=-1))
+    q, k, v = _queries_keys_values(block, x)
     after: Tensor = x + block.ls_1(_attention(block.attn, q, k, v, causal=False))
     return after

@@ -85,13 +85,25 @@ def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, m
     """
     wrong = [f"missing {key}" for key in expected if key not in state]
     wrong += [f"surplus {key}" for key in state if key not in expected]
-    wrong += [
-        f"{key} is {list(state[key].shape)}, expected {list(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
+    for key in (key for key in expected if key in state):
+        if not isinstance(state[key], Tensor):
+            wrong.append(f"{key} is a {type(state[key]).__name__}, expected a tensor")
+        elif state[key].shape != expected[key].shape:
+            wrong.append(f"{key} is {list(state[key].shape)}, expected {list(expected[key].shape)}")
     more = [f"and {len(wrong) - most} more"] if len(wrong) > most else []
     return " ".join(["; ".join(wrong[:most]), *more]).strip()
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str:
+    """The first tensor that holds NaN or an infinite value, in words; an empty text where there is none."""
+    for key, value in state.items():
+        if (
+            value.is_floating_point()
+            and not bool(torch.isfinite(value.sum()))
+            and not bool(torch.isfinite(value).all())
+        ):
+            return f"{key} holds {int((~torch.isfinite(value)).sum()):,} values that are no finite numbers"
+    return ""
 
 
 def fill_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
@@ -103,6 +115,8 @@ def fill_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> nn.
     wrong = mismatches(expected, state)
     if wrong:
         raise UserError(f"weights file '{source}' does not fit the architecture: {wrong}: choose its backbone")
+    if reason := not_finite(state):
+        raise UserError(f"weights file '{source}' is damaged: {reason}: fetch it again")
     model.load_state_dict(state)
     return model
 

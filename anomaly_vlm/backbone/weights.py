@@ -176,11 +176,16 @@ def _build(
     custom = config.pop("custom_text", False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0 if seed is None else seed)
-        model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+        try:
+            model: nn.Module = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+        except (RuntimeError, ValueError, TypeError, ZeroDivisionError, AssertionError, AttributeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+            raise UserError(
+                f"backbone.architecture of '{name}' cannot be built ({reason}): give an open_clip configuration"
+            ) from error
         if stem is not None:
             put_stem(model, stem)
-    built: nn.Module = model
-    return built
+    return model
 
 
 def _download(name: str, tag: str | None, tag_config: Mapping[str, Any]) -> nn.Module:

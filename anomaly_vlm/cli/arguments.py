@@ -4,6 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from anomaly_vlm.errors import UserError
+
+MULTIRUN = ("-m", "--multirun")  # Hydra's words for a sweep
+CONFIG_DIR = ("-cd", "--config-dir")
+QUESTIONS = (
+    "-c",
+    "--cfg",
+    "-i",
+    "--info",
+    "--hydra-help",
+    "-sc",
+    "--shell-completion",
+)  # Hydra answers, and nothing runs
 
 
 def pop_key(arguments: Sequence[str], key: str) -> tuple[str | None, list[str]]:
@@ -33,3 +48,34 @@ def help_with_choices(arguments: Sequence[str], text: str) -> bool:
 
     sys.stdout.write(f"{describe_choices()}\n")
     return True
+
+
+def answered_by_hydra(arguments: Sequence[str]) -> bool:
+    """Whether Hydra is asked about a configuration (`--cfg job --resolve`, `--info defaults`); it then answers."""
+    if not any(word.partition("=")[0] in QUESTIONS for word in arguments):
+        return False
+    from anomaly_vlm.runs.compose import ask_hydra
+
+    ask_hydra(hydra_words(arguments))
+    return True
+
+
+def hydra_words(arguments: Sequence[str]) -> list[str]:
+    """The arguments without `--multirun`, and with `--config-dir FOLDER` as the override that it stands for.
+
+    Raises:
+        UserError: The folder is not there.
+    """
+    words, rest = [], [word for word in arguments if word not in MULTIRUN]
+    while rest:
+        name, equals, value = (word := rest.pop(0)).partition("=")
+        if name not in CONFIG_DIR:
+            words.append(word)
+            continue
+        folder = Path(value if equals else rest.pop(0) if rest else "")
+        if not folder.is_dir():
+            raise UserError(
+                f"{name} {folder}: no such folder: give one with configurations, in sub-folders named as in conf/"
+            )
+        words.append(f"hydra.searchpath=['file://{folder.resolve()}']")
+    return words

@@ -46,10 +46,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def configured(spec: str | None, overrides: Sequence[str], command: str) -> tuple[DictConfig, Checkpoint | None]:
     """The configuration of a command that starts from a checkpoint (or from none), and the checkpoint."""
+    asked = any(word.startswith("logger") for word in overrides)  # evaluate and predict log where they are asked to
+    fresh = [*overrides, "logger=none"] if command in ("evaluate", "predict") and not asked else overrides
     if spec is None:
-        return composed(overrides), None
+        return composed(fresh), None
     # before torch is imported, so that mistakes are reported at once
-    cfg = composed(overrides) if spec.startswith("published:") else None
+    cfg = composed(fresh) if spec.startswith("published:") else None
     from anomaly_vlm.runs.checkpoints import Checkpoint
 
     checkpoint = Checkpoint.read(spec, trusted=trusted_packages(overrides))

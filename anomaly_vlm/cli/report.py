@@ -1,4 +1,4 @@
-"""`anomaly-vlm report`: one table of all runs below a folder."""
+"""`anomaly-vlm report`: the table of all runs below a folder, or a page about some of them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomaly_vlm.cli.arguments import pop_key
-from anomaly_vlm.errors import UserError
+from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.files import os_error_line
 
-HELP = """usage: anomaly-vlm report [runs=FOLDER]                one table of all runs below a folder (default: outputs)
+FORMS = ("terminal", "csv", "markdown", "latex")
+HELP = """usage: anomaly-vlm report [runs=FOLDER] [...]          the table of all runs below a folder (default: outputs)
        anomaly-vlm report run=FOLDER [to=FILE.html]    one HTML page about an evaluation or a prediction
        anomaly-vlm report run=[FOLDER,FOLDER] ...      several side by side
+
+base=method=winclip        differences to that row, with the 95 % interval of a paired bootstrap over categories
+columns=image_auroc,...    these metrics only
+sort=-image_auroc          by a metric or a column, the largest first
+where=shots=4,method!=musc these runs only
+format=terminal|csv|markdown|latex; the folder gets table.csv, table.md, table.tex and sweep.csv (one row a run)
 """
 
 
@@ -24,22 +31,37 @@ def run(arguments: Sequence[str]) -> int:
     run_folders, arguments = pop_key(arguments, "run")
     if run_folders is not None:
         return page(run_folders, arguments)
-    folder, rest = pop_key(arguments, "runs")
+    return tables(arguments)
+
+
+def tables(arguments: Sequence[str]) -> int:
+    """Shows the tables of all runs below a folder, and writes them into it; returns the exit status."""
+    from anomaly_vlm.reporting.table_options import TableOptions
+
+    options, rest = TableOptions.pop(arguments)
+    folder, rest = pop_key(rest, "runs")
+    form, rest = pop_key(rest, "format")
     if rest:
-        raise UserError(f"'{rest[0]}' is no key of report: give runs=FOLDER")
+        raise UserError(f"'{rest[0]}' is no key of report: give runs=, base=, columns=, sort=, where= or format=")
+    if form not in (None, *FORMS):
+        raise unknown_choice("format", str(form), FORMS)
     root = Path(folder or "outputs")
     if not root.is_dir():
         raise UserError(f"runs={root}: no such folder: give one that holds runs")
-    from anomaly_vlm.reporting.collect import collect_runs, sweep_table
-    from anomaly_vlm.reporting.console import say, show
+    from anomaly_vlm.reporting.collect import collect_runs, write_runs
+    from anomaly_vlm.reporting.console import say
+    from anomaly_vlm.reporting.studies import study_tables
+    from anomaly_vlm.reporting.study_table import show_tables, write_tables
 
     rows = collect_runs(root)
     if not rows:
         raise UserError(f"no run (metrics.json) below '{root}': train first, or give another folder")
+    found = study_tables(rows, options)
+    show_tables(found, form or FORMS[0])
     try:
-        show(sweep_table(rows, csv_path=root / "sweep.csv"))
+        write_runs(root / "sweep.csv", rows)
+        write_tables(found, root)
     except OSError as error:
-        show(sweep_table(rows, csv_path=None))
         say(f"the table is not written: {os_error_line(error)}")
     return 0
 

@@ -1,171 +1,122 @@
-"""`anomaly-vlm sweep`: Hydra multirun of `train`; every run writes its own folder, one table at the end."""
+"""`anomaly-vlm sweep`: many training runs, each in a folder of its own, and one table at the end."""
 
 from __future__ import annotations
 
-import math
-import os
-import sys
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
-from hydra.experimental.callback import Callback
-from omegaconf import open_dict
-
+from anomaly_vlm.cli.arguments import answered_by_hydra, help_with_choices, hydra_words, pop_key
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import unique_folder, write_text
+from anomaly_vlm.reporting.table_options import TableOptions
 from anomaly_vlm.runs import stopping
-from anomaly_vlm.runs.checks import check_values, not_writable, writable_folder
-from anomaly_vlm.runs.compose import addable, completed, compose, conf_dir, describe_choices, parse, sweeper_params
-from anomaly_vlm.runs.configs import timestamp
-from anomaly_vlm.runs.same_run import is_finished
+from anomaly_vlm.runs.checks import not_writable, writable_folder
+from anomaly_vlm.runs.compose import choices, compose_job
+from anomaly_vlm.runs.configs import timestamp, trusted_packages
+from anomaly_vlm.runs.instantiate import instantiate
+from anomaly_vlm.runs.sweeps import FAILED, Job, check_jobs, expand, first_values, plan, run_jobs
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-FAILED = "failed.txt"
-FOLDER_KEY = "hydra.sweep.dir="
+RECORD = "sweep.json"  # in the folder of a sweep: the command line, for resume=FOLDER
+SEARCH = "anomaly_vlm.runs.search.OptunaSearch"
+FOLDER_KEY = "hydra.sweep.dir"
+LISTED = 10  # failed jobs that are named at the end; their folders name all
 HELP = """usage: anomaly-vlm sweep experiment=NAME [key=value1,value2 ...]
        anomaly-vlm sweep method=adaclip seed=0,1,2 method.prompts.depth=2,4
+       anomaly-vlm sweep resume=FOLDER [key=value ...]     goes on: what is finished is kept, what failed is tried again
 
-Hydra multirun: lists of values, range(1,4), hydra/launcher=joblib (extra `sweep`) for runs side by side.
+Hydra's multirun: lists of values, range(1,4), experiments with hydra.sweeper.params, hydra.sweep.dir=FOLDER.
+hydra/launcher=joblib runs jobs side by side (one a GPU), submitit_slurm on a cluster; hydra/sweeper=optuna searches.
+The table at the end takes base=, columns=, sort= and where= as 'anomaly-vlm report' does.
 """
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs `anomaly-vlm sweep` with its arguments; returns the exit status."""
-    if any(word in ("-h", "--help") for word in arguments):
-        sys.stdout.write(f"{HELP}\n{describe_choices()}\n")
+    if help_with_choices(arguments, HELP) or answered_by_hydra(arguments):
         return 0
-    trials = [compose(overrides) for overrides in trial_runs(arguments)]
-    for cfg in trials:  # a mistake in any value ends the command here, before the first run
-        check_values(cfg)
-    folder = sweep_folder(arguments, [cfg.name for cfg in trials])
-    given = [word for word in swept(arguments) if not word.startswith(FOLDER_KEY)]
-    argv, sys.argv = sys.argv, [sys.argv[0], "--multirun", *given, f"{FOLDER_KEY}{quoted(folder)}"]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come up to the command line, which words them
-    kept = [word for word in arguments if not word.startswith(FOLDER_KEY)]
-    try:
-        with stopping.goes_on_with("sweep", *kept, f"{FOLDER_KEY}{folder}"):
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
-    finally:
-        sys.argv = argv
-    if SweepTable.root is not None:
-        check_failures(SweepTable.root)
-    return 0
+    prepared, arguments = pop_key(hydra_words(arguments), "job")
+    if prepared is not None:  # what the launchers start
+        from anomaly_vlm.runs.jobs import run_prepared
+
+        return run_prepared(Path(prepared), arguments)
+    words, root = asked_for(arguments)
+    table_options, overrides = TableOptions.pop(words)
+    settings = compose_job(first_values(overrides))[1]
+    searches = settings["sweeper"]["_target_"] == SEARCH
+    jobs = plan([first_values(overrides)] if searches else expand(overrides, settings["sweeper"]))
+    check_jobs(jobs)
+    root = root or new_folder(jobs)
+    write_text(writable_folder(root) / RECORD, json.dumps(words, indent=1) + "\n")
+    launcher = build(settings["launcher"], "hydra/launcher", overrides)
+    with stopping.goes_on_with("sweep", f"resume={root}"):
+        if searches:
+            jobs = build(settings["sweeper"], "hydra/sweeper", overrides).run(overrides, root, launcher)
+        else:
+            jobs = run_jobs(jobs, root, launcher)
+    return finish(root, jobs, table_options)
 
 
-def sweep_folder(arguments: Sequence[str], methods: Sequence[str]) -> Path:
-    """The folder of a sweep: the one that the user names, or a new one named after all methods that are swept over."""
-    named = [word.removeprefix(FOLDER_KEY) for word in arguments if word.startswith(FOLDER_KEY)]
-    if named:
-        return writable_folder(named[-1].strip("'\""))
-    path = Path("outputs") / "sweeps" / "_".join(dict.fromkeys(methods)) / timestamp()
+def asked_for(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The words of a sweep, and its folder where it is named or gone on with.
+
+    What is said beside `resume=FOLDER` takes the place of what was said about the same key.
+
+    Raises:
+        UserError: The folder holds no sweep.
+    """
+    resume, words = pop_key(arguments, "resume")
+    if resume is None:
+        named, words = pop_key(words, FOLDER_KEY)
+        return words, Path(named.strip("'\"")) if named else None
+    path = Path(resume) / RECORD
     try:
-        return writable_folder(unique_folder(path))
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"resume={resume}: no {RECORD} that can be read in there: give a folder of a sweep") from error
+    if not isinstance(stored, list) or not all(isinstance(word, str) for word in stored):
+        raise UserError(f"'{path}' holds no command line of a sweep: give the folder of a sweep")
+    keys = {word.partition("=")[0] for word in words}
+    return [*(word for word in stored if word.partition("=")[0] not in keys), *words], Path(resume)
+
+
+def new_folder(jobs: Sequence[Job]) -> Path:
+    """A new folder, named after all methods that are swept over."""
+    path = Path("outputs") / "sweeps" / "_".join(dict.fromkeys(job.cfg.name for job in jobs)) / timestamp()
+    try:
+        return unique_folder(path)
     except OSError as error:
         raise not_writable(path, error) from error
 
 
-def quoted(folder: Path) -> str:
-    """A folder as Hydra's grammar takes it, whatever its name holds."""
-    text = str(folder).replace("'", "\\'")
-    return f"'{text}'"
+def build(node: dict[str, Any], group: str, words: Sequence[str]) -> Any:
+    """The launcher or the search that a node of Hydra's settings names."""
+    if str(node["_target_"]).startswith(("hydra.", "hydra_plugins.")):
+        names = ", ".join(choices(group))
+        raise UserError(f"{group} names {node['_target_']}, which this suite does not run: choose one of {names}")
+    return instantiate(node, trusted=trusted_packages(words))
 
 
-def swept(arguments: Sequence[str]) -> list[str]:
-    """The arguments as Hydra gets them: behind what the experiment sweeps over, with options of the method addable."""
-    first = [_values(o)[0] for o in parse(arguments) if _values(o)]
-    params = sweeper_params(first)
-    return [*map(addable, [*params, *arguments]), *(["hydra.sweeper.params=null"] if params else [])]
+def finish(root: Path, jobs: Sequence[Job], options: TableOptions) -> int:
+    """Shows the table of the finished jobs and what has become of the others; returns the exit status."""
+    from anomaly_vlm.reporting.collect import collect_runs, write_runs
+    from anomaly_vlm.reporting.console import say
+    from anomaly_vlm.reporting.studies import study_tables
+    from anomaly_vlm.reporting.study_table import show_tables, write_tables
 
-
-def trial_runs(arguments: Sequence[str]) -> list[list[str]]:
-    """Overrides that try every value of every swept key once, the other keys at their first value.
-
-    Values that only a search can name (`interval(0, 1)` of another sweeper than Hydra's basic one) are left out.
-    """
-    given = parse(arguments)
-    first = [_values(o)[0] for o in given if _values(o)]
-    swept = {o.key_or_group: o for o in given}
-    for line in sweeper_params(first):
-        override = parse([line])[0]
-        swept.setdefault(override.key_or_group, override)  # the command line wins, as in Hydra
-    tried = {key: _values(o) for key, o in swept.items() if _values(o)}
-    base = {key: values[0] for key, values in tried.items()}
-    runs = [list(base.values())]
-    for key, values in tried.items():
-        runs += [list({**base, key: value}.values()) for value in values[1:]]
-    return runs
-
-
-def _values(override: Override) -> list[str]:
-    """`seed=0,1` -> `["seed=0", "seed=1"]`."""
-    if not override.is_sweep_override():
-        return [str(override.input_line)]
-    if not (override.is_discrete_sweep()):
-        return []
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-
-
-def job(cfg: DictConfig) -> float:
-    """One run of a sweep, in the folder that Hydra gives it. Wrong input ends this run alone: `failed.txt` says why.
-
-    What an interrupted sweep has finished is kept, and the run that it was in goes on.
-    """
-    from anomaly_vlm.cli.train import execute
-
-    runtime = HydraConfig.get()
-    folder = writable_folder(runtime.runtime.output_dir)
-    with open_dict(cfg):
-        chosen = runtime.runtime.choices.items()
-        completed(cfg, {group: name for group, name in chosen if name is not None and not group.startswith("hydra")})
-        cfg.output_dir = str(folder)
-        cfg.sweep_overrides = [word.removeprefix("++") for word in runtime.overrides.task]
-    try:
-        if str(cfg.trainer.get("strategy", "auto")).startswith("ddp"):
-            raise UserError(
-                "a sweep runs each job in one process: choose trainer=cpu or gpu, or train one run with ddp"
-            )
-        check_values(cfg)
-        (folder / FAILED).unlink(missing_ok=True)
-        if is_finished(cfg, folder):
-            from anomaly_vlm.reporting.collect import collect_runs
-            from anomaly_vlm.reporting.console import say
-
-            say(f"{folder}: finished before, kept")
-            rows = collect_runs(folder)
-            return float((rows[0]["means"].get(cfg.selection_metric) if rows else None) or math.nan)
-        return execute(cfg, folder)
-    except UserError as error:
-        write_text(folder / FAILED, f"{error}\n")
-        return math.nan
-
-
-class SweepTable(Callback):
-    """Hydra callback: collects the runs' `metrics.json` into one table and `sweep.csv` when a sweep ends."""
-
-    root: ClassVar[Path | None] = None  # of the last sweep in this process
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Collects the runs of the sweep into one table, prints it and writes it to `sweep.csv`."""
-        from anomaly_vlm.reporting.collect import collect_runs, sweep_table
-        from anomaly_vlm.reporting.console import say, show
-
-        SweepTable.root = root = Path(config.hydra.sweep.dir)
-        rows = collect_runs(root)
-        if rows:
-            show(sweep_table(rows, csv_path=root / "sweep.csv"))
-            say(f"table: {root / 'sweep.csv'}")
-
-
-def check_failures(root: Path) -> None:
-    """Raises a `UserError` where runs below `root` ended with wrong input."""
-    failed = sorted(root.rglob(FAILED))
-    if failed:
-        raise UserError(
-            f"{len(failed)} of the sweep's runs failed; the first ({failed[0].parent}): {failed[0].read_text()}"
-        )
+    states = [job.state for job in jobs]
+    rows = collect_runs(root)
+    if rows:
+        write_runs(root / "sweep.csv", rows)
+        tables = study_tables(rows, options)
+        show_tables(tables)
+        say(f"tables: {', '.join(map(str, write_tables(tables, root)))}")
+    failed, missing = states.count("failed"), states.count("missing")
+    counts = f"{states.count('finished')} of {len(jobs)} finished, {failed} failed, {missing} missing"
+    for job in [job for job in jobs if job.state == "failed"][:LISTED]:
+        say(f"failed: {job.folder}: {job.reason}")
+    if failed or missing:
+        raise UserError(f"{counts}; {FAILED} in a job's folder says why; to go on: anomaly-vlm sweep resume={root}")
+    say(counts)
+    return 0

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from anomaly_vlm.cli.arguments import help_with_choices, pop_key
+from anomaly_vlm.cli.arguments import MULTIRUN, answered_by_hydra, help_with_choices, hydra_words, pop_key
 from anomaly_vlm.runs import stopping
-from anomaly_vlm.runs.configs import composed, resumed, run_folder, shared_with_children
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from anomaly_vlm.runs.configs import composed, resumed, run_folder
 
 HELP = """usage: anomaly-vlm train method=NAME [dataset=NAME] [backbone=NAME] [key=value ...]
        anomaly-vlm train resume=RUN_FOLDER     goes on exactly where that run stopped
+       anomaly-vlm train ... --cfg job --resolve | --info defaults     shows the configuration and runs nothing
+       anomaly-vlm train ... --multirun        as 'anomaly-vlm sweep'; --config-dir FOLDER adds configurations of your own
 
 data: dataset=NAME names a test set (trained on procedural images) or a pair (visa_to_mvtec);
       source@dataset.train=NAME, source@dataset.test=NAME choose either side,
@@ -25,8 +22,13 @@ data: dataset=NAME names a test set (trained on procedural images) or a pair (vi
 
 def run(arguments: Sequence[str]) -> int:
     """Runs `anomaly-vlm train` with its arguments; returns the exit status."""
-    if help_with_choices(arguments, HELP):
+    if help_with_choices(arguments, HELP) or answered_by_hydra(arguments):
         return 0
+    if any(word in MULTIRUN for word in arguments):
+        from anomaly_vlm.cli import sweep
+
+        return sweep.run(arguments)
+    arguments = hydra_words(arguments)
     resume, overrides = pop_key(arguments, "resume")
     if resume is not None:
         cfg, folder = resumed(Path(resume), overrides), Path(resume)
@@ -37,22 +39,7 @@ def run(arguments: Sequence[str]) -> int:
         stopping.goes_on_with(*stopping.same_command("train", arguments, output_dir=folder)),
         stopping.goes_on_with("train", f"resume={folder}", folder=folder),
     ):
-        execute(cfg, folder, resume=resume is not None)
+        from anomaly_vlm.runs.seeds import fit_all  # torch and Lightning are read only now
+
+        fit_all(cfg, folder, resume=resume is not None)
     return 0
-
-
-def execute(cfg: DictConfig, folder: Path, *, resume: bool = False) -> float:
-    """One training run, or one for each of `seeds`; returns the selection metric's mean on the test set.
-
-    Args:
-        cfg: The composed configuration.
-        folder: Existing folder of the run.
-        resume: Whether the user has asked to go on with what `folder` holds.
-    """
-    from anomaly_vlm.runs.fit import fit  # torch and Lightning are read only now
-    from anomaly_vlm.runs.seeds import asks_for_several, over_seeds
-
-    with shared_with_children(folder):
-        if asks_for_several(cfg):
-            return over_seeds(cfg, folder, partial(fit, resume=resume), resume=resume)
-        return fit(cfg, folder, resume=resume).means.get(cfg.selection_metric, float("nan"))

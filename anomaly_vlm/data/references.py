@@ -19,7 +19,7 @@ from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.transforms import preprocessed, read_sample
 from anomaly_vlm.data.types import PixelChange, Preprocess, Sample
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.files import expanded, write_text
+from anomaly_vlm.files import expanded, read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,7 @@ def read_list(path: str) -> dict[str, Any]:
     file = expanded(path)
     if not file.is_file():
         raise UserError(f"shots_list '{path}' does not exist: give a JSON file, category to file names")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"shots_list '{path}' is no JSON ({error}): mend it at that place") from error
+    content = read_json(file, what="list of references")
     table = content.get("references", content) if isinstance(content, dict) else content
     if not isinstance(table, dict):
         raise UserError(

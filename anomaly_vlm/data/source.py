@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from anomaly_vlm.data.images import guess_white
 from anomaly_vlm.data.shares import checked_shares, dealt
@@ -24,6 +24,7 @@ PACKAGE = "package:"
 MAKE_VARIABLES = {"test": "DATA", "train": "TRAIN_DATA"}
 
 
+@runtime_checkable
 class Source(Protocol):
     """A data set. `samples(side)` is sorted and independent of the file system; `side` is `train`, `val` or `test`.
 

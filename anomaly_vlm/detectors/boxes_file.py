@@ -8,7 +8,6 @@ Names are the ends of image paths; `pixels` are the image's own; scores default 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -19,7 +18,7 @@ import torch
 from anomaly_vlm.detectors.base import Detector, Picture
 from anomaly_vlm.detectors.boxes import Queries
 from anomaly_vlm.errors import UserError, unknown_choice
-from anomaly_vlm.files import expanded
+from anomaly_vlm.files import expanded, read_json
 
 
 class FileDetector(Detector):
@@ -88,10 +87,7 @@ def read_boxes(path: Path) -> tuple[bool, dict[str, Mapping[str, Any]]]:
     """
     if not path.is_file():
         raise UserError(f"boxes file '{path}' does not exist: give an existing JSON file with detector.path=FILE")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"boxes file '{path}' is no JSON ({error}): mend it at that place") from error
+    content = read_json(path, what="file of boxes")
     if not isinstance(content, dict) or content.get("format") != 1 or content.get("size") not in ("relative", "pixels"):
         raise UserError(
             f"boxes file '{path}': expected {{'format': 1, 'size': 'relative' or 'pixels', 'images': {{...}}}}"

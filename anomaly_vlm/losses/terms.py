@@ -74,6 +74,8 @@ def build_terms(
     """
     terms = {}
     for name, entry in (config or {}).items():
+        if not isinstance(entry, Mapping):
+            raise UserError(f"loss.{name} is {str(entry)[:60]}: give kind, weight and options of a loss")
         options = dict(entry)
         target, weight = options.pop("_target_", None), options.pop("weight", 1.0)
         kind = options.pop("kind", None) if target is None else str(target)

@@ -214,11 +214,36 @@ def bootstrap(
     values, drawn = _by_category(runs, anomalous, names, metric, draws, rng)
     if not values:
         return Interval(math.nan, math.nan, math.nan)
-    if over == "categories":
-        picks = rng.integers(len(values), size=(draws, len(values)))
-        means = np.array(values)[picks].mean(axis=1)
-    else:
-        means = np.mean(drawn, axis=0)
+    means = _means_of_draws(values, draws, rng) if over == "categories" else np.mean(drawn, axis=0)
+    return _interval(values, means, level)
+
+
+def bootstrap_mean(values: Sequence[float], *, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
+    """The mean of values, such as one a category, with its bootstrap interval: values are drawn with repetition.
+
+    Of the differences of two runs in each category, this is the interval of a paired comparison, for any metric.
+
+    Args:
+        values: Any number of finite values.
+        level: Coverage of the interval.
+        draws: Number of draws.
+        seed: Of the draws.
+
+    Returns:
+        The mean and the percentiles of the draws' means; NaN without values.
+    """
+    if not len(values):
+        return Interval(math.nan, math.nan, math.nan)
+    return _interval(values, _means_of_draws(values, draws, np.random.default_rng(seed)), level)
+
+
+def _means_of_draws(values: Sequence[float], draws: int, rng: np.random.Generator) -> np.ndarray:
+    picks = rng.integers(len(values), size=(draws, len(values)))
+    means: np.ndarray = np.array(values)[picks].mean(axis=1)
+    return means
+
+
+def _interval(values: Sequence[float], means: np.ndarray, level: float) -> Interval:
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(np.mean(values)), float(low), float(high))
 

@@ -17,6 +17,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from anomaly_vlm.errors import UserError
+from anomaly_vlm.options import check_arguments
+
 Rule = Literal["false_alarms", "max_f1", "no_miss", "cost"]
 RULES: tuple[str, ...] = get_args(Rule)
 OK, NOT_OK = "OK", "NOT OK"
@@ -170,8 +173,24 @@ class Threshold:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Threshold:
-        """The inverse of `to_record`."""
-        return cls(**{**record, "good_scores": tuple(record["good_scores"])})
+        """The inverse of `to_record`.
+
+        Raises:
+            UserError: An entry is missing, surplus, or no value of its kind.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(record, Mapping) or not set(record) <= set(names):
+            raise UserError(f"the record of a threshold holds {', '.join(names)}, and nothing else")
+        rate = record.get("rate", math.nan)  # NaN where nothing is promised: the one number that may be none
+        given = {**record, "rate": 0.0 if isinstance(rate, float) and math.isnan(rate) else rate}
+        checked = check_arguments(cls, given, owner="threshold")
+        scores = checked.get("good_scores") or ()
+        if not scores or list(scores) != sorted(scores) or not 0 <= checked.get("rank", 0) <= len(scores):
+            raise UserError("threshold.good_scores: give ascending scores, and a rank among them")
+        try:
+            return cls(**{**checked, "rate": rate, "good_scores": tuple(scores)})
+        except TypeError as error:
+            raise UserError(f"threshold: {error}") from error
 
 
 def conformal_rank(count: int, false_alarms: float) -> int:

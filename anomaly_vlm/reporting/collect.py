@@ -1,24 +1,23 @@
-"""Many runs as one table, made from the files that each run leaves (so that a failed or killed run costs only itself)."""
+"""Many runs, read from the files that each of them leaves (so that a failed or killed run costs only itself)."""
 
 from __future__ import annotations
 
 import csv
-import json
 import logging
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.files import whole_file
+from anomaly_vlm.files import read_json, whole_file
 from anomaly_vlm.names import csv_cell, shown
-from anomaly_vlm.reporting.tables import SELECTION_NOTE, empty_table, percent, plain, shown_columns
+from anomaly_vlm.reporting.tables import SELECTION_NOTE, percent
 
 log = logging.getLogger("anomaly_vlm")
 FACTS = ("method", "backbone", "data")
+ABOUT = ("choices", "random_weights", "image_size", "images", "images_in_test_set", "test_images_trained_on")
 LARGEST = 100_000_000  # bytes of a record; one with 10,000 categories has a tenth of it
 KINDS: dict[str, Any] = {  # what a record holds
     "method": str | None,
@@ -27,14 +26,20 @@ KINDS: dict[str, Any] = {  # what a record holds
     "seed": int | str | None,
     "selection": str | None,
     "overrides": list | None,
+    "shots": int | None,
+    "config": str | None,
+    "choices": dict | None,
+    "images": int | None,
+    "images_in_test_set": int | None,
+    "test_images_trained_on": int | None,
 }
 
 
 def collect_runs(root: Path) -> list[dict[str, Any]]:
     """One row for each `metrics.json` below `root`, in the order of the folders' names (numbers as numbers).
 
-    A row has `run` (folder relative to `root`), method, backbone, data, seed, selection, the run's overrides by key, and the
-    means.
+    A row has `run` (folder relative to `root`), method, backbone, data, seed, selection, shots, the run's overrides by key,
+    results and means, what else its record says (`ABOUT`), and `config`, which runs that differ in their seeds alone share.
     """
     rows = []
     for path in sorted(root.rglob("metrics.json"), key=_natural):
@@ -46,6 +51,8 @@ def collect_runs(root: Path) -> list[dict[str, Any]]:
         results = content["results"]
         row: dict[str, Any] = {"run": path.parent.relative_to(root).as_posix()}
         row.update({key: content.get(key) for key in (*FACTS, "seed", "selection")})
+        row.update({key: content.get(key) for key in ABOUT})
+        row["config"], row["shots"] = content.get("config"), content.get("shots", _shots(content.get("data")))
         row["overrides"] = dict(word.lstrip("+~").partition("=")[::2] for word in content.get("overrides") or [])
         row["means"] = {key.removeprefix("mean/"): v for key, v in results.items() if key.startswith("mean/")}
         row["results"] = results
@@ -59,12 +66,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It cannot be read, is no JSON, or has another form than a run writes.
     """
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"'{path}' is no record of a run (more than {LARGEST:,} bytes)")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is no record of a run ({str(error)[:100] or type(error).__name__})") from error
+    content = read_json(path, what="record of a run", largest=LARGEST)
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         raise UserError(f"'{path}' is no record of a run (it has no table of results)")
     for key, value in content["results"].items():
@@ -82,45 +84,14 @@ def read_record(path: Path) -> dict[str, Any]:
     return content
 
 
+def _shots(data: str | None) -> int:
+    """Number of reference images, of records that do not name it."""
+    found = re.search(r"(\d+) normal images? of each category as references", data or "")
+    return int(found[1]) if found else 0
+
+
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.parts]
-
-
-def sweep_table(rows: Sequence[dict[str, Any]], *, csv_path: Path | None) -> Table:
-    """What differs between the runs beside their means, for printing; and a CSV with one row a run.
-
-    Runs that differ in their seed alone share a row: mean and standard deviation. Where nothing but the seed differs, each
-    run has its row and all of them one more.
-    """
-    shown_anyway = ("seed", *FACTS)
-    keys = [key for key in dict.fromkeys(k for row in rows for k in row["overrides"]) if key not in shown_anyway]
-    if csv_path is not None:
-        _write(csv_path, rows, keys)
-    varying = [key for key in keys if len({row["overrides"].get(key) for row in rows}) > 1]
-    facts = [key for key in FACTS if len({row[key] for row in rows}) > 1]
-    common = [str(rows[0][key]) for key in FACTS if rows and key not in facts]
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        cells = [str(row["overrides"].get(key, "")) for key in varying] + [str(row[key]) for key in facts]
-        groups.setdefault(tuple(cells or [row["run"]]), []).append(row)
-    if not (varying or facts) and len(rows) > 1:
-        groups["all",] = list(rows)
-    several = any(len(members) > 1 for members in groups.values())
-
-    columns = shown_columns({f"mean/{name}": 0.0 for row in rows for name in row["means"]})
-    table = empty_table(common)
-    for key in varying + facts or ["run"]:
-        table.add_column(plain(key))
-    for title in (["runs"] if several else []) + list(columns.values()):
-        table.add_column(title, justify="right")
-    for named, members in groups.items():
-        count = [str(len(members))] if several else []
-        table.add_row(
-            *(plain(cell) for cell in named),
-            *count,
-            *(spread([m["means"].get(key) for m in members]) for key in columns),
-        )
-    return table
 
 
 def spread(values: Sequence[float | None]) -> str:
@@ -131,7 +102,9 @@ def spread(values: Sequence[float | None]) -> str:
     return f"{percent(statistics.mean(defined))} ± {100 * statistics.stdev(defined):.1f}"
 
 
-def _write(path: Path, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
+def write_runs(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes `sweep.csv`: one row a run, with its overrides and its means, unrounded."""
+    keys = [key for key in dict.fromkeys(k for row in rows for k in row["overrides"]) if key not in ("seed", *FACTS)]
     names = list(dict.fromkeys(name for row in rows for name in row["means"]))
     with whole_file(path) as file:
         writer = csv.writer(file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import read_json
 from anomaly_vlm.metrics.thresholds import NOT_OK, Proportion
 from anomaly_vlm.names import shown
 
@@ -215,10 +215,7 @@ COLUMNS = ("path", "category", "label", "score", "decision", "picture")
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"'{path}' is damaged ({error}): run it again") from error
+    content = read_json(path, what="record of a run", way="run it again") if path.is_file() else {}
     return content if isinstance(content, dict) else {}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +12,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm import __version__
+from anomaly_vlm.backbone import FrozenTower
+from anomaly_vlm.backbone.compiled import compile_blocks
 from anomaly_vlm.caching.folders import cache_folder
 from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data import AnomalyData, Preprocess, Source
@@ -28,11 +30,12 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.devices import check_gpu, flush_denormals
-from anomaly_vlm.runs.instantiate import instantiate, own_function, plain, target_class
+from anomaly_vlm.runs.instantiate import instantiate, method_class, own_function, plain
+from anomaly_vlm.runs.rewriting import rewrite_texts
+from anomaly_vlm.runs.same_run import config_key
 
 if TYPE_CHECKING:
     from anomaly_vlm.data.datamodule import AnomalyDataModule
-    from anomaly_vlm.methods.base.lightning import LightningMethod
 
 
 @dataclass
@@ -50,13 +53,6 @@ class Run:
     data: AnomalyData
     method: AnomalyMethod
     facts: dict[str, Any]
-
-    @cached_property
-    def module(self) -> LightningMethod:
-        """The method as a Lightning trainer takes it."""
-        from anomaly_vlm.methods.base.lightning import LightningMethod
-
-        return LightningMethod(self.method)
 
     @property
     def datamodule(self) -> AnomalyDataModule:
@@ -90,17 +86,22 @@ def build(
     data = build_data(cfg, sides, test=test, with_trainer=with_trainer)
     data.remembered = remembered
     data.check()
-    backbone: Any = create(cfg.backbone)
+    backbone: Any = create(cfg.backbone, kind=FrozenTower)
+    if cfg.get("compile"):
+        compile_blocks(backbone, cfg.compile)
+    note = rewrite_texts(cfg, backbone, data)
     method = build_method(cfg, backbone, **collaborators)
     data.preprocess = method.preprocess
     description = describe_data(data)
     facts = {
-        "method": method.display_name(cfg.name),
+        "method": method.display_name(cfg.name) + note,
         "backbone": backbone.describe(),
         "random_weights": backbone.is_random,
         "fingerprint": method.run_record["fingerprint"],
         "data": description.whole,
         "seed": cfg.seed,
+        "shots": cfg.shots,
+        "config": config_key(cfg),
         "image_size": method.preprocess.size if method.preprocess else None,
     }
     note_training_images(data, method, facts, with_train="train" in sides)
@@ -158,7 +159,7 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
     Raises:
         UserError: A wrong option, or `shots` that the method has no use for.
     """
-    method_class: Any = target_class(cfg.method, trusted=cfg.trust)
+    chosen: Any = method_class(cfg.method, trusted=cfg.trust)
     method: AnomalyMethod = instantiate(
         cfg.method,
         trusted=cfg.trust,
@@ -166,7 +167,7 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         losses=build_terms(plain(cfg.loss), partial(own_function, trusted=cfg.trust)),
         optimizer=instantiate(cfg.optimizer, trusted=cfg.trust) if cfg.optimizer else None,
         scheduler=instantiate(cfg.scheduler, trusted=cfg.trust) if cfg.scheduler else None,
-        evaluation=method_class.evaluation_type(
+        evaluation=chosen.evaluation_type(
             partial(make_metrics, cfg), curves=bool(OmegaConf.select(cfg, "pictures.curves", default=True))
         ),
         **collaborators,
@@ -202,7 +203,7 @@ def build_data(
     create = partial(instantiate, trusted=cfg.trust)
     given = {} if test is None else {"test": test}
     sides = tuple(side for side in sides if side not in given and cfg.dataset.get(side) is not None)
-    sources: dict[str, Any] = {**{side: create(cfg.dataset[side]) for side in sides}, **given}
+    sources: dict[str, Any] = {**{side: create(cfg.dataset[side], kind=Source) for side in sides}, **given}
     augment = cfg.augment
     picks = ReferencePicks(sources.get("test"), num_shots=cfg.shots, seed=cfg.seed, shots_list=cfg.shots_list)
     return (_data_module() if with_trainer else AnomalyData)(

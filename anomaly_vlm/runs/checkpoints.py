@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.methods.base.verdict import known_category
 from anomaly_vlm.methods.shared.category_memory import of_categories
 from anomaly_vlm.metrics.thresholds import Threshold
-from anomaly_vlm.runs.instantiate import target_class
+from anomaly_vlm.runs.instantiate import method_class
 from anomaly_vlm.runs.migrate import migrated
+from anomaly_vlm.runs.run_names import unnamed
+from anomaly_vlm.runs.shapes import check_shapes
 from anomaly_vlm.runs.trust import foreign_config
 
 PUBLISHED = "published:"
@@ -45,15 +47,64 @@ def shipped_file(name: str) -> Path:
 
 
 def without_training_parts(config: Any) -> Any:
-    """A stored configuration without the loggers and callbacks of its training, which nothing but a training builds.
+    """A stored configuration without the loggers and callbacks of its training, and without its name in dashboards.
 
-    So a user's own ones are not asked for when a checkpoint is evaluated.
+    So a user's own ones are not asked for when a checkpoint is evaluated; group and tags stay.
     """
     if not isinstance(config, dict):
         return config
     callbacks = config.get("callbacks")
     progress = callbacks.get("progress", "auto") if isinstance(callbacks, dict) else "auto"
-    return {**config, "callbacks": {"progress": progress, "extra": []}, "logger": {}}
+    return {
+        **config,
+        "callbacks": {"progress": progress, "extra": []},
+        "logger": {},
+        "tracking": unnamed(config.get("tracking")),
+    }
+
+
+def check_record(record: Mapping[str, Any], source: str) -> None:
+    """Checks the form of what a checkpoint says of its run, but for the configuration.
+
+    Args:
+        record: As read from the file.
+        source: The file, for messages.
+
+    Raises:
+        UserError: One line that names the entry that is missing or of another kind.
+    """
+    for key, (is_right, expected) in RECORD.items():
+        needed = key in ("fingerprint", "trained_on")
+        if (key in record or needed) and not is_right(record.get(key)):
+            found = f"is {str(record[key])[:60]!r}" if key in record else "is missing"
+            raise UserError(f"{source} is damaged: its {key} {found}, expected {expected}: give another file")
+    for name, entry in record.get("thresholds", {}).items():
+        try:
+            Threshold.from_record(entry)
+        except UserError as error:
+            raise UserError(f"{source}: its threshold of '{name}' is damaged ({error}): fit it again") from error
+
+
+def _is_list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(type(entry) is kind for entry in value)
+
+
+RECORD: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "version": (lambda value: isinstance(value, str), "a text"),
+    "fingerprint": (lambda value: isinstance(value, str), "a text"),
+    "trained_on": (lambda value: isinstance(value, str), "a text"),
+    "references": (_is_list_of(str), "a list of paths"),
+    "reference_contents": (_is_list_of(int), "a list of whole numbers"),
+    "train_images": (lambda value: isinstance(value, torch.Tensor) and value.dtype == torch.int64, "whole numbers"),
+    "thresholds": (
+        lambda value: isinstance(value, dict) and all(isinstance(k, str) for k in value),
+        "thresholds by name",
+    ),
+    "max_value": (
+        lambda value: value is None or (type(value) in (int, float) and value > 0),
+        "a number above 0, or null",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +122,13 @@ class Checkpoint:
     record: dict[str, Any]
     state: dict[str, Any]
 
+    @property
+    def run_folder(self) -> Path | None:
+        """Folder of the training that wrote the file; None for a file of another origin."""
+        if self.spec.startswith((PUBLISHED, SHIPPED)):
+            return None
+        return Path(self.spec).absolute().parent.parent
+
     @classmethod
     def read(cls, spec: str, *, trusted: Sequence[str] = ()) -> Checkpoint:
         """Reads one of the suite's files, or names a published one.
@@ -87,13 +145,15 @@ class Checkpoint:
         path = shipped_file(spec.removeprefix(SHIPPED)) if spec.startswith(SHIPPED) else Path(spec)
         content = read_tensors(path)
         record = content.get("anomaly_vlm") if isinstance(content, dict) else None
-        if not isinstance(record, dict) or "state_dict" not in content:
+        if not isinstance(record, dict) or not isinstance(content.get("state_dict"), dict):
             raise UserError(
                 f"'{path}' is no checkpoint of this suite: give a .ckpt that 'train' wrote, or ckpt=published:{path}"
                 " method=NAME"
             )
+        check_record(record, f"checkpoint '{path}'")
         stored = without_training_parts(migrated(record.get("config")))
         config = foreign_config(stored, source=f"checkpoint '{path}'", trusted=trusted)
+        check_shapes(config, source=f"checkpoint '{path}': ")
         return cls(spec, {**record, "config": OmegaConf.to_container(config)}, content["state_dict"])
 
     @property
@@ -146,8 +206,8 @@ class Checkpoint:
             UserError: `shots` is not what the memory was made of.
         """
         if self.published:
-            method_class: Any = target_class(cfg.method, trusted=cfg.trust)
-            return Remembered() if method_class.reference_support == "required" else None
+            chosen: Any = method_class(cfg.method, trusted=cfg.trust)
+            return Remembered() if chosen.reference_support == "required" else None
         held, shots = frozenset(self.record.get("references", [])), self.record["config"]["shots"]
         if held and cfg.shots != shots:
             raise UserError(

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.runs.shapes import check_shapes
 
 WHOLE = {  # key -> smallest value
     "seed": 0,
@@ -38,6 +39,7 @@ CHOICES = {  # the default first: what configurations of older checkpoints lack
     "pixels.fit": ("square", "short_side", "native"),
     "pixels.interpolation": ("bicubic", "bilinear"),
     "train_on": ("dataset", "references", "nothing"),
+    "texts": ("as_written", "nameless", "swapped", "random"),
     "callbacks.progress": ("auto", "rich", "log", "none"),
 }
 
@@ -52,6 +54,7 @@ def check_values(cfg: DictConfig) -> None:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
+    check_shapes(cfg)
     for key, low in {**WHOLE, **WHOLE_OR_NULL}.items():
         value = OmegaConf.select(cfg, key)
         if value is None and key in WHOLE_OR_NULL:
@@ -89,6 +92,12 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(
             "selection=best_val needs a validation set: add source@dataset.val=NAME, or choose selection=last"
         )
+
+
+def sides_of(cfg: DictConfig) -> tuple[str, ...]:
+    """The sides of the data that a training run reads."""
+    used = {"train": cfg.train_on == "dataset", "test": True, "val": cfg.dataset.val is not None}
+    return tuple(side for side, wanted in used.items() if wanted)
 
 
 def writable_folder(path: str | Path) -> Path:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +29,8 @@ GROUPS = (
     "dataset",
     "source",
     "loss",
+    "optimizer",
+    "scheduler",
     "backbone",
     "trainer",
     "logger",
@@ -32,9 +39,12 @@ GROUPS = (
     "segmenter",
     "preset",
     "experiment",
+    "debug",
+    "hparams_search",
 )
 WITHOUT_MASKS = "loss/image_only/"  # a loss for each method that can do without pixel masks
-ADDABLE = ("method.", "trainer.")  # nodes whose constructors know more keys than their YAMLs list
+# Nodes whose constructors know more keys than their YAMLs list.
+ADDABLE = ("method.", "trainer.", "optimizer.", "scheduler.", "callbacks.")
 
 
 def conf_dir() -> Path:
@@ -57,7 +67,35 @@ def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:
     Raises:
         UserError: Unknown group choice, misspelt key, or an override that does not parse.
     """
-    cfg = _compose(overrides, config)
+    return _without_hydra(_compose(overrides, config), overrides)
+
+
+def compose_job(overrides: Sequence[str], number: int = 0) -> tuple[DictConfig, dict[str, Any]]:
+    """One job of a sweep as `compose` gives it, and beside it what Hydra's own node says about sweeps.
+
+    Args:
+        overrides: Of this job alone, one value a key.
+        number: Of the job in its sweep.
+
+    Returns:
+        The configuration, and plain containers: `subdir` (folder of the job), `launcher` and `sweeper`.
+    """
+    cfg = _compose(overrides, "train")
+    with open_dict(cfg):
+        cfg.hydra.job.num = number
+    try:
+        settings = {
+            "subdir": str(cfg.hydra.sweep.subdir),
+            "launcher": OmegaConf.to_container(cfg.hydra.launcher, resolve=True),
+            "sweeper": OmegaConf.to_container(cfg.hydra.sweeper, resolve=True),
+        }
+    except OmegaConfBaseException as error:
+        raise translate(error, overrides) from error
+    return _without_hydra(cfg, overrides), settings
+
+
+def _without_hydra(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """What a run needs of a composed configuration, with the choices made."""
     made = {k: v for k, v in cfg.hydra.runtime.choices.items() if v is not None and not k.startswith("hydra")}
     if made.get("preset") not in (None, *choices("preset")):
         if any(word.startswith("preset=") for word in overrides):
@@ -65,13 +103,7 @@ def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:
         del made["preset"]  # this backbone has none for this method
     with open_dict(cfg):
         del cfg["hydra"]
-        return completed(cfg, made)
-
-
-def completed(cfg: DictConfig, choices: Mapping[str, str]) -> DictConfig:
-    """A composed configuration with what follows from it: the choices made, and the name of the data for folders."""
-    with open_dict(cfg):
-        cfg.choices = dict(choices)
+        cfg.choices = made
         if cfg.get("dataset") is not None and cfg.dataset.get("name") is None:
             cfg.dataset.name = data_name(cfg)
     return cfg
@@ -93,30 +125,56 @@ def _source_name(source: DictConfig | None) -> str:
     return str(source.get("name") or (expanded(root).resolve().name if root else "folder"))
 
 
+def own_launchers_and_sweepers() -> None:
+    """Lets the suite's files in `conf/hydra` stand for themselves.
+
+    Hydra and its plugins, where some are installed, register schemas under the same names and would check the files by them.
+    """
+    Plugins.instance()  # registers them
+    registered = ConfigStore.instance().repo["hydra"]
+    for path in (conf_dir() / "hydra").rglob("*.yaml"):
+        registered.get(path.parent.name, {}).pop(path.name, None)
+
+
 def _compose(overrides: Sequence[str], config: str) -> DictConfig:
     _check_words(overrides)
+    own_launchers_and_sweepers()
     overrides = literal_paths(overrides)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return hydra.compose(config, list(map(addable, overrides)), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise translate(error, overrides) from error
 
 
+def ask_hydra(words: Sequence[str]) -> None:
+    """Lets Hydra answer a question about a configuration: `--cfg job --resolve`, `--info defaults`, with any overrides.
+
+    Raises:
+        UserError: The overrides do not compose.
+    """
+    own_launchers_and_sweepers()
+    argv, sys.argv = sys.argv, ["anomaly-vlm", *map(addable, literal_paths(words))]
+    full, os.environ["HYDRA_FULL_ERROR"] = (
+        os.environ.get("HYDRA_FULL_ERROR", ""),
+        "1",
+    )  # errors come here, to be one line
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(lambda cfg: None)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise translate(error, words) from error
+    finally:
+        sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, full
+
+
 def addable(override: str) -> str:
-    """`method.KEY=VALUE` as `++method.KEY=VALUE`, which may add a key; the same of the trainer.
+    """`method.KEY=VALUE` as `++method.KEY=VALUE`, which may add a key; the same of all nodes in `ADDABLE`.
 
     The YAML of a method lists only what differs from its constructor, which has the other options and rejects unknown ones,
-    as Lightning's trainer does (`runs.trainer.check_keys`).
+    as those of the others do (`runs.trainer.check_keys`, `runs.instantiate.check_options`).
     """
     return f"++{override}" if override.startswith(ADDABLE) else override
-
-
-def sweeper_params(overrides: Sequence[str]) -> list[str]:
-    """What an experiment sweeps over, as overrides (`hydra.sweeper.params` of the composed configuration)."""
-    params = OmegaConf.select(_compose(overrides, "train"), "hydra.sweeper.params") or {}
-    return [f"{key}={value}" for key, value in params.items()]
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -178,6 +236,7 @@ def _unknown_key(key: str, overrides: Iterable[str]) -> UserError:
         return unknown_choice("data side", key, [f"source@dataset.{side}" for side in ("train", "test", "val")])
     chosen = [word for word in overrides if word.split("=")[0].split("@")[0] in GROUPS]
     method = [] if any(word.startswith("method=") for word in chosen) else [f"method={choices('method')[0]}"]
+    own_launchers_and_sweepers()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         keys = flat_keys(hydra.compose("train", [*method, *chosen]))
     return unknown_choice_short(key, [*keys, *GROUPS])
@@ -254,7 +313,7 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
 def describe_choices() -> str:
     """For `--help`: groups with their choices, and the top-level keys."""
     lines = ["groups:"] + [f"  {group + '=':<12} {', '.join(choices(group))}" for group in GROUPS]
-    text = (conf_dir() / "train.yaml").read_text().split("experiment: null", 1)[1].split("name: ???")[0]
+    text = (conf_dir() / "train.yaml").read_text().split("hparams_search: null", 1)[1].split("name: ???")[0]
     lines += ["", "keys (any key of a group too, such as method.hsf.k=10):"]
     lines += [f"  {line}" for line in text.strip().splitlines()]
     return "\n".join(lines)

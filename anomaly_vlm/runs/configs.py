@@ -94,17 +94,18 @@ def from_checkpoint(stored: DictConfig, overrides: Sequence[str], command: str, 
         fit_machine(cfg, processes=command == "evaluate")
     if not any(word.startswith("output_dir=") for word in overrides):
         cfg.output_dir = f"outputs/{command}/{cfg.name}/{timestamp()}"
-    return checked(cfg)
+    return checked(cfg, overrides)
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
     """A new configuration, checked."""
-    return checked(compose(overrides))
+    return checked(compose(overrides), overrides)
 
 
-def checked(cfg: DictConfig) -> DictConfig:
-    """The configuration after its checks, with the time in its output folder fixed."""
+def checked(cfg: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration after its checks, with the time in its output folder fixed and the overrides for loggers."""
     check_values(cfg)
+    OmegaConf.update(cfg, "tracking.overrides", list(overrides), force_add=True)
     cfg.output_dir = str(cfg.output_dir)
     return cfg
 

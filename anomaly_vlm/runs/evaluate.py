@@ -14,7 +14,8 @@ from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.devices import seed_everything
-from anomaly_vlm.runs.outcome import RunResult, write_outcome
+from anomaly_vlm.runs.outcome import RunResult, logged, write_outcome
+from anomaly_vlm.runs.tracking import Tracking, tracked
 from anomaly_vlm.runs.trainer import build_trainer
 from anomaly_vlm.runs.transductive import fit_test_images
 
@@ -33,6 +34,12 @@ def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None
     if (folder / "checkpoints").is_dir():
         raise UserError(f"'{folder}' is the folder of a training: give the evaluation another output_dir")
     seed_everything(cfg.seed)
+    with tracked(cfg, folder, "evaluate", training=None if checkpoint is None else checkpoint.run_folder) as tracking:
+        return _evaluate(cfg, folder, checkpoint, tracking)
+
+
+def _evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None, tracking: Tracking) -> RunResult:
+    """See `evaluate`."""
     remembered = None if checkpoint is None else checkpoint.remembered(cfg)
     run = build(cfg, sides=("test",), remembered=remembered)
     learned_from = ["not trained"]
@@ -49,9 +56,12 @@ def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None
     if is_first_process():
         (folder / "metrics.json").unlink(missing_ok=True)  # of an evaluation before: it says "done"
     precompute_detections(run, "test")
+    tracking.start(run, folder, "evaluate")
     trainer = build_trainer(cfg)
     fit_test_images(run, trainer.strategy.root_device)
-    trainer.test(run.module, datamodule=run.datamodule, verbose=False)
+    trainer.test(run.method, datamodule=run.datamodule, verbose=False)
     write_config(cfg, folder)
     facts = {} if checkpoint is None else {"checkpoint": checkpoint.spec}
-    return write_outcome(run, run.method.evaluation.result, folder, facts)
+    outcome = write_outcome(run, run.method.evaluation.result, folder, facts)
+    tracking.finish(logged(outcome, f"evaluate/{cfg.dataset.test.name}" if tracking.attached else "test"))
+    return outcome

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.errors import UserError
@@ -21,13 +20,16 @@ from anomaly_vlm.reporting.sheet import contact_sheet
 from anomaly_vlm.runs.build import Run, build, fit_references
 from anomaly_vlm.runs.calibrate import calibrate
 from anomaly_vlm.runs.checkpoints import Checkpoint
+from anomaly_vlm.runs.checks import sides_of
 from anomaly_vlm.runs.configs import write_config
+from anomaly_vlm.runs.cost import cost_of
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.devices import seed_everything
-from anomaly_vlm.runs.outcome import RunResult, write_outcome
+from anomaly_vlm.runs.outcome import RunResult, logged, write_outcome
 from anomaly_vlm.runs.same_run import check_same_run
 from anomaly_vlm.runs.saving import last_state
-from anomaly_vlm.runs.trainer import build_trainer
+from anomaly_vlm.runs.tracking import Tracking, tracked
+from anomaly_vlm.runs.trainer import build_trainer, callback_nodes
 from anomaly_vlm.runs.transductive import fit_test_images
 
 
@@ -44,56 +46,71 @@ def fit(cfg: DictConfig, folder: Path, *, resume: bool = False) -> RunResult:
         UserError: Wrong input, or a folder that holds another run; reported before any long work.
         Stopped: By a signal; the state is saved.
     """
-    started = time.monotonic()
     if not resume:
         check_same_run(cfg, folder)
     seed_everything(cfg.seed)
+    with tracked(cfg, folder, "train") as tracking:
+        return _fit(cfg, folder, tracking)
+
+
+def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
+    """See `fit`."""
+    started, side = time.monotonic(), validated_side(cfg)
     learns, last = cfg.train_on != "nothing", folder / "checkpoints" / "last.ckpt"
     state = last_state(folder) if learns else None
-    run = build(cfg, sides=_sides(cfg))
-    run.data.selection_side = {"best_val": "val", "best_test": "test"}.get(cfg.selection)  # type: ignore[assignment]
+    run = build(cfg, sides=sides_of(cfg))
+    run.data.selection_side = side
     if cfg.init:
         Checkpoint.read(cfg.init, trusted=cfg.trust).load_into(run.method)
     validating = run.data.selection_side is not None
     trainer = build_trainer(
-        cfg, callbacks=savers(cfg, folder, validating), fitting=True, validating=validating, last=last
+        cfg,
+        callbacks=savers(cfg, folder, choosing=cfg.selection != "last"),
+        loggers=tracking.loggers,
+        fitting=True,
+        validating=validating,
+        last=last,
     )
     _announce(run, folder)
+    tracking.start(run, folder, "train")
     fit_references(run, folder)
     if learns:
         try_one_step(run)
     precompute_detections(run, *dict.fromkeys(("test", run.data.selection_side or "test")))
     untrained = _untrained(run, folder, resuming=state is not None) if learns else {}
+    began = time.monotonic()
     if learns:
         train(run, trainer, last, state)
+    trained = round(time.monotonic() - began, 1) if learns and state is None else None
     chosen = _choose(run, folder) if learns else last
 
     tester = trainer if trainer.world_size > 1 else build_trainer(cfg)
     fit_test_images(run, tester.strategy.root_device)
-    tester.test(run.module, datamodule=run.datamodule, verbose=False)
+    tester.test(run.method, datamodule=run.datamodule, verbose=False)
     if not learns:
         tester.save_checkpoint(last, weights_only=False)  # the memory, for `predict`
     result = run.method.evaluation.result
-    _log_results(trainer, result.means)
     facts = {
         "checkpoint": str(chosen.relative_to(folder)),
         "selection": cfg.selection if learns else None,
-        "overrides": list(cfg.get("sweep_overrides") or []),
+        "overrides": list(cfg.get("sweep_overrides") or cfg.tracking.overrides),
+        "epochs": trainer.current_epoch if learns else 0,
         "seconds": round(time.monotonic() - started, 1),
         **({"untrained": untrained} if untrained else {}),
+        **({"cost": cost_of(run, training_seconds=trained)} if cfg.get("measure_cost") else {}),
     }
-    return write_outcome(run, result, folder, facts)
+    outcome = write_outcome(run, result, folder, facts)
+    tracking.finish(logged(outcome, "test"))
+    return outcome
 
 
 def train(run: Run, trainer: L.Trainer, last: Path, state: Path | None) -> None:
     """Lightning's loop, from `state` on where there is one, and the final state in `last`."""
-    for logger in trainer.loggers:
-        logger.log_hyperparams({key: str(run.facts[key]) for key in ("method", "backbone", "data", "seed")})
     if state is not None:
         say(f"resuming from {state}")
         run.method.check_learned(read_tensors(state)["state_dict"], f"checkpoint '{state}'")
     trainer.fit(
-        run.module, datamodule=run.datamodule, ckpt_path=None if state is None else str(state), weights_only=True
+        run.method, datamodule=run.datamodule, ckpt_path=None if state is None else str(state), weights_only=True
     )
     calibrate(run, trainer)
     trainer.save_checkpoint(last, weights_only=False)
@@ -107,11 +124,6 @@ def try_one_step(run: Run) -> None:
     run.method.configure_optimizers()  # where there is nothing to learn
     with torch.no_grad():
         run.method.losses(run.data.first_batch())
-
-
-def _sides(cfg: DictConfig) -> tuple[str, ...]:
-    used = {"train": cfg.train_on == "dataset", "test": True, "val": cfg.dataset.val is not None}
-    return tuple(side for side, wanted in used.items() if wanted)
 
 
 def _announce(run: Run, folder: Path) -> None:
@@ -131,7 +143,7 @@ def _untrained(run: Run, folder: Path, *, resuming: bool) -> dict[str, float]:
     wanted = run.cfg.compare_untrained
     record = folder / "untrained.yaml"
     if (run.facts["random_weights"] if wanted is None else wanted) and not resuming:
-        build_trainer(run.cfg).test(run.module, datamodule=run.datamodule, verbose=False)
+        build_trainer(run.cfg).test(run.method, datamodule=run.datamodule, verbose=False)
         means = run.method.evaluation.result.means
         if is_first_process():
             write_text(record, OmegaConf.to_yaml(OmegaConf.create({"untrained": means})))
@@ -142,7 +154,28 @@ def _untrained(run: Run, folder: Path, *, resuming: bool) -> dict[str, float]:
     return {str(key).removeprefix("mean/"): value for key, value in stored.items()}
 
 
-def savers(cfg: DictConfig, folder: Path, validating: bool) -> list[Any]:
+def validated_side(cfg: DictConfig) -> Literal["val", "test"] | None:
+    """The side that is evaluated after every epoch: what weights are chosen by, or what a callback watches.
+
+    Raises:
+        UserError: A callback watches a validation set that is not there, or would be shown the test set.
+    """
+    side: Literal["val", "test"] | None = {"best_val": "val", "best_test": "test"}.get(cfg.selection)  # type: ignore[assignment]
+    for name, node in callback_nodes(cfg).items():
+        if not str(node.get("monitor", "")).startswith("val/"):
+            continue
+        if side == "test":
+            raise UserError(
+                f"callbacks.{name} watches the validation set, and selection=best_test evaluates the test set: choose"
+                " selection=last or best_val"
+            )
+        if cfg.dataset.val is None:
+            raise UserError(f"callbacks.{name} watches a validation set: add source@dataset.val=NAME")
+        side = "val"
+    return side
+
+
+def savers(cfg: DictConfig, folder: Path, *, choosing: bool) -> list[Any]:
     """The state to resume from, every few steps; and the best epoch where one is chosen."""
     saver = partial(
         ModelCheckpoint,
@@ -152,7 +185,7 @@ def savers(cfg: DictConfig, folder: Path, validating: bool) -> list[Any]:
         save_top_k=1,
     )
     savers = [saver(filename="last", every_n_train_steps=cfg.checkpoint.every_steps)]
-    if validating:
+    if choosing:
         savers.append(saver(filename="best", monitor=f"val/{cfg.selection_metric}", mode="max"))
     return savers
 
@@ -170,11 +203,3 @@ def _choose(run: Run, folder: Path) -> Path:
         )
     run.method.load_state_dict(read_tensors(best)["state_dict"], strict=False)
     return best
-
-
-def _log_results(trainer: L.Trainer, means: dict[str, float]) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics({f"test/{name}": value for name, value in means.items()})
-        logger.finalize("success")
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()  # or the next run of this process (seeds, sweeps) would go on writing into this one

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from omegaconf import DictConfig
 
@@ -34,13 +34,18 @@ from anomaly_vlm.metrics.thresholds import (
 from anomaly_vlm.names import csv_cell
 from anomaly_vlm.options import PositiveFloat, Range, check_arguments
 from anomaly_vlm.reporting.console import say
+from anomaly_vlm.reporting.trackers import Logged
 from anomaly_vlm.runs.build import Run, build, fit_references
 from anomaly_vlm.runs.calibration import Scored, left_out, score_samples
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.devices import device_of, seed_everything
-from anomaly_vlm.runs.instantiate import target_class
+from anomaly_vlm.runs.instantiate import method_class
 from anomaly_vlm.runs.saving import save_method
+from anomaly_vlm.runs.tracking import tracked
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 log = logging.getLogger("anomaly_vlm")
 Inside = Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)]
@@ -98,7 +103,25 @@ def fit_good_parts(
     if options.rule != "false_alarms" and bad is None:
         raise UserError(f"rule={options.rule} needs defective parts too: add bad=FOLDER, or use rule=false_alarms")
     seed_everything(cfg.seed)
-    run = _built(cfg, good, checkpoint, typed_shots)
+    with tracked(cfg, folder, "fit") as tracking:
+        run = _built(cfg, good, checkpoint, typed_shots)
+        tracking.start(run, folder, "fit")
+        learns = checkpoint is None and cfg.train_on != "nothing" and bool(run.method.loss_terms)
+        path, threshold = _fitted(run, folder, good, bad, options, tracking.loggers if learns else None)
+        tracking.finish(Logged("fit", {"threshold": threshold.score}, files=[folder / "good_parts.csv"]))
+        return path
+
+
+def _fitted(
+    run: Run,
+    folder: Path,
+    good: FileSource,
+    bad: FileSource | None,
+    options: VerdictOptions,
+    training_loggers: Sequence[Logger] | None,
+) -> tuple[Path, Threshold]:
+    """The checkpoint and the threshold in it; trains first where there are loggers for that, if only an empty list."""
+    cfg, learns = run.cfg, training_loggers is not None
     write_config(cfg, folder)
     say(f"{run.facts['method']} on {run.facts['backbone']}")
     held = run.data.remembered or Remembered(frozenset(sample.path for sample in run.data.picks.samples()))
@@ -106,22 +129,21 @@ def fit_good_parts(
     outside = held.without(parts)
     memory = sorted(set(parts) - set(outside), key=lambda sample: sample.path)
     rest = _not_trained_on(run, outside)
-    learns = checkpoint is None and cfg.train_on != "nothing" and bool(run.method.loss_terms)
     leave_out = [] if run.data.remembered is not None else _not_trained_on(run, memory)
     if cfg.train_on == "references" and learns:
         leave_out = []  # what is learned cannot be unlearned for one part
     _check_counts(run, len(memory), len(rest), len(leave_out))
     if run.data.remembered is None:
         fit_references(run, folder)
-    if learns:
-        _train(run, folder)
+    if training_loggers is not None:
+        _train(run, folder, training_loggers)
     scored = left_out(run, memory, leave_out)
     if scored and isinstance(run.method, FewShot):
         run.method.fit_references(run.data.references())
     scored += score_samples(run, rest)
     defective = [] if bad is None else score_samples(run, bad.samples("test"))
     threshold = choose_threshold(scored, defective, options, left_out=bool(leave_out), seed=cfg.seed)
-    return _written(run, folder, parts[0], threshold, scored, defective)
+    return _written(run, folder, parts[0], threshold, scored, defective), threshold
 
 
 def _written(
@@ -184,11 +206,11 @@ def choose_threshold(
 
 def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typed_shots: bool) -> Run:
     """The run, with the number of parts in the memory and the weights of a checkpoint."""
-    method_class: Any = target_class(cfg.method, trusted=cfg.trust)
+    chosen: Any = method_class(cfg.method, trusted=cfg.trust)
     remembered = None
     if checkpoint is not None and checkpoint.record.get("references"):
         remembered = checkpoint.remembered(cfg)
-    elif not typed_shots and issubclass(method_class, FewShot):
+    elif not typed_shots and issubclass(chosen, FewShot):
         count = len(good.samples("test"))
         cfg.shots = max(1, count // 2) if cfg.train_on == "references" else count
     sides = ("train", "test") if checkpoint is None and cfg.train_on == "dataset" else ("test",)
@@ -230,12 +252,14 @@ def _check_counts(run: Run, memory: int, rest: int, left_out: int) -> None:
         )
 
 
-def _train(run: Run, folder: Path) -> None:
+def _train(run: Run, folder: Path, loggers: Sequence[Logger]) -> None:
     from anomaly_vlm.runs.fit import savers, train, try_one_step  # Lightning is read only where something is trained
     from anomaly_vlm.runs.trainer import build_trainer
 
     last = folder / "checkpoints" / "last.ckpt"
-    trainer = build_trainer(run.cfg, callbacks=savers(run.cfg, folder, False), fitting=True, last=last)
+    trainer = build_trainer(
+        run.cfg, callbacks=savers(run.cfg, folder, choosing=False), loggers=loggers, fitting=True, last=last
+    )
     try_one_step(run)
     say(f"learning: {run.method.run_record['trained_on']}")
     train(run, trainer, last, None)

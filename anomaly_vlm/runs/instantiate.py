@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,16 +11,18 @@ from hydra.utils import get_class, get_method
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from anomaly_vlm.errors import UserError
+from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.options import check_arguments, option_names
 from anomaly_vlm.runs.trust import check_target, check_targets
 
 
-def instantiate(node: Any, *, trusted: Sequence[str] = (), **objects: Any) -> Any:
+def instantiate(node: Any, *, trusted: Sequence[str] = (), kind: type = object, **objects: Any) -> Any:
     """Hydra's `instantiate` with plain containers, for targets that are allowed, with wrong options reported in one line.
 
     Args:
         node: A node with `_target_`.
         trusted: Packages of the user's own, see `runs.trust`.
+        kind: What the object has to be.
         objects: Ready objects for the call. They reach it as they are, where Hydra would turn dataclasses into
             configurations.
 
@@ -31,7 +34,7 @@ def instantiate(node: Any, *, trusted: Sequence[str] = (), **objects: Any) -> An
     check_targets(options, source=f"the configuration of {target}", trusted=trusted)
     try:
         call = hydra_instantiate(options, _convert_="all", _partial_=True)
-        return call if options.get("_partial_") else call(**objects)
+        made = call if options.get("_partial_") else call(**objects)
     except (InstantiationException, TypeError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, UserError):
@@ -43,6 +46,41 @@ def instantiate(node: Any, *, trusted: Sequence[str] = (), **objects: Any) -> An
                 f"{target} cannot be loaded ({' '.join(str(error).split())[:160]}): check its name"
             ) from error
         raise
+    if not isinstance(made, kind):
+        raise UserError(f"{target} makes a {type(made).__name__}: give one that makes a {kind.__name__}")
+    return made
+
+
+def check_options(node: Any, name: str, *, trusted: Sequence[str] = ()) -> None:
+    """Raises a `UserError` for a key of a node that its target does not take, which else is found out late.
+
+    Args:
+        node: With `_target_`, such as an optimiser that is built with its parameters later.
+        name: Of the node, for the message.
+        trusted: Packages of the user's own.
+    """
+    options = plain(node)
+    if "_target_" not in options:
+        raise UserError(f"{name}.{next(iter(options))} is set, but there is no {name}: choose one with {name}=NAME")
+    parameters = inspect.signature(target_class(node, trusted=trusted)).parameters
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        return
+    for key in options:
+        if not key.startswith("_") and key not in parameters:
+            raise unknown_choice(f"key of {name}", key, list(parameters))
+
+
+def check_method_options(cfg: DictConfig) -> None:
+    """Raises a `UserError` for an option that the method does not have, or a value that it does not take.
+
+    Its constructor says the same, but only once the backbone is loaded.
+    """
+    chosen = method_class(cfg.method, trusted=cfg.trust)
+    options = {key: value for key, value in plain(cfg.method).items() if not key.startswith("_")}
+    known = option_names(chosen)
+    if unknown := [name for name in options if name not in known]:
+        raise unknown_choice(f"option of {chosen.__name__}", unknown[0], known)
+    check_arguments(chosen.__init__, options, owner="method")
 
 
 def target_class(node: Any, *, trusted: Sequence[str] = ()) -> Any:
@@ -57,6 +95,20 @@ def target_class(node: Any, *, trusted: Sequence[str] = ()) -> Any:
         return get_class(name)
     except Exception as error:  # whatever importing a user's module raises
         raise UserError(f"{name} cannot be loaded ({' '.join(str(error).split())[:160]}): check its name") from error
+
+
+def method_class(node: Any, *, trusted: Sequence[str] = ()) -> Any:
+    """The class of a method that a node's `_target_` names.
+
+    Raises:
+        UserError: See `target_class`; or it is no method.
+    """
+    from anomaly_vlm.methods.base.method import AnomalyMethod
+
+    found = target_class(node, trusted=trusted)
+    if not issubclass(found, AnomalyMethod):
+        raise UserError(f"method._target_ is {node._target_}, which is no method: give a subclass of AnomalyMethod")
+    return found
 
 
 def own_function(name: str, *, trusted: Sequence[str] = ()) -> Any:

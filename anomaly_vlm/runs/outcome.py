@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,14 @@ from anomaly_vlm.methods.base.prediction import ImageRow, Prediction, boxes_of
 from anomaly_vlm.metrics.thresholds import Threshold
 from anomaly_vlm.names import csv_cell, slug
 from anomaly_vlm.reporting.console import is_first_process, say, show
-from anomaly_vlm.reporting.curves import CURVES, HISTOGRAMS, score_histograms, write_curves, write_histograms
+from anomaly_vlm.reporting.curves import (
+    CURVES,
+    HISTOGRAMS,
+    Curves,
+    score_histograms,
+    write_curves,
+    write_histograms,
+)
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.reporting.pictures import Choice, choose, remove_pictures, save_panel
 from anomaly_vlm.reporting.plots import (
@@ -31,6 +38,7 @@ from anomaly_vlm.reporting.plots import (
 )
 from anomaly_vlm.reporting.record import environment, write_metrics
 from anomaly_vlm.reporting.tables import SELECTION_NOTE, results_table, write_csv
+from anomaly_vlm.reporting.trackers import Logged
 from anomaly_vlm.runs.build import Run
 from anomaly_vlm.runs.decisions import decision_lines, decision_record, decisions
 from anomaly_vlm.runs.inherited import TRAINER_KEYS
@@ -46,6 +54,8 @@ class RunResult:
         facts: Method, backbone, data, seed, checkpoint, seconds: what the head of the table says.
         folder: The run's folder.
         checkpoint: The weights that were evaluated; None where there are none.
+        curves: ROC, PR and PRO by category and level.
+        pictures: Heat maps, by position of the image in the data set their place in the folder.
     """
 
     values: dict[str, float]
@@ -53,6 +63,8 @@ class RunResult:
     facts: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     checkpoint: Path | None = None
+    curves: Curves = field(default_factory=dict)
+    pictures: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def means(self) -> dict[str, float]:
@@ -63,11 +75,11 @@ class RunResult:
 def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mapping[str, Any]) -> RunResult:
     """Writes every file of an evaluation and prints its table, from the first process alone."""
     facts = {**run.facts, **facts, "choices": dict(run.cfg.choices)}
-    facts.update(counted(run, len(result.rows)))
+    facts.update(counted(run, len(result.rows), epochs=facts.get("epochs")))
     meant, done = (describe_data(run.data, evaluated=n).sides["test"] for n in (None, len(result.rows)))
     facts["data"] = str(facts["data"]).replace(meant, done)
     checkpoint = folder / facts["checkpoint"] if facts.get("checkpoint") else None
-    outcome = RunResult(result.values, result.rows, facts, folder, checkpoint)
+    outcome = RunResult(result.values, result.rows, facts, folder, checkpoint, result.curves)
     if not is_first_process():
         return outcome
     thresholds = run.method.decision_thresholds
@@ -91,7 +103,38 @@ def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mappi
     if pictures:
         say(f"heat maps: {folder / 'pictures'}")
     say(f"results: {folder / 'metrics.json'}, {folder / 'results.csv'}, {folder / 'images.csv'}")
-    return outcome
+    return replace(outcome, pictures=pictures)
+
+
+def logged(outcome: RunResult, stage: str) -> Logged:
+    """What an evaluation has found, as loggers take it.
+
+    Args:
+        outcome: Of the first process; its files lie in its folder.
+        stage: In front of every name.
+    """
+    folder, rows = outcome.folder or Path(), {row.index: row for row in outcome.rows}
+    of_category: dict[str, dict[str, Any]] = {}
+    for key, value in outcome.values.items():
+        category, _, name = key.rpartition("/")
+        of_category.setdefault(category or "all", {})[name] = None if math.isnan(value) else value
+    names = list(dict.fromkeys(name for values in of_category.values() for name in values))
+    pictures: dict[str, list[tuple[Path, str]]] = {}
+    for index, place in outcome.pictures.items():
+        row = rows[index]
+        label = {0: "normal", 1: "anomalous"}.get(row.label, "unlabelled")
+        pictures.setdefault(row.category, []).append((folder / place, f"{label}, score {row.score:.4g}: {row.path}"))
+    return Logged(
+        stage,
+        {name: value for name, value in outcome.means.items() if math.isfinite(value)},
+        ["category", *names],
+        [[category, *(values.get(name) for name in names)] for category, values in of_category.items()],
+        outcome.curves,
+        score_histograms(outcome.rows) if outcome.curves else {},
+        pictures,
+        [path for name in (CURVES_PICTURE, HISTOGRAMS_PICTURE) if (path := folder / name).is_file()],
+        [path for name in ("results.csv", "images.csv", CURVES, HISTOGRAMS) if (path := folder / name).is_file()],
+    )
 
 
 def write_plots(folder: Path, result: EvaluationResult) -> None:
@@ -103,14 +146,22 @@ def write_plots(folder: Path, result: EvaluationResult) -> None:
     save_picture(folder / HISTOGRAMS_PICTURE, histograms_picture(histograms))
 
 
-def counted(run: Run, evaluated: int) -> dict[str, Any]:
-    """How many images were evaluated and what limited the run, as facts of the record and a note for the table's head."""
+def counted(run: Run, evaluated: int, *, epochs: int | None = None) -> dict[str, Any]:
+    """How many images were evaluated and what limited the run, as facts of the record and a note for the table's head.
+
+    Args:
+        run: What has run.
+        evaluated: Number of images.
+        epochs: That were trained; None where nothing is known of a training.
+    """
     there, notes = run.data.total("test"), []
     if run.cfg.eval_limit is not None:
         notes.append(f"a trial on {run.cfg.eval_limit} test images only")
     if evaluated < len(run.data.samples("test")):
         notes.append(f"ONLY {evaluated:,} of {there:,} test images were evaluated")
     limits = {key: run.cfg.trainer.get(key) for key in TRAINER_KEYS if run.cfg.trainer.get(key)}
+    if epochs and epochs < run.cfg.epochs:
+        notes.append(f"stopped after {epochs} of {run.cfg.epochs} epochs")
     if limits:
         notes.append("trainer: " + ", ".join(f"{key}={value}" for key, value in limits.items()))
     if run.facts.get("test_images_trained_on"):

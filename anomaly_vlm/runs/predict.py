@@ -23,6 +23,7 @@ from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.devices import device_of
 from anomaly_vlm.runs.scoring import predictions
+from anomaly_vlm.runs.tracking import Tracking, tracked
 from anomaly_vlm.runs.transductive import fit_test_images
 from anomaly_vlm.runs.writer import Pictures, PredictionWriter
 
@@ -52,6 +53,21 @@ def predict(
     Returns:
         Files that could not be read, each with the reason; they are in `unreadable.csv` too.
     """
+    training = None if checkpoint is None else checkpoint.run_folder
+    with tracked(cfg, folder, "predict", training=training) as tracking:
+        return _predict(cfg, images, folder, category, checkpoint, pictures, tracking)
+
+
+def _predict(
+    cfg: DictConfig,
+    images: str,
+    folder: Path,
+    category: str,
+    checkpoint: Checkpoint | None,
+    pictures: Pictures,
+    tracking: Tracking,
+) -> list[tuple[Path, str]]:
+    """See `predict`."""
     started = time.monotonic()
     max_value = None if checkpoint is None else checkpoint.record.get("max_value")
     root, named = image_files(images)
@@ -74,6 +90,7 @@ def predict(
         write_text(folder / "thresholds.json", json.dumps(records, indent=1) + "\n")
     learned_from = "" if checkpoint is None else f", {checkpoint.trained_on}"
     say(f"{run.facts['method']} on {run.facts['backbone']}{learned_from}: {describe_data(run.data).sides['test']}")
+    tracking.start(run, folder, "predict")
     precompute_detections(run, "test")
     writer = PredictionWriter(run, folder, root, pictures)
     fit_test_images(run, device_of(cfg))
@@ -86,6 +103,7 @@ def predict(
             writer.write(batch, prediction)
         writer.finish()
     seconds = time.monotonic() - ready
+    tracking.finish(writer.logged(f"predict/{folder.name}" if tracking.attached else "predict"))
     for line in writer.summary():
         say(line)
     say(f"{seconds / len(files):.2g} s an image ({len(files):,} images), after {ready - started:.1f} s to start")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ WITHOUT_EFFECT = (
     "trust",
     "choices",
     "sweep_overrides",
+    "sweep_varying",
+    "measure_cost",
     "num_workers",
     "cache",
     "callbacks",
     "logger",
+    "tracking",
     "pictures",
     "checkpoint",
     "trainer.log_every_n_steps",
@@ -38,6 +42,15 @@ def differences(stored: DictConfig, asked: DictConfig) -> list[str]:
     keys = [key for key in dict.fromkeys([*old, *new]) if not _has_no_effect(key)]
     changed = [key for key in keys if old.get(key) != new.get(key) and old_text.get(key) != new_text.get(key)]
     return [f"{key}={_word(old.get(key))}, now {_word(new.get(key))}" for key in changed]
+
+
+def config_key(cfg: DictConfig) -> str:
+    """The same short text for configurations that differ in nothing that matters but their seed."""
+    one = cfg.copy()
+    one.seed = 0
+    flat = _flat(OmegaConf.to_container(one, resolve=True))
+    kept = sorted((key, repr(value)) for key, value in flat.items() if not _has_no_effect(key) and key != "seeds")
+    return hashlib.blake2b(repr(kept).encode(), digest_size=6).hexdigest()
 
 
 def check_same_run(cfg: DictConfig, folder: Path) -> None:

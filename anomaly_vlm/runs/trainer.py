@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, ListConfig
 
@@ -20,7 +20,7 @@ from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.reporting.progress import progress_bar
 from anomaly_vlm.runs.devices import fit_precision
-from anomaly_vlm.runs.instantiate import instantiate
+from anomaly_vlm.runs.instantiate import check_options, instantiate
 from anomaly_vlm.runs.processes import watch
 from anomaly_vlm.runs.saving import write_checkpoint
 from anomaly_vlm.runs.stop_point import StopPoint
@@ -55,6 +55,7 @@ def build_trainer(
     cfg: DictConfig,
     *,
     callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
     fitting: bool = False,
     validating: bool = False,
     last: Path | None = None,
@@ -64,7 +65,8 @@ def build_trainer(
     Args:
         cfg: The run's configuration.
         callbacks: Of the run, besides the progress bar.
-        fitting: Whether it trains: loggers and the user's own callbacks are there only then.
+        loggers: See `runs.tracking`.
+        fitting: Whether it trains: the callbacks that the configuration names are there only then.
         validating: Whether an epoch is chosen; without it there is no validation loop.
         last: The state to go on from, which is also written where the training is stopped.
 
@@ -72,8 +74,9 @@ def build_trainer(
         UserError: The trainer does not fit this machine.
     """
     bar = progress_bar(cfg.callbacks.progress)
-    extra = [instantiate(node, trusted=cfg.trust) for node in cfg.callbacks.extra] if fitting else []
-    loggers = [_logger(node, cfg) for node in cfg.logger.values()] if fitting else False
+    extra = own_callbacks(cfg) if fitting else []
+    if any(isinstance(callback, LearningRateMonitor) for callback in extra) and not loggers:
+        raise UserError("callbacks=lr_monitor writes to a logger: choose logger=csv or another one")
     quiet_lightning()
     options: dict[str, Any] = {} if validating or not fitting else {"limit_val_batches": 0}
     options["plugins"] = [*_plugins(cfg), WholeCheckpoints()]
@@ -86,7 +89,7 @@ def build_trainer(
             cfg.trainer,
             trusted=cfg.trust,
             callbacks=[StopPoint(last), *callbacks, *([bar] if bar is not None else []), *extra],
-            logger=loggers,
+            logger=list(loggers) or False,
             enable_progress_bar=bar is not None,
             enable_checkpointing=any(type(callback).__name__ == "ModelCheckpoint" for callback in callbacks),
             **options,
@@ -95,6 +98,17 @@ def build_trainer(
         reason = " ".join(str(error).split())
         raise UserError(f"the trainer does not fit this machine ({reason}): change trainer=... or its keys") from error
     return trainer
+
+
+def own_callbacks(cfg: DictConfig) -> list[Callback]:
+    """The callbacks that a configuration names, besides the progress bar."""
+    return [instantiate(node, trusted=cfg.trust) for node in callback_nodes(cfg).values()]
+
+
+def callback_nodes(cfg: DictConfig) -> dict[str, Any]:
+    """The nodes of callbacks by name; those of `extra` by their number."""
+    named = {str(key): node for key, node in cfg.callbacks.items() if isinstance(node, DictConfig)}
+    return {**named, **{f"extra.{i}": node for i, node in enumerate(cfg.callbacks.extra)}}
 
 
 def _plugins(cfg: DictConfig) -> list[Any]:
@@ -106,28 +120,21 @@ def _plugins(cfg: DictConfig) -> list[Any]:
 
 
 def check_keys(cfg: DictConfig) -> None:
-    """Raises a `UserError` for a key of `trainer` that Lightning's trainer does not have, or that the run sets itself."""
+    """Raises a `UserError` for a key that the trainer, the optimiser, its schedule or a callback does not have.
+
+    The same of a key of the trainer that the run sets itself.
+    """
     known = set(inspect.signature(L.Trainer.__init__).parameters) - {"self", *OWN_KEYS}
     for key in cfg.trainer:
         if key in OWN_KEYS:
             raise UserError(f"trainer.{key} is set by the run itself: {OWN_KEYS[str(key)]}")
         if key != "_target_" and key not in known:
             raise unknown_choice("key of trainer", str(key), known)
-
-
-def _logger(node: DictConfig, cfg: DictConfig) -> Any:
-    if "wandb" in node._target_.lower():
-        try:
-            import wandb  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                "logger=wandb needs the package wandb: install the extra 'wandb', or use logger=csv"
-            ) from error
-        if not node.get("offline", False) and not (
-            os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()
-        ):
-            raise UserError("logger=wandb online needs a key: run 'wandb login', or set logger.wandb.offline=true")
-    return instantiate(node, trusted=cfg.trust)
+    nodes = {name: cfg.get(name) for name in ("optimizer", "scheduler")}
+    nodes.update({f"callbacks.{name}": node for name, node in callback_nodes(cfg).items()})
+    for name, node in nodes.items():
+        if node:
+            check_options(node, name, trusted=cfg.trust)
 
 
 def quiet_lightning() -> None:
@@ -140,6 +147,9 @@ def quiet_lightning() -> None:
         ".*The dirpath has changed.*",  # a run's folder may be moved
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # the loss that a process sees is its own
         ".*smaller than the logging interval.*",
+        ".*Total length of `list` across ranks is zero.*",  # no validation, in a trial run
+        ".*You requested to overfit but enabled train dataloader shuffling.*",
+        ".*The .grad attribute of a Tensor that is not a leaf.*",  # read by torch.compile itself
         ".*does not have many workers.*",
         ".*Consider setting `persistent_workers=True`.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -21,13 +21,28 @@ from anomaly_vlm.methods.base.verdict import Verdict, judge
 from anomaly_vlm.metrics.thresholds import NOT_OK, OK, Threshold
 from anomaly_vlm.names import csv_cell, slug
 from anomaly_vlm.reporting.background import Background
+from anomaly_vlm.reporting.curves import score_histograms
 from anomaly_vlm.reporting.pictures import read_rows, remove_pictures, save_panel
+from anomaly_vlm.reporting.trackers import Logged
 from anomaly_vlm.runs.build import Run
 
 Pictures = Literal["all", "worst", "false"]
 SCORES = ("path", "score", "percentile", "decision", "picture")
 REGIONS = ("path", "left", "top", "right", "bottom", "area", "peak")
-WORST = 20  # pictures of `pictures=worst`
+WORST = 20  # pictures of `pictures=worst`, and of a logger
+MOST_ROWS = 10_000  # images in the table of a logger; wandb takes no more
+
+
+class _Score(NamedTuple):
+    """A score for a histogram."""
+
+    category: str
+    label: int
+    score: float
+
+
+def _key(decision: str) -> str:
+    return {OK: "ok", NOT_OK: "not_ok"}[decision]
 
 
 def pictures_wanted(word: str | None) -> Pictures:
@@ -137,6 +152,31 @@ class PredictionWriter:
                 writer = csv.writer(file)
                 writer.writerow(SCORES)
                 writer.writerows([*row[:-1], row[-1] if row[-1] in keep else ""] for row in rows)
+
+    def logged(self, stage: str) -> Logged:
+        """What the prediction has found, as loggers take it, read from what was written; see `finish`.
+
+        Args:
+            stage: In front of every name.
+        """
+        table = self.folder / "scores.csv"
+        rows = [(path, float(score), decision, picture) for path, score, _, decision, picture in read_rows(table)]
+        scores = [score for _, score, _, _ in rows]
+        decided = Counter(decision for _, _, decision, _ in rows if decision)
+        worst = sorted((row for row in rows if row[3]), key=lambda row: -row[1])[:WORST]
+        return Logged(
+            stage,
+            {
+                "images": len(rows),
+                "mean_score": float(np.mean(scores)),
+                **{_key(word): n for word, n in decided.items()},
+            },
+            ("path", "score", "decision"),
+            [row[:3] for row in rows[:MOST_ROWS]],
+            histograms=score_histograms([_Score("all", -1, score) for score in scores]),
+            pictures={"highest": [(self.folder / row[3], f"score {row[1]:.4g}: {row[0]}") for row in worst]},
+            files=[table],
+        )
 
     def summary(self) -> list[str]:
         """What the person at the terminal is told: `17 OK, 7 NOT OK at 0.18 (at most 5 % false alarms; ...)`."""

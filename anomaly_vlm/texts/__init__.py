@@ -5,13 +5,12 @@ Shipped tables are named without a path (`filo_descriptions`); what has a `/` or
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from anomaly_vlm.errors import UserError, unknown_choice
-from anomaly_vlm.files import expanded
+from anomaly_vlm.files import expanded, read_json
 
 _FOLDER = Path(__file__).parent
 
@@ -38,10 +37,7 @@ def load_texts(table: str | Mapping[str, Any]) -> dict[str, Any]:
         raise unknown_choice("table of texts", table, shipped())
     if not path.is_file():
         raise UserError(f"texts file '{table}' does not exist: give an existing .json file, or one of {shipped()}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"texts file '{table}' is no JSON ({error}): mend it at that place") from error
+    content = read_json(path, what="table of texts")
     if not isinstance(content, dict):
         raise UserError(f"texts file '{table}' holds a {type(content).__name__}: expected an object, category to texts")
     return content

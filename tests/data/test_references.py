@@ -76,7 +76,7 @@ def test_a_written_list_is_read_again(tmp_path):
     assert json.loads((tmp_path / "references.json").read_text())["seed"] == 5
 
 
-@pytest.mark.parametrize(("content", "told"), [("[", "is no JSON"), ("[1]", "holds a list")])
+@pytest.mark.parametrize(("content", "told"), [("[", "no JSON"), ("[1]", "holds a list")])
 def test_a_broken_list_is_told(tmp_path, content, told):
     (tmp_path / "list.json").write_text(content)
     with pytest.raises(UserError, match=told):

@@ -61,7 +61,7 @@ def test_an_image_without_an_entry(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{", "is no JSON"),
+        ("{", "no JSON"),
         ('{"format": 2}', "expected {'format': 1"),
         ('{"format": 1, "size": "pixels"}', "has no 'images'"),
         ('{"format": 1, "size": "pixels", "images": {"a": {}}}', "image 'a': no list 'boxes'"),

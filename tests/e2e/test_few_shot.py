@@ -98,7 +98,20 @@ def test_two_processes_share_the_folders_of_the_seeds(tmp_path: Path):
 
 def test_a_sweep_over_methods_ends_in_one_table():
     words = [word for word in QUICK if not word.startswith("method=")]
-    assert main(["sweep", "experiment=few_shot/compare", *words, "method=winclip,promptad", "shots=1", "epochs=1"]) == 0
+    assert (
+        main(
+            [
+                "sweep",
+                "experiment=few_shot/compare",
+                *words,
+                "method=winclip,promptad",
+                "shots=1",
+                "epochs=1",
+                "hydra.launcher.own_process=false",
+            ]
+        )
+        == 0
+    )
     (table,) = Path("outputs/sweeps").rglob("sweep.csv")
     assert [row["method"] for row in csv.DictReader(table.read_text().splitlines())] == ["winclip", "promptad"]
 

@@ -116,7 +116,18 @@ def test_mistakes(words: list[str], message: str, refused: Callable[[list[str]],
 @pytest.mark.slow
 def test_the_ablation_ends_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = [word for word in QUICK if not word.startswith("method=")]
-    assert main(["sweep", "experiment=vl4ad/ablation", *words, f"hydra.sweep.dir={tmp_path}"]) == 0
+    assert (
+        main(
+            [
+                "sweep",
+                "experiment=vl4ad/ablation",
+                *words,
+                f"hydra.sweep.dir={tmp_path}",
+                "hydra.launcher.own_process=false",
+            ]
+        )
+        == 0
+    )
     with (tmp_path / "sweep.csv").open(newline="") as file:
         rows = {row["row"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["1_linear", "2_text", "3_ensembling", "4_merging", "5_ood_prompts"]

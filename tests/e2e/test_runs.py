@@ -86,31 +86,6 @@ def test_predict_on_unlabelled_images_of_any_kind(trained: Path, tmp_path: Path)
         assert panel.width == 3 * 264 + 8  # no truth
 
 
-def test_sweep_ends_in_one_table(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    words = [*QUICK, "epochs=1", "train_limit=4", "eval_limit=8", "pictures.per_category=0", "compare_untrained=false"]
-    assert main(["sweep", *words, "seed=0,1", "method.projection=linear,clip"]) == 0
-    out = capsys.readouterr().out
-    table = next((tmp_path / "outputs" / "sweeps" / "adaclip").rglob("sweep.csv"))
-    written = rows(table)
-    assert [(row["seed"], row["method.projection"]) for row in written] == [
-        ("0", "linear"),
-        ("0", "clip"),
-        ("1", "linear"),
-        ("1", "clip"),
-    ]
-    assert "method.projection" in out and "±" in out
-    assert main(["report", f"runs={table.parent}"]) == 0
-    assert "method.projection" in capsys.readouterr().out
-
-
-def test_a_failed_run_of_a_sweep_costs_only_itself(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    words = [*QUICK, "epochs=1", "train_limit=4", "eval_limit=8", "pictures.per_category=0", "compare_untrained=false"]
-    assert main(["sweep", *words, "method.prompts.depth=2,99"]) == 2
-    err = capfd.readouterr().err
-    assert "1 of the sweep's runs failed" in err and "method.prompts.depth is 99" in err
-    assert len(list((tmp_path / "outputs").rglob("metrics.json"))) == 1
-
-
 @pytest.mark.parametrize("method", ["anomalyclip", "faprompt"])
 def test_other_methods_train_through_the_same_door(method: str, tmp_path: Path) -> None:
     words = [word for word in QUICK if not word.startswith(("method=", "method.hsf"))]

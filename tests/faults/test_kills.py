@@ -89,7 +89,7 @@ def command(kind: str, whole: Path, images: Path) -> list[str]:
     return {
         "evaluation": ["evaluate", ckpt, "eval_limit=12", "output_dir=run"],
         "prediction": ["predict", ckpt, f"images={images}", "output_dir=run"],
-        "sweep": ["sweep", *short[1:], "seed=0,1", "hydra.sweep.dir=run"],
+        "sweep": ["sweep", *short[1:], "seed=0,1", "hydra.sweep.dir=run", "hydra.launcher.own_process=false"],
         "seeds": [*short, "seeds=[0,1]", "output_dir=run"],
     }[kind]
 

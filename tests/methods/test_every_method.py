@@ -17,7 +17,7 @@ from anomaly_vlm import load_checkpoint
 from anomaly_vlm.cli import main
 from anomaly_vlm.options import option_defaults
 from anomaly_vlm.runs.compose import choices
-from anomaly_vlm.runs.instantiate import target_class
+from anomaly_vlm.runs.instantiate import method_class
 from tests.support.conf import CONF
 
 SMALL = [
@@ -134,7 +134,7 @@ def test_the_yaml_repeats_no_default(name: str) -> None:
     node = yaml.safe_load(text).get("method")
     if not node or "_target_" not in node:
         pytest.skip("extends another method's YAML")
-    defaults = option_defaults(target_class(node))
+    defaults = option_defaults(method_class(node))
     repeated = [key for key, value in node.items() if key in defaults and defaults[key] == value]
     repeated = [key for key in repeated if f"method.{key}" not in text]  # another key follows it
     assert not repeated

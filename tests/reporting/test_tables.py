@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from anomaly_vlm.reporting.collect import collect_runs, sweep_table
-from anomaly_vlm.reporting.console import show
 from anomaly_vlm.reporting.record import environment, write_metrics
 from anomaly_vlm.reporting.tables import categories, percent, results_table, write_csv
 
@@ -70,57 +68,3 @@ def test_metrics_json_is_plain_json(tmp_path: Path) -> None:
     assert content["results"]["gear/pixel_auroc"] is None
     assert content["environment"]["versions"]["torch"]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
-
-
-def make_runs(root: Path) -> None:
-    for i, (depth, seed, value) in enumerate([("2", "0", 0.5), ("2", "1", 0.7), ("4", "0", 0.9), ("4", "1", 0.9)]):
-        folder = root / str(i)
-        folder.mkdir(parents=True)
-        facts = {
-            **FACTS,
-            "seed": int(seed),
-            "overrides": [f"method.prompts.depth={depth}", f"seed={seed}", "method=adaclip"],
-        }
-        write_metrics(folder / "metrics.json", {"mean/image_auroc": value}, facts)
-    (root / "10").mkdir()
-    (root / "10" / "metrics.json").write_text("[broken")
-
-
-def test_sweep_table_joins_seeds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    make_runs(tmp_path)
-    rows = collect_runs(tmp_path)
-    assert [row["run"] for row in rows] == ["0", "1", "2", "3"]
-    assert "is no record of a run" in caplog.text
-    text = rendered(sweep_table(rows, csv_path=tmp_path / "sweep.csv"))
-    assert "60.0 ± 14.1" in text and "90.0 ± 0.0" in text
-    assert "method.prompts.depth" in text and "│ method=" not in text
-    with (tmp_path / "sweep.csv").open() as file:
-        written = list(csv.DictReader(file))
-    assert [row["image_auroc"] for row in written] == ["0.5", "0.7", "0.9", "0.9"]
-    assert [row["method.prompts.depth"] for row in written] == ["2", "2", "4", "4"]
-
-
-def test_lists_in_overrides_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    rows = [
-        {
-            "run": str(i),
-            "method": "m",
-            "backbone": "b",
-            "data": "d",
-            "seed": 0,
-            "overrides": {"without": part},
-            "means": {},
-        }
-        for i, part in enumerate(("[]", "[mmci]"))
-    ]
-    show(sweep_table(rows, csv_path=tmp_path / "sweep.csv"))
-    assert "[mmci]" in capsys.readouterr().out
-
-
-def test_runs_that_differ_in_nothing_but_the_seed(tmp_path: Path) -> None:
-    for name, value in (("a", 0.5), ("b", 0.7)):
-        (tmp_path / name).mkdir()
-        write_metrics(tmp_path / name / "metrics.json", {"mean/image_auroc": value}, FACTS)
-    lines = rendered(sweep_table(collect_runs(tmp_path), csv_path=tmp_path / "s.csv")).splitlines()
-    cells = [line.strip("│┃ ").replace("│", " ").split()[:5] for line in lines]
-    assert ["a", "1", "50.0", "-", "-"] in cells and ["all", "2", "60.0", "±", "14.1"] in cells

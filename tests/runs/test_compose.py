@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
 from anomaly_vlm.cli import main
-from anomaly_vlm.cli.sweep import trial_runs
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checks import check_values
-from anomaly_vlm.runs.compose import choices, compose, flat_keys, merge_overrides
+from anomaly_vlm.runs.compose import choices, compose, compose_job, flat_keys, merge_overrides
+from anomaly_vlm.runs.sweeps import expand
 from anomaly_vlm.runs.trainer import check_keys
 
 
@@ -46,9 +48,12 @@ def test_a_backbone_brings_its_preset_for_a_method() -> None:
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_experiment_composes_with_all_its_values(experiment: str) -> None:
-    runs = trial_runs([f"experiment={experiment}", "backbone=vit_l14_336"])
-    for overrides in runs:
-        check_values(compose(overrides))
+    words = [f"experiment={experiment}", "backbone=vit_l14_336"]
+    seen: set[str] = set()
+    for overrides in expand(words, compose_job(words)[1]["sweeper"]):
+        if not seen.issuperset(overrides):  # every value once, not every combination
+            seen.update(overrides)
+            check_values(compose(overrides))
 
 
 def test_defaults() -> None:
@@ -141,14 +146,25 @@ def test_merging_keeps_what_a_checkpoint_decides() -> None:
         merge_overrides(stored, ["eval_batch=2"], fixed=())
 
 
-def test_sweeps_try_every_value_once() -> None:
-    runs = trial_runs(["method=adaclip", "seed=0,1,2", "method.prompts.depth=range(1,3)"])
-    assert len(runs) == 1 + 2 + 1
-    assert runs[0] == ["method=adaclip", "seed=0", "method.prompts.depth=1"]
-    assert ["method=adaclip", "seed=2", "method.prompts.depth=1"] in runs
-    with pytest.raises(UserError, match="unknown backbone 'nano_b'"):
-        for overrides in trial_runs(["method=adaclip", "backbone=tiny_random,nano_b"]):
-            compose(overrides)
+def test_hydra_answers_questions_about_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    own = tmp_path / "own" / "experiment" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\ndefaults: [{override /method: adaclip}]\nepochs: 2\n")
+    words = [f"--config-dir={tmp_path / 'own'}", "experiment=mine", "method.hsf.k=7"]
+    assert main(["train", *words, "--cfg", "job", "--resolve"]) == 0
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert (shown.epochs, shown.method.hsf.k, shown.trainer.max_epochs) == (2, 7, 2)
+    assert main(["train", "method=adaclip", "--info", "defaults-tree"]) == 0
+    assert "preset: nano/adaclip" in capsys.readouterr().out
+    assert main(["train", "method=adaclp", "--cfg", "job"]) == 2
+    assert "did you mean adaclip" in capsys.readouterr().err
+    assert main(["train", "--config-dir", str(tmp_path / "none"), "method=adaclip"]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_multirun_is_a_sweep(capsys: pytest.CaptureFixture) -> None:
+    assert main(["train", "-m", "method=adaclip", "seed=0,-1"]) == 2
+    assert "job 1 of the sweep (seed=-1): seed is -1" in capsys.readouterr().err
 
 
 def test_exit_codes_and_single_lines(capsys: pytest.CaptureFixture) -> None:

@@ -18,7 +18,7 @@ def test_a_file_of_the_users_is_read(tmp_path):
     assert load_texts(str(tmp_path / "mine.json")) == {"gear": ["worn tooth"]}
 
 
-@pytest.mark.parametrize(("content", "told"), [("{", "is no JSON"), ("[1]", "holds a list")])
+@pytest.mark.parametrize(("content", "told"), [("{", "no JSON"), ("[1]", "holds a list")])
 def test_a_wrong_file_is_told(tmp_path, content, told):
     (tmp_path / "mine.json").write_text(content)
     with pytest.raises(UserError, match=told):

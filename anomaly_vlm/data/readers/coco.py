@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image, ImageDraw
 from anomaly_vlm.data.images import open_image
 from anomaly_vlm.data.types import Drawn, Sample
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import read_json
 
 Region = tuple[str, tuple[float, ...]] | tuple[str, tuple[int, ...]]  # ("polygon", x, y, ...) or ("counts", runs)
 
@@ -66,8 +66,8 @@ def read_coco(
     path = root / annotations
     if not path.is_file():
         return []
+    content = read_json(path, what="COCO file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
         names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
         regions: dict[Any, list[tuple[str, list[Region]]]] = {}
         for entry in content["annotations"]:

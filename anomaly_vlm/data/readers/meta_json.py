@@ -9,7 +9,7 @@ from typing import Any
 
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.files import write_text
+from anomaly_vlm.files import read_json, write_text
 
 PHASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -26,8 +26,8 @@ def read_meta_json(root: Path, *, index: str = "meta.json") -> list[Sample]:
     path = root if root.is_file() else root / index
     if not path.is_file():
         return []
+    content = read_json(path, what="index")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows writes a mark in front
         listed = [
             (PHASES[phase.lower()], entry)
             for phase, categories in content.items()
@@ -44,9 +44,10 @@ def read_meta_json(root: Path, *, index: str = "meta.json") -> list[Sample]:
 
 
 def _sample(path: Path, split: str, entry: dict[str, Any], has_masks: bool) -> Sample:
-    image, label = path.parent / _slashes(entry["img_path"]), int(entry["anomaly"])
-    if label not in (0, 1):
-        raise ValueError(f"anomaly is {entry['anomaly']!r}, expected 0 or 1")
+    image, label = path.parent / _slashes(entry["img_path"]), entry["anomaly"]
+    if label not in (0, 1, "0", "1"):
+        raise ValueError(f"anomaly is {label!r}, expected 0 or 1")
+    label = int(label)
     found = entry["mask_path"] or []
     if label and has_masks and not found:
         raise UserError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from anomaly_vlm.data.readers.listing import child
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import read_json
 
 
 def read_real_iad(root: Path, *, resolution: int = 1024, lists: str = "realiad_jsons") -> list[Sample]:
@@ -27,11 +27,11 @@ def read_real_iad(root: Path, *, resolution: int = 1024, lists: str = "realiad_j
     place = child(tables, lists) or tables
     samples: list[Sample] = []
     for table in sorted(place.glob("*.json")):
+        content = read_json(table, what="list of Real-IAD", way="take the original file")
         try:
-            content = json.loads(table.read_text(encoding="utf-8"))
             for split in ("train", "test"):
                 samples += [_sample(pictures, table.stem, split, entry) for entry in content[split]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"'{table}' is no list of Real-IAD ({type(error).__name__}: {error}): expected train and test with"
                 " image_path, mask_path, anomaly_class; take the original file"

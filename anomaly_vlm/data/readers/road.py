@@ -5,7 +5,6 @@ Every frame of an evaluation set counts as anomalous; what lies where is in its 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ from typing import Literal
 from anomaly_vlm.data.readers.listing import folders, images
 from anomaly_vlm.data.types import VOID, LabelKind, Sample
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.files import read_json
 
 ROAD = "road"  # the category: all frames are rows of one table
 # labelIds of the 19 classes in the order of their train ids
@@ -113,10 +113,9 @@ def read_road_anomaly(root: Path) -> list[Sample]:
     listing = root / "frame_list.json"
     if not listing.is_file():
         return []
-    try:
-        names = json.loads(listing.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{listing}' is no JSON ({error}): fetch the set again") from error
+    names = read_json(listing, what="list of frames", way="fetch the set again")
+    if not isinstance(names, list):
+        raise UserError(f"'{listing}' is no list of frames (it holds a {type(names).__name__}): fetch the set again")
     found = []
     for name in sorted(str(name) for name in names):
         image = root / "frames" / name

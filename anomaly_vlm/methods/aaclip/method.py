@@ -247,12 +247,12 @@ class AACLIP(CategoryScores, Calibrated):
         rates = {"text": self.stages.text_lr, "image": self.stages.image_lr}
         return [{"params": members, "lr": rates[kind]} for kind, members in groups.items() if members]
 
-    def configure_optimizers(self, trainer: Any = None) -> Any:
+    def configure_optimizers(self) -> Any:
         """Adam, with the image rate halved at the milestones, which count steps of stage 2."""
-        optimizer = super().configure_optimizers(trainer)
-        if trainer is None:  # tried out before training
+        optimizer = super().configure_optimizers()
+        if self._trainer is None:  # tried out before training
             return optimizer
-        schedule = halving(optimizer, self.stages, trainer, adapt_text=self.text is not None)
+        schedule = halving(optimizer, self.stages, self.trainer, adapt_text=self.text is not None)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

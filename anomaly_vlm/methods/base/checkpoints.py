@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_vlm.backbone import FrozenTower
-from anomaly_vlm.backbone.weight_files import mismatches
+from anomaly_vlm.backbone.weight_files import mismatches, not_finite
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import is_damaged
+from anomaly_vlm.methods.base.module import Module
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, 
         owner: Method and backbone, for the message.
 
     Raises:
-        UserError: Names keys that are missing, surplus or of another shape.
+        UserError: Names keys that are missing, surplus or of another shape, or values that are no finite numbers.
     """
     wrong = mismatches(expected, state)
     if wrong:
@@ -63,9 +64,11 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, 
             f"{source} does not fit {owner} as configured: {wrong}: choose the method, backbone and options that it was"
             " made with"
         )
+    if reason := not_finite(state):
+        raise UserError(f"{source}: {reason}: the training that wrote it had diverged, or the file is damaged")
 
 
-class LearnedState(nn.Module):
+class LearnedState(Module):
     """A module whose checkpoints hold what is learned, and not its frozen backbone.
 
     Attributes:
@@ -82,6 +85,11 @@ class LearnedState(nn.Module):
 
     def invalidate_caches(self) -> None:
         """Drops what was computed from learned values; it is called whenever these may have changed."""
+
+    @property  # type: ignore[misc]  # Lightning's has a setter, which nothing here needs
+    def strict_loading(self) -> bool:
+        """False: Lightning's check would miss the frozen towers; `check_learned` checks everything else."""
+        return False
 
     @property
     def device(self) -> torch.device:

@@ -247,12 +247,12 @@ class BayesPFL(FrozenTokens, CategoryScores):
         """All parameters by their rates."""
         return self.stages.groups(self.learnable())
 
-    def configure_optimizers(self, trainer: Any = None) -> Any:
+    def configure_optimizers(self) -> Any:
         """Adam; warm-up and cosine in stage 1, constant rates in stage 2."""
-        optimizer = super().configure_optimizers(trainer)
-        if trainer is None:  # tried out before training
+        optimizer = super().configure_optimizers()
+        if self._trainer is None:  # tried out before training
             return optimizer
-        schedule = schedule_of(optimizer, self.stages, trainer)
+        schedule = schedule_of(optimizer, self.stages, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -264,9 +264,10 @@ class FiLo(FrozenTokens, UsesDetections):
             return self.map_terms(batch, adapted=False)
         return self.image_term(batch, through_text=False)
 
-    def has_learned_all(self) -> bool:
-        """Whether stage 1 is over and there is no adapter: stage 2 would have nothing to train."""
-        return self.adapter is None and not self.joint and self.current_epoch + 1 >= self.stages.first_in_run
+    def on_train_epoch_end(self) -> None:
+        """Ends the run with stage 1 where there is no adapter: stage 2 would have nothing to train."""
+        if self.adapter is None and not self.joint and self.current_epoch + 1 >= self.stages.first_in_run:
+            self.trainer.should_stop = True
 
     def map_terms(self, batch: Batch, *, adapted: bool) -> dict[str, Tensor]:
         """Stage 1: focal and dice loss of each head's map, over all nine positions."""

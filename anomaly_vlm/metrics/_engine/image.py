@@ -114,7 +114,7 @@ def image_engine(recall: float = 0.95, calibration_bins: int | None = None) -> I
     Raises:
         ValueError: An option is out of its range.
     """
-    if calibration_bins is not None and (int(calibration_bins) != calibration_bins or calibration_bins < 1):
+    if calibration_bins is not None and (type(calibration_bins) is not int or calibration_bins < 1):
         raise ValueError(f"calibration_bins is {calibration_bins}: give a whole number of at least 1")
     return ImageEngine(checked_recall(recall), calibration_bins)
 

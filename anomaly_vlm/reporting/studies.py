@@ -1,0 +1,253 @@
+"""The tables of a study: what varies as columns, means over seeds, the best marked, differences to a base row."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.metrics.decisions import Interval, bootstrap_mean
+from anomaly_vlm.reporting.collect import FACTS, spread
+from anomaly_vlm.reporting.study_table import Cell, StudyTable
+from anomaly_vlm.reporting.table_options import CONDITION, TableOptions
+from anomaly_vlm.reporting.tables import SELECTION_NOTE, categories, is_road, shown_columns
+
+KINDS = {"": "without references", "few_shot": "few-shot", "road": "road scenes"}  # a table each
+NOT_VARIED = ("seed", "seeds", "output_dir", "experiment", "trust", "method", "backbone")  # said otherwise
+SMALLER_IS_BETTER = ("pixel_fpr95", "image_calibration_error")
+Run = dict[str, Any]  # a row of `collect_runs`
+
+
+@dataclass
+class Group:
+    """Runs that differ in nothing but their seeds: one row.
+
+    Attributes:
+        cells: By key, what tells it from the other rows.
+        runs: One a seed.
+    """
+
+    cells: dict[str, str]
+    runs: list[Run]
+
+    def mean(self, metric: str) -> float:
+        """Mean over the seeds; NaN where it is not defined."""
+        defined = [run["means"][metric] for run in self.runs if run["means"].get(metric) is not None]
+        return statistics.mean(defined) if defined else math.nan
+
+    def by_category(self, metric: str) -> dict[str, float]:
+        """The mean over the seeds in each category that has the metric."""
+        found: dict[str, list[float]] = {}
+        for run in self.runs:
+            for category in categories(run["results"]):
+                if (value := run["results"].get(f"{category}/{metric}")) is not None:
+                    found.setdefault(category, []).append(value)
+        return {category: statistics.mean(values) for category, values in found.items()}
+
+
+def study_tables(runs: Sequence[Run], options: TableOptions) -> list[StudyTable]:
+    """The tables of runs: road scenes, few-shot runs and all others in tables of their own; then the differences.
+
+    Args:
+        runs: Rows of `collect_runs`.
+        options: What the user asks for.
+
+    Raises:
+        UserError: A condition that no run fulfils, or a column that there is not.
+    """
+    kept = [run for run in runs if all(_holds(condition, run) for condition in options.where)]
+    if not kept:
+        raise UserError(f"where={','.join(options.where)}: none of {len(runs)} runs fulfils it: give another condition")
+    tables = []
+    found_base = not options.base
+    for kind, title in KINDS.items():
+        of_kind = [run for run in kept if kind_of(run) == kind]
+        if not of_kind:
+            continue
+        several = len({kind_of(run) for run in kept}) > 1
+        name, head = (kind or "zero_shot", [title]) if several else ("", [])
+        table, groups, columns = _table(of_kind, options, name, head)
+        tables.append(table)
+        base = [group for group in groups if options.base and all(_matches(group, c) for c in options.base)]
+        if base:
+            found_base = True
+            tables.append(_differences(base, groups, columns, options, table))
+    if not found_base:
+        raise UserError(f"base={','.join(options.base)}: no row is that: give what tells one row from the others")
+    return tables
+
+
+def kind_of(run: Run) -> str:
+    """Which of `KINDS` a run is."""
+    return "road" if is_road(run["results"]) else "few_shot" if run.get("shots") else ""
+
+
+def _table(
+    runs: list[Run], options: TableOptions, name: str, head: list[str]
+) -> tuple[StudyTable, list[Group], dict[str, str]]:
+    groups, common, repeated = grouped(runs)
+    columns = _columns(runs, options)
+    groups = _sorted(groups, columns, options.sort)
+    keys = list(groups[0].cells)
+    several = any(len(group.runs) > 1 for group in groups)
+    best = {metric: _best(groups, metric) for metric in columns}
+    marked, rows = len(groups) > 1 and keys != ["seed"], []
+    for group in groups:
+        row = [Cell(group.cells[key]) for key in keys] + ([Cell(str(len(group.runs)))] if several else [])
+        for metric in columns:
+            text = spread([run["means"].get(metric) for run in group.runs])
+            row.append(Cell(text, marked and group.mean(metric) == best[metric]))
+        rows.append(row)
+    foot = [f"{repeated} runs of the same configuration and seed as a later one are left out"] if repeated else []
+    if several:
+        foot.insert(0, "mean ± standard deviation over seeds")
+    labels = [*_short(keys), *(["seeds"] if several else [])]
+    return StudyTable(name, [*head, *common], labels, list(columns.values()), rows, foot), groups, columns
+
+
+def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str], int]:
+    """Runs by what tells them apart but for their seeds.
+
+    Returns:
+        The groups, what all have in common as lines, and how many runs were left out as a later one repeats them. Runs on
+        different data, weights or options are never in one group, even where the cells cannot tell them apart.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run["overrides"] if key.rpartition("/")[2] not in NOT_VARIED)
+    cells = [
+        {**{key: str(run["overrides"].get(key, "")) for key in keys}, **{key: str(run[key]) for key in FACTS}}
+        for run in runs
+    ]
+    for cell, run in zip(cells, runs, strict=True):
+        cell["selection"] = SELECTION_NOTE.get(run.get("selection") or "", "")
+    varying = sorted((key for key in cells[0] if len({cell[key] for cell in cells}) > 1), key=_order)
+    common = [cells[0][key] for key in (*FACTS, "selection") if key not in varying and cells[0][key]]
+    same = [f"{key}={cells[0][key]}" for key in keys if key not in varying and cells[0][key]]
+    found: dict[tuple[Any, ...], dict[Any, Run]] = {}
+    for cell, run in zip(cells, runs, strict=True):
+        found.setdefault((*cell.values(), run.get("config")), {})[run["seed"]] = run
+    groups = []
+    for identity, members in found.items():
+        named = dict(zip(cells[0], identity, strict=False))
+        groups.append(Group({key: named[key] for key in varying}, list(members.values())))
+    alone = len(groups) == len(groups[0].runs) == 1
+    if alone or len({tuple(group.cells.values()) for group in groups}) < len(groups):
+        for group in groups:  # what tells them apart is no override: the folder does
+            group.cells["run"] = group.runs[0]["run"]
+    elif not varying:  # nothing but the seed
+        whole = groups[0]
+        groups = [Group({"seed": str(run["seed"])}, [run]) for run in whole.runs] + [Group({"seed": "all"}, whole.runs)]
+    repeated = len(runs) - len({id(run) for group in groups for run in group.runs})
+    return groups, [*common, *([f"with {', '.join(same)}"] if same else [])], repeated
+
+
+def _differences(
+    base: list[Group], groups: Sequence[Group], columns: dict[str, str], options: TableOptions, table: StudyTable
+) -> StudyTable:
+    """The other rows minus the base row, over the categories that both have."""
+    if len(base) > 1:
+        raise UserError(
+            f"base={','.join(options.base)}: {len(base)} rows are that: give a condition that one row fulfils"
+        )
+    rows = []
+    for group in groups:
+        if group is base[0]:
+            continue
+        row = [Cell(text) for text in group.cells.values()]
+        for metric in columns:
+            interval = difference(group, base[0], metric)
+            text = (
+                "-" if math.isnan(interval.value) else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * v for v in interval))
+            )
+            row.append(Cell(text, interval.low > 0 or interval.high < 0))
+        rows.append(row)
+    head = [f"difference to {', '.join(options.base)}"]
+    foot = [
+        "in percent points, with the 95 % interval of a paired bootstrap over categories; marked where it excludes 0"
+    ]
+    name = f"{table.name}_difference" if table.name else "difference"
+    return StudyTable(name, head, _short(list(base[0].cells)), list(columns.values()), rows, foot)
+
+
+def difference(group: Group, base: Group, metric: str) -> Interval:
+    """One row minus another in the categories of both, with its interval; NaN where they were tested on different data."""
+    tested = [{str(run["data"]).rpartition("tested on")[2] for run in side.runs} for side in (group, base)]
+    ours, theirs = group.by_category(metric), base.by_category(metric)
+    shared = [category for category in ours if category in theirs]
+    if tested[0] != tested[1] or not shared:
+        return Interval(math.nan, math.nan, math.nan)
+    return bootstrap_mean([ours[category] - theirs[category] for category in shared])
+
+
+def _columns(runs: Sequence[Run], options: TableOptions) -> dict[str, str]:
+    """Metrics to show, with their titles."""
+    there = dict.fromkeys(name for run in runs for name, value in run["means"].items() if value is not None)
+    titles = shown_columns({f"mean/{name}": 0.0 for name in dict.fromkeys(n for run in runs for n in run["means"])})
+    if not options.columns:
+        return {name: title for name, title in titles.items() if name in there} or titles
+    for name in options.columns:
+        if name not in there:
+            raise unknown_choice("column", name, there)
+    return {name: titles.get(name, name) for name in options.columns}
+
+
+def _sorted(groups: list[Group], columns: dict[str, str], sort: str | None) -> list[Group]:
+    if sort is None:
+        return groups
+    name, downwards = sort.removeprefix("-"), sort.startswith("-")
+    metrics = {metric for group in groups for run in group.runs for metric in run["means"]}
+    labels = dict(zip(_short(list(groups[0].cells)), groups[0].cells, strict=True)) | {
+        key: key for key in groups[0].cells
+    }
+    if name in labels:
+        return sorted(groups, key=lambda group: _natural(group.cells[labels[name]]), reverse=downwards)
+    if name not in metrics:
+        raise unknown_choice("column to sort by", name, [*labels, *metrics])
+    last = -math.inf if downwards else math.inf
+    return sorted(groups, key=lambda g: last if math.isnan(v := g.mean(name)) else v, reverse=downwards)
+
+
+def _best(groups: Sequence[Group], metric: str) -> float:
+    values = [value for group in groups if not math.isnan(value := group.mean(metric))]
+    choose = min if metric in SMALLER_IS_BETTER else max
+    return choose(values) if values else math.nan
+
+
+def _holds(condition: str, run: Run) -> bool:
+    found = CONDITION.fullmatch(condition)
+    assert found is not None
+    values = {**run["overrides"], **{key: run.get(key) for key in (*FACTS, "seed", "selection", "shots", "run")}}
+    key = found["key"]
+    named = [str(value) for name, value in values.items() if name == key or name.endswith(f".{key}")]
+    return (found["value"] in named) == (found["sign"] == "=")
+
+
+def _matches(group: Group, condition: str) -> bool:
+    return all(_holds(condition, run) for run in group.runs)
+
+
+def _short(keys: Sequence[str]) -> list[str]:
+    """Keys by their last parts, with as many parts as it takes to tell them apart."""
+    names = []
+    for key in keys:
+        parts = key.split(".")
+        others = [other.split(".") for other in keys if other != key]
+        count = next(
+            n for n in range(1, len(parts) + 1) if n == len(parts) or all(o[-n:] != parts[-n:] for o in others)
+        )
+        names.append(".".join(parts[-count:]))
+    return names
+
+
+def _order(key: str) -> int:
+    """Method and backbone first, then what was swept over, data and selection last."""
+    return {"method": 0, "backbone": 1, "data": 3, "selection": 4}.get(key, 2)
+
+
+def _natural(text: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(text), ""
+    except ValueError:
+        return 1, 0.0, text

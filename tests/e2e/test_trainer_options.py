@@ -1,0 +1,134 @@
+"""Callbacks by name, optimisers and schedules as groups, quick trials, and what the record says of all of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anomaly_vlm.cli import main
+from anomaly_vlm.runs.averaging import AHEAD
+from anomaly_vlm.runs.compose import choices, compose
+from tests.e2e.test_logging import TINY
+
+pytestmark = pytest.mark.e2e
+BARE = [*TINY, "pictures.per_category=0", "pictures.curves=false"]
+VALIDATED = ["source@dataset.val=procedural", "dataset.val.size=64", "selection_metric=pixel_auroc"]
+
+
+def trained(folder: Path, *words: str) -> dict[str, Any]:
+    assert main(["train", *BARE, *words, f"output_dir={folder}"]) == 0
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_early_stopping_ends_the_training_and_chooses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["callbacks=early_stopping", *VALIDATED, "callbacks.early_stopping.min_delta=1", "epochs=9"]
+    record = trained(tmp_path / "run", *words, "callbacks.early_stopping.patience=1")
+    assert record["epochs"] == 2 and record["selection"] == "last"
+    assert (
+        record["checkpoint"] == "checkpoints/last.ckpt"
+        and not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
+    )
+    assert "stopped after 2 of 9 epochs" in record["note"] and "stopped after 2 of 9 epochs" in capsys.readouterr().out
+
+
+def test_a_validation_set_must_be_there(tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
+    words = ["train", *BARE, "callbacks=early_stopping", f"output_dir={tmp_path / 'run'}"]
+    assert "watches a validation set: add source@dataset.val=NAME" in refused(words)
+    assert "choose selection=last or best_val" in refused([*words, *VALIDATED, "selection=best_test"])
+
+
+def test_several_callbacks_at_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["callbacks=[ema,lr_monitor,model_summary]", "callbacks.progress=none", "scheduler=step", "epochs=2"]
+    trained(tmp_path / "run", *words, "scheduler.step_size=1", "callbacks.ema.decay=0.5")
+    assert "Total params" in capsys.readouterr().out
+    with (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").open(newline="") as file:
+        rates = [float(row["lr-Adam"]) for row in csv.DictReader(file) if row.get("lr-Adam")]
+    assert rates == pytest.approx([0.01, 0.001])  # batches of 8 of 8 images
+
+
+def test_the_average_is_what_is_evaluated_and_kept(tmp_path: Path) -> None:
+    words = ["callbacks=ema", "callbacks.ema.decay=0.75", "batch_size=4"]
+    trained(tmp_path / "plain", "epochs=1", "batch_size=4")
+    trained(tmp_path / "ema", "epochs=1", *words)
+    plain, averaged = state(tmp_path / "plain"), state(tmp_path / "ema")
+    for name, weight in averaged[AHEAD].items():
+        assert torch.equal(weight, plain["state_dict"][name])  # the steps are the same
+        assert not torch.equal(weight, averaged["state_dict"][name])
+    out = ["eval_limit=13", f"output_dir={tmp_path / 'again'}"]
+    assert main(["evaluate", f"ckpt={tmp_path / 'ema' / 'checkpoints' / 'last.ckpt'}", *out]) == 0
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text())["results"] for name in ("ema", "again"))
+    assert first == second
+
+    trained(tmp_path / "whole", "epochs=2", *words)
+    assert main(["train", f"resume={tmp_path / 'ema'}", "epochs=2"]) == 0
+    whole, resumed = state(tmp_path / "whole"), state(tmp_path / "ema")
+    for part in ("state_dict", AHEAD):
+        assert all(torch.equal(resumed[part][name], weight) for name, weight in whole[part].items())
+
+
+def test_optimisers_and_schedules_are_groups() -> None:
+    cfg = compose(
+        ["method=adaclip", "optimizer=sgd", "optimizer.lr=0.1", "optimizer.nesterov=true", "scheduler=cosine"]
+    )
+    assert cfg.optimizer == {
+        "_target_": "torch.optim.SGD",
+        "_partial_": True,
+        "lr": 0.1,
+        "momentum": 0.9,
+        "nesterov": True,
+    }
+    assert cfg.scheduler.T_max == cfg.epochs == 5
+    own = compose(["method=promptad", "shots=1"])
+    assert own.optimizer.momentum == 0.9 and own.scheduler.eta_min == 1e-5
+    assert compose(["method=promptad", "shots=1", "scheduler=constant"]).scheduler.factor == 1
+    for name in choices("optimizer"):
+        assert compose(["method=adaclip", f"optimizer={name}"]).choices.optimizer == name
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("optimizer.learning_rate=1", "unknown key of optimizer 'learning_rate'"),
+        ("callbacks.ema.dekay=0.9", "callbacks.ema"),
+        ("scheduler.gamma=0.5", "there is no scheduler: choose one with scheduler=NAME"),
+        ("trainer.precison=32-true", "unknown key of trainer 'precison'"),
+        ("compile=inducter", "unknown compile 'inducter'"),
+        ("optimizer=adm", "unknown optimizer 'adm'"),
+    ],
+)
+def test_slips_are_told(word: str, wanted: str, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
+    assert wanted in refused(["train", *BARE, word, f"output_dir={tmp_path / 'run'}"])
+
+
+@pytest.mark.parametrize("debug", ["fast_dev_run", "overfit", "profiler", "limit"])
+def test_quick_trials_say_so(debug: str, tmp_path: Path) -> None:
+    words = [word for word in BARE if not word.startswith(("train_limit", "eval_limit", "compare", "trainer.log"))]
+    shorter = ["epochs=2"] if debug == "overfit" else []
+    assert main(["train", *words, f"debug={debug}", *shorter, f"output_dir={tmp_path}"]) == 0
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    told = {"fast_dev_run": "trainer: fast_dev_run=True", "overfit": "overfit_batches=2"}
+    assert told.get(debug, "a trial on 24 test images only") in record["note"]
+    if debug == "profiler":
+        assert "run_training_batch" in "".join(path.read_text() for path in tmp_path.glob("*profile*.txt"))
+
+
+def test_accumulated_and_clipped_steps(tmp_path: Path) -> None:
+    words = ["batch_size=2", "epochs=1", "trainer.accumulate_grad_batches=2", "trainer.deterministic=true"]
+    trained(tmp_path / "run", *words, "gradient_clip=0.5", "trainer.gradient_clip_algorithm=value")
+    assert state(tmp_path / "run")["global_step"] == 2  # 8 images
+
+
+def test_a_compiled_run_gives_the_same(tmp_path: Path) -> None:
+    plain = trained(tmp_path / "plain", "epochs=1", "cache.tokens=off")
+    compiled = trained(tmp_path / "compiled", "epochs=1", "cache.tokens=off", "compile=aot_eager")
+    assert plain["results"]["mean/pixel_auroc"] == pytest.approx(compiled["results"]["mean/pixel_auroc"], abs=1e-3)
