@@ -133,6 +133,8 @@ def _fitted(
     if cfg.train_on == "references" and learns:
         leave_out = []  # what is learned cannot be unlearned for one part
     _check_counts(run, len(memory), len(rest), len(leave_out))
+    if len(memory) == 1:
+        leave_out = []  # without it there is nothing to compare with
     if run.data.remembered is None:
         fit_references(run, folder)
     if training_loggers is not None:
