@@ -155,7 +155,8 @@ def test_rules_on_labelled_images(rule: str, parts: Path, tmp_path: Path, capsys
         5,
         3,
         0,
-    )  # 7 parts without the one in the memory
+    # 7 of the 8 parts: the one in the memory has nothing to be compared with
+    )
 
 
 def test_a_zero_shot_checkpoint_gets_a_threshold(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
