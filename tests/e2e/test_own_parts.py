@@ -155,7 +155,7 @@ def test_rules_on_labelled_images(rule: str, parts: Path, tmp_path: Path, capsys
         5,
         3,
         0,
-    # 7 of the 8 parts: the one in the memory has nothing to be compared with
+        # 7 of the 8 parts: the one in the memory has nothing to be compared with
     )
 
 
