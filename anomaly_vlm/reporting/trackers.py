@@ -10,13 +10,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning.pytorch.loggers import Logger
 
 from anomaly_vlm.names import slug
 from anomaly_vlm.reporting.curves import Curves, Histogram
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 MOST_PICTURES = 100  # of one name; wandb shows no more in a panel
 MOST_LINES = 30  # categories in one interactive plot of curves

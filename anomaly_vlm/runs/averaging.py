@@ -44,7 +44,7 @@ class WeightAverage(Callback):
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        for name, weight in _learnable(pl_module).items():
+        for name, weight in _method(pl_module).learnable().items():
             self.average[name].lerp_(weight.detach(), 1 - self.decay)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -72,22 +72,22 @@ class WeightAverage(Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Takes both from the checkpoint of a training that goes on; one without an average starts it."""
         if AHEAD in checkpoint:
-            own = _learnable(pl_module)
+            own = _method(pl_module).learnable()
             self.average = {name: checkpoint["state_dict"][name].to(own[name], copy=True) for name in own}
             _put(pl_module, checkpoint[AHEAD])
 
 
-def _learnable(module: L.LightningModule) -> dict[str, Tensor]:
+def _method(module: L.LightningModule) -> AnomalyMethod:
     assert isinstance(module, AnomalyMethod)
-    return dict(module.learnable())
+    return module
 
 
 def _copy(module: L.LightningModule) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in _learnable(module).items()}
+    return {name: weight.detach().clone() for name, weight in _method(module).learnable().items()}
 
 
 @torch.no_grad()
 def _put(module: L.LightningModule, weights: dict[str, Tensor]) -> None:
-    for name, weight in _learnable(module).items():
+    for name, weight in _method(module).learnable().items():
         weight.copy_(weights[name])
-    module.invalidate_caches()  # type: ignore[operator]
+    _method(module).invalidate_caches()

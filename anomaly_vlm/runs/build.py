@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,13 +32,15 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.devices import check_gpu, flush_denormals
-from anomaly_vlm.runs.instantiate import check_options, instantiate, method_class, own_function, plain
+from anomaly_vlm.runs.instantiate import instantiate, method_class, own_function, plain
 from anomaly_vlm.runs.rewriting import rewrite_texts
 from anomaly_vlm.runs.same_run import config_key
 
 if TYPE_CHECKING:
     from anomaly_vlm.data.datamodule import AnomalyDataModule
-    from anomaly_vlm.methods.base.lightning import LightningMethod
+
+
+_BUILT = itertools.count()
 
 
 @dataclass
@@ -54,13 +58,6 @@ class Run:
     data: AnomalyData
     method: AnomalyMethod
     facts: dict[str, Any]
-
-    @cached_property
-    def module(self) -> LightningMethod:
-        """The method as a Lightning trainer takes it."""
-        from anomaly_vlm.methods.base.lightning import LightningMethod
-
-        return LightningMethod(self.method)
 
     @property
     def datamodule(self) -> AnomalyDataModule:
@@ -86,9 +83,8 @@ def build(
         with_trainer: Whether a Lightning trainer will run it, and not `runs.scoring` alone, which needs no Lightning.
     """
     flush_denormals()
-    for name in ("optimizer", "scheduler"):
-        if cfg.get(name):
-            check_options(cfg[name], name, trusted=cfg.trust)
+    if next(_BUILT):  # what an earlier run of this process has left: towers, and a trainer that refers to them and back
+        gc.collect()
     check_gpu(cfg)
     if with_trainer:
         check_for_trainer(cfg)

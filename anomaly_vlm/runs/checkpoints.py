@@ -19,9 +19,9 @@ from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.methods.base.verdict import known_category
 from anomaly_vlm.methods.shared.category_memory import of_categories
 from anomaly_vlm.metrics.thresholds import Threshold
-from anomaly_vlm.runs.inherited import unnamed
 from anomaly_vlm.runs.instantiate import method_class
 from anomaly_vlm.runs.migrate import migrated
+from anomaly_vlm.runs.run_names import unnamed
 from anomaly_vlm.runs.shapes import check_shapes
 from anomaly_vlm.runs.trust import foreign_config
 

@@ -10,21 +10,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.compose import compose
 
-TRIAL_KEYS = ("eval_limit", "train_limit", "seeds")  # of a quick trial, or of a study: null in an evaluation
+TRIAL_KEYS = (
+    "eval_limit",
+    "train_limit",
+    "seeds",
+    "compile",
+)  # of a trial, a study or a machine: null in an evaluation
 TRAINER_KEYS = (
     "fast_dev_run", "overfit_batches", "limit_train_batches", "limit_val_batches", "limit_test_batches",
     "limit_predict_batches", "max_steps", "max_time", "min_epochs", "min_steps",
 )  # fmt: skip
-TRACKING: dict[str, Any] = {  # the node of the same name while nobody has filled it in; older configurations lack it
-    "name": None, "group": None, "job_type": None, "tags": [], "attach": False, "overrides": [],
-}  # fmt: skip
 SUBSET_KEYS = ("categories", "test_count")  # which part of a test set is used
-
-
-def unnamed(tracking: Any) -> dict[str, Any]:
-    """The node `tracking` of a training for a run of another command: its group and tags."""
-    stored = tracking if isinstance(tracking, dict) else {}
-    return {**TRACKING, **{key: stored[key] for key in ("group", "tags") if key in stored}}
 
 
 def drop_limits_of_training(cfg: DictConfig, overrides: Sequence[str], *, keep_categories: bool) -> None:
@@ -43,7 +39,7 @@ def drop_limits_of_training(cfg: DictConfig, overrides: Sequence[str], *, keep_c
         for key in TRIAL_KEYS:
             if key not in given:
                 cfg[key] = None
-        for key in TRAINER_KEYS:
+        for key in (*TRAINER_KEYS, "profiler"):
             if f"trainer.{key}" not in given:
                 cfg.trainer.pop(key, None)
         test = cfg.dataset.get("test")

@@ -13,8 +13,8 @@ from anomaly_vlm.reporting.console import is_first_process, say, show
 from anomaly_vlm.reporting.seeds import seeds_table
 from anomaly_vlm.runs.checks import writable_folder
 from anomaly_vlm.runs.configs import shared_with_children, write_config
+from anomaly_vlm.runs.run_names import group_run
 from anomaly_vlm.runs.same_run import check_same_run, is_finished
-from anomaly_vlm.runs.tracking import group_run
 
 
 def asks_for_several(cfg: DictConfig) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import write_text
@@ -19,14 +19,12 @@ from anomaly_vlm.reporting.console import is_first_process
 from anomaly_vlm.reporting.record import environment
 from anomaly_vlm.reporting.trackers import Logged, Tracker, tracker
 from anomaly_vlm.runs.build import Run
-from anomaly_vlm.runs.inherited import TRACKING
 from anomaly_vlm.runs.instantiate import instantiate
+from anomaly_vlm.runs.run_names import name_run
 
 RECORD = "tracking.json"  # in a run's folder: what another command needs to go on in the same run of a logger
 PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow"}  # word of a target: package and extra
 QUIET = {"WANDB_SILENT": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}  # a run says itself where its files are
-LONGEST_NAME = 128  # characters; wandb takes no more
-UNNAMED = ("method", "logger", "output_dir")  # overrides that a name does not repeat
 
 
 @dataclass
@@ -121,53 +119,6 @@ def kind_of(node: DictConfig) -> str:
     """`wandb`, `tensorboard` or `mlflow`, by the logger's class; else the class's whole name."""
     target = str(node._target_)
     return next((kind for kind in PACKAGES if kind in target.lower()), target)
-
-
-def name_run(cfg: DictConfig, folder: Path, command: str) -> None:
-    """Fills in what `tracking` leaves open: group, job type and name."""
-    group_run(cfg, folder.absolute().parent if cfg.get("sweep_overrides") else None)
-    cfg.tracking.job_type = cfg.tracking.job_type or command
-    cfg.tracking.name = cfg.tracking.name or run_name(cfg)
-
-
-def group_run(cfg: DictConfig, together: Path | None) -> None:
-    """Names the group of a run where nobody has: the last two parts of the folder of all runs that belong together."""
-    with open_dict(cfg):
-        cfg.tracking = OmegaConf.merge(TRACKING, cfg.get("tracking") or {})
-    if together is not None and cfg.tracking.group is None and "WANDB_SWEEP_ID" not in os.environ:
-        cfg.tracking.group = "/".join(together.absolute().parts[-2:])
-
-
-def run_name(cfg: DictConfig) -> str:
-    """`adaclip depth=4 length=2 seed=1` in a sweep, by what varies; else method, data and seed."""
-    words = list(cfg.get("sweep_varying") or cfg.get("sweep_overrides") or _agent_words())
-    pairs = [word.lstrip("+~").partition("=") for word in words]
-    parts = {key: value for key, _, value in pairs if key not in UNNAMED}
-    if not parts:
-        return f"{cfg.name} {cfg.dataset.name} seed={cfg.seed}"[:LONGEST_NAME]
-    short = shortest_names(list(parts))
-    named = {**{short[key]: value for key, value in parts.items()}, "seed": cfg.seed}
-    return " ".join([str(cfg.name), *(f"{key}={value}" for key, value in named.items())])[:LONGEST_NAME]
-
-
-def shortest_names(keys: Sequence[str]) -> dict[str, str]:
-    """Dotted keys by as few of their last parts as tell them apart."""
-    found = {}
-    for key in keys:
-        parts = key.split(".")
-        ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
-        found[key] = next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
-    return found
-
-
-def _agent_words() -> list[str]:
-    """The parameters of a run that wandb's own agent has started, as overrides."""
-    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
-    if not path or not Path(path).is_file():
-        return []
-    content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    params = content if isinstance(content, dict) else {}
-    return [f"{key}={one['value']}" for key, one in params.items() if isinstance(one, dict) and "value" in one]
 
 
 def described(run: Run, folder: Path, command: str) -> dict[str, Any]:

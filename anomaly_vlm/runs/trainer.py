@@ -102,10 +102,7 @@ def build_trainer(
 
 def own_callbacks(cfg: DictConfig) -> list[Callback]:
     """The callbacks that a configuration names, besides the progress bar."""
-    nodes = callback_nodes(cfg)
-    for name, node in nodes.items():
-        check_options(node, f"callbacks.{name}", trusted=cfg.trust)
-    return [instantiate(node, trusted=cfg.trust) for node in nodes.values()]
+    return [instantiate(node, trusted=cfg.trust) for node in callback_nodes(cfg).values()]
 
 
 def callback_nodes(cfg: DictConfig) -> dict[str, Any]:
@@ -123,13 +120,21 @@ def _plugins(cfg: DictConfig) -> list[Any]:
 
 
 def check_keys(cfg: DictConfig) -> None:
-    """Raises a `UserError` for a key of `trainer` that Lightning's trainer does not have, or that the run sets itself."""
+    """Raises a `UserError` for a key that the trainer, the optimiser, its schedule or a callback does not have.
+
+    The same of a key of the trainer that the run sets itself.
+    """
     known = set(inspect.signature(L.Trainer.__init__).parameters) - {"self", *OWN_KEYS}
     for key in cfg.trainer:
         if key in OWN_KEYS:
             raise UserError(f"trainer.{key} is set by the run itself: {OWN_KEYS[str(key)]}")
         if key != "_target_" and key not in known:
             raise unknown_choice("key of trainer", str(key), known)
+    nodes = {name: cfg.get(name) for name in ("optimizer", "scheduler")}
+    nodes.update({f"callbacks.{name}": node for name, node in callback_nodes(cfg).items()})
+    for name, node in nodes.items():
+        if node:
+            check_options(node, name, trusted=cfg.trust)
 
 
 def quiet_lightning() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 BLOCK, HEAD = 32768, 7  # bytes: of a block; of the head in front of each piece (checksum, length, kind)
+PATIENCE = 30  # seconds
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
@@ -35,8 +37,13 @@ class WandbFile:
 
 
 def wandb_files(folder: Path) -> list[WandbFile]:
-    """All runs below a folder, in the order of their names."""
-    return [read_wandb_file(path) for path in sorted(folder.rglob("run-*.wandb"))]
+    """All finished runs below a folder, in the order of their names; wandb's own process may still be writing them."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        found = [read_wandb_file(path) for path in sorted(folder.rglob("run-*.wandb"))]
+        if all(one.exit_code is not None for one in found) or time.monotonic() > until:
+            return found
+        time.sleep(0.1)
 
 
 def read_wandb_file(path: Path) -> WandbFile:
@@ -61,7 +68,7 @@ def read_wandb_file(path: Path) -> WandbFile:
 
 def records(content: bytes) -> list[bytes]:
     """The records of a log; a head of the file's own comes before the first one."""
-    assert content[:4] == b":W&B"
+    assert content[:4] in (b":W&B", b"")
     found, parts, place = [], b"", HEAD
     while place + HEAD <= len(content):
         if BLOCK - place % BLOCK < HEAD:  # too short for a head: filled up
