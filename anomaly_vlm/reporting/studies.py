@@ -126,16 +126,15 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str], int]:
         different data, weights or options are never in one group, even where the cells cannot tell them apart.
     """
     keys = dict.fromkeys(key for run in runs for key in run["overrides"] if key.rpartition("/")[2] not in NOT_VARIED)
-    cells = [
-        {**{key: str(run["overrides"].get(key, "")) for key in keys}, **{key: str(run[key]) for key in FACTS}}
-        for run in runs
-    ]
-    for cell, run in zip(cells, runs, strict=True):
-        if "texts" not in keys:
-            cell["texts"] = run.get("texts") or "as_written"
-        cell["selection"] = SELECTION_NOTE.get(run.get("selection") or "", "")
+    cells = [_cells(run, list(keys)) for run in runs]
+    if len({cell["selection"] for cell in cells if cell["selection"]}) == 1:  # of what is trained; nothing else has an epoch
+        chosen = max(cell["selection"] for cell in cells)
+        for cell in cells:
+            cell["selection"] = chosen
     varying = sorted((key for key in cells[0] if len({cell[key] for cell in cells}) > 1), key=_order)
-    common = [cells[0][key] for key in (*FACTS, "selection") if key not in varying and cells[0][key]]
+    stated = [cells[0][key] for key in ("method", "backbone") if key not in varying]
+    stated += [f"{key} {cells[0][key]}" for key in ("trained on", "tested on") if key not in varying and cells[0][key]]
+    common = [*stated, *([cells[0]["selection"]] if "selection" not in varying and cells[0]["selection"] else [])]
     same = [f"{key}={cells[0][key]}" for key in keys if key not in varying and cells[0][key]]
     found: dict[tuple[Any, ...], dict[Any, Run]] = {}
     for cell, run in zip(cells, runs, strict=True):
@@ -153,6 +152,17 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str], int]:
         groups = [Group({"seed": str(run["seed"])}, [run]) for run in whole.runs] + [Group({"seed": "all"}, whole.runs)]
     repeated = len(runs) - len({id(run) for group in groups for run in group.runs})
     return groups, [*common, *([f"with {', '.join(same)}"] if same else [])], repeated
+
+
+def _cells(run: Run, keys: Sequence[str]) -> dict[str, str]:
+    """Everything that may tell a run from others, as texts."""
+    trained, _, tested = str(run["data"]).rpartition("tested on")
+    cells = {key: str(run["overrides"].get(key, "")) for key in keys}
+    cells |= {"method": str(run["method"]), "backbone": str(run["backbone"])}
+    cells |= {"trained on": trained.strip(" ,").removeprefix("trained on ") or "nothing", "tested on": tested.strip()}
+    if "texts" not in keys:
+        cells["texts"] = run.get("texts") or "as_written"
+    return {**cells, "selection": SELECTION_NOTE.get(run.get("selection") or "", "")}
 
 
 def _differences(
@@ -230,10 +240,11 @@ def _columns(runs: Sequence[Run], options: TableOptions) -> dict[str, str]:
     titles = shown_columns({f"mean/{name}": 0.0 for name in dict.fromkeys(n for run in runs for n in run["means"])})
     if not options.columns:
         return {name: title for name, title in titles.items() if name in there} or titles
+    known = {**titles, **POOLED, **COSTS}
     for name in options.columns:
-        if name not in there:
+        if name not in there and name not in known:
             raise unknown_choice("column", name, there)
-    return {name: {**titles, **POOLED, **COSTS}.get(name, name) for name in options.columns}
+    return {name: known.get(name, name) for name in options.columns}
 
 
 def _sorted(groups: list[Group], columns: dict[str, str], sort: str | None) -> list[Group]:
@@ -286,7 +297,7 @@ def _short(keys: Sequence[str]) -> list[str]:
 
 def _order(key: str) -> int:
     """Method and backbone first, then what was swept over, data and selection last."""
-    return {"method": 0, "backbone": 1, "data": 3, "selection": 4}.get(key, 2)
+    return {"method": 0, "backbone": 1, "trained on": 3, "tested on": 4, "selection": 5}.get(key, 2)
 
 
 def _natural(text: str) -> tuple[int, float, str]:
