@@ -96,6 +96,7 @@ class FrozenClip(FrozenTower):
     visual: Any  # open_clip's towers, whose parts are read by name
     text: Any
     embed_dim: int
+    rewrite: Callable[[str], str] | None = None
 
     def __init__(
         self,
@@ -125,12 +126,17 @@ class FrozenClip(FrozenTower):
 
     # ---- text tower --------------------------------------------------------------------------------------------------
 
+    def rewritten(self, texts: Sequence[str]) -> list[str]:
+        """The texts as they are read: `rewrite` changes them on purpose, see `texts.rewrite`."""
+        return list(texts) if self.rewrite is None else [self.rewrite(text) for text in texts]
+
     def tokenize(self, texts: Sequence[str], *, trim: bool = True) -> Tensor:
         """Token ids [N, T] on the backbone's device.
 
         With `trim` they are cut behind the longest text's end token, which is exact under the causal mask. A text of more
-        tokens than the tower has positions is cut by the tokenizer, and named.
+        tokens than the tower has positions is cut by the tokenizer, and named. `rewrite` changes all of them first.
         """
+        texts = self.rewritten(texts)
         ids = self._tokenizer(list(texts))
         if not torch.compiler.is_exporting() and len(ids):
             self._name_cut_texts(texts, ids)

@@ -11,11 +11,13 @@ from pathlib import Path
 from anomaly_vlm import __version__
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.files import os_error_line
+from anomaly_vlm.methods.base import WITHOUT_LIGHTNING
 from anomaly_vlm.names import shown
 from anomaly_vlm.runs import processes
 from anomaly_vlm.runs.stopping import Stopped, goes_on_with, requested, stoppable
 
 DEBUG = "--debug"
+TRAIN_NOTHING = ("predict", "watch", "serve")  # nor evaluate: they start without Lightning, in half the time
 SECONDS_FOR_OTHERS = 3.0  # that a process of a distributed run waits to see whether another one has died
 
 COMMANDS = {
@@ -60,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         of the program.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and arguments[:1] and arguments[0] in TRAIN_NOTHING:
+        os.environ[WITHOUT_LIGHTNING] = "1"
     debug = DEBUG in arguments
     arguments = [word for word in arguments if word != DEBUG]
     if not arguments or arguments[0] in ("-h", "--help", "help"):

@@ -24,6 +24,8 @@ category: what the parts are, for the text prompts (default: object)
 false_alarms: share of good parts that may be rejected (default: 0.05)
 rule: false_alarms | max_f1 | no_miss | cost; the last three need bad=FOLDER and choose on the share split=0.7 of the images
 cost_ratio: of rule=cost: how many false alarms a miss is worth (default: 10)
+source@dataset.train=good_plus_drawn_defects: methods that train do so on half of the good parts, with drawn defects in them
+  (make: TRAIN=good_plus_drawn_defects), and the threshold is chosen on the other half
 ckpt: learned weights to start from, instead of training
 """
 HELP = f"""usage: anomaly-vlm fit method=NAME good=FOLDER [bad=FOLDER] [shots=N] [false_alarms=0.05] [key=value ...]
@@ -31,6 +33,9 @@ HELP = f"""usage: anomaly-vlm fit method=NAME good=FOLDER [bad=FOLDER] [shots=N]
 
 Writes a checkpoint with what was learned and the threshold: 'anomaly-vlm predict ckpt=FILE images=FOLDER' then decides.
 {OPTIONS}"""
+DRAWN_ON_GOOD = (
+    "good_plus_drawn_defects"  # half of the good parts are trained on, the threshold is chosen on the others
+)
 NUMBERS = ("false_alarms", "cost_ratio", "split")
 
 
@@ -81,6 +86,8 @@ def fitted(command: str, arguments: Sequence[str], good: str, rest: Sequence[str
     known = _category(checkpoint, category)
     parts = own_images(good, known, label=0, key="good", once=True)
     wrong = None if bad is None else own_images(bad, known, label=1, key="bad")
+    if cfg.choices.get("source@dataset.train") == DRAWN_ON_GOOD and cfg.dataset.train.root is None:
+        cfg.dataset.train.root, cfg.dataset.train.category, cfg.dataset.train.share = good, known, 0.5
     if "reader" in cfg.dataset.test:
         cfg.dataset.test.reader.category = known
     folder = run_folder(cfg, overrides)

@@ -16,6 +16,8 @@ HEAD = 65_536  # bytes at the beginning of a file that tell it from another one 
 def content_keys(samples: Iterable[Sample]) -> list[int]:
     """A number of 63 bits for the content of each image: the size and the beginning of a file, or what is drawn.
 
+    A photograph with a drawn defect counts as the photograph.
+
     A file that cannot be read has the number of its path, as it is reported where it is used.
     """
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
@@ -30,7 +32,8 @@ def shared_images(samples: Sequence[Sample], keys: Sequence[int]) -> list[str]:
 
 def _key(sample: Sample) -> int:
     digest = hashlib.blake2b(digest_size=8)
-    if sample.drawing is not None:
+    drawn_on = getattr(sample.drawing, "files", ("",))[0]
+    if sample.drawing is not None and drawn_on != sample.path:
         digest.update(repr(sample.drawing).encode("utf-8", "surrogatepass"))
     else:
         try:

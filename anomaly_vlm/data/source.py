@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from anomaly_vlm.data.images import guess_white
+from anomaly_vlm.data.shares import checked_shares, dealt
 from anomaly_vlm.data.types import VOID, Sample
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.files import expanded
@@ -45,7 +46,7 @@ class FileSource:
     The zero-shot protocol takes a set's own test split on both sides, so the split is an option and the side is not asked.
 
     Args:
-        name: Name of the data set, for tables.
+        name: Name of the data set, for tables; None: that of its folder.
         root: Folder of the set, relative to the working directory; `package:NAME/FOLDER` inside an installed package; None
             where the user must say it.
         reader: `root -> samples` of all splits, from `anomaly_vlm.data.readers`.
@@ -63,6 +64,9 @@ class FileSource:
         max_value: Value of white in image files of more than 8 bits, such as 4095; None: guessed from the files.
         protocol: Which reading of the set this is, where there are several, for the line that says what was used.
         outside: Whether an index in the set may list files outside `root`.
+        shares: Deals all images out to the sides, whatever split they lie in, see `shares.checked_shares`; None: `split`
+            says which images there are on any side.
+        shares_seed: Draws who is dealt to which side.
 
     Raises:
         UserError: A wrong option; from `samples`, a missing or empty root, unknown categories, or what the reader finds.
@@ -71,7 +75,7 @@ class FileSource:
     def __init__(
         self,
         *,
-        name: str,
+        name: str | None,
         root: str | Path | None,
         reader: Callable[[Path], list[Sample]],
         layout: str,
@@ -86,6 +90,8 @@ class FileSource:
         max_value: float | None = None,
         protocol: str = "",
         outside: bool = False,
+        shares: float | Sequence[float] | None = None,
+        shares_seed: int = 0,
     ) -> None:
         if split not in SPLITS:
             raise unknown_choice("split", str(split), SPLITS)
@@ -93,7 +99,10 @@ class FileSource:
         _check_number("mask_void", mask_void, 1, 255)
         _check_number("max_value", max_value, 1, 2**32 - 1, whole=False)
         inspect.signature(reader).bind(Path())  # a misspelt option of the reader shows here
-        self.name, self.reader, self.layout, self.origin, self.split = name, reader, layout, origin, split
+        self.name = name or ("folder" if root is None else expanded(root).resolve().name or str(root))
+        self.reader, self.layout, self.origin, self.split = reader, layout, origin, split
+        self.shares = None if shares is None else checked_shares(shares)
+        self.shares_seed = shares_seed
         self.root = None if root is None else str(root)
         self.protocol, self.outside = protocol, outside
         self.categories = None if categories is None else _names(categories)
@@ -109,12 +118,16 @@ class FileSource:
     def note(self) -> str:
         """Which reading and which part of the set is used, in words."""
         split = {"test": "", "all": "all splits"}.get(self.split, f"{self.split} split")
+        if self.shares is not None:
+            split = f"its share by split={':'.join(f'{share:g}' for share in self.shares)}, seed {self.shares_seed}"
         return ", ".join(part for part in (self.protocol, split, *(self.categories or ())) if part)
 
     def samples(self, side: str) -> list[Sample]:
         """The samples of one side: `train`, `val` or `test`."""
         found = self._read(side)
-        if self.split != "all":
+        if self.shares is not None:
+            found = [sample for sample in found if sample.split == side]
+        elif self.split != "all":
             splits = sorted({sample.split for sample in found})
             found = [sample for sample in found if sample.split == self.split]
             if not found:
@@ -143,7 +156,7 @@ class FileSource:
         """
         found = [sample for sample in self._read("test") if sample.label == 0]
         trained = {sample.category for sample in found if sample.split == "train"}
-        split = None if self.split == "all" else self.split
+        split = None if self.split == "all" or self.shares is not None else self.split
         return self._finished(
             [
                 sample
@@ -159,7 +172,9 @@ class FileSource:
             raise self._absent(side, f"no images of {self.name} in '{root}'")
         if not self.outside:
             self._check_places(side, root, found)
-        return found
+        if self.shares is None:
+            return found
+        return dealt(sorted(found, key=lambda s: (s.category, Path(s.path).parts)), self.shares, seed=self.shares_seed)
 
     def _check_places(self, side: str, root: Path, found: list[Sample]) -> None:
         """Raises a `UserError` where a stored path leads out of the set's folder; links inside it are the user's own."""

@@ -11,6 +11,11 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses.terms import LossTerm
 
 
+def wants_masks(terms: Iterable[str]) -> bool:
+    """Whether any of the configured terms compares maps with pixel masks: `focal` or `dice`."""
+    return bool({"focal", "dice"} & set(terms))
+
+
 def training_mask(mask: Tensor | None, path: Sequence[str], terms: Iterable[str]) -> Tensor:
     """The mask of a training batch as numbers.
 
@@ -20,22 +25,19 @@ def training_mask(mask: Tensor | None, path: Sequence[str], terms: Iterable[str]
         terms: Names of the configured loss terms, for messages.
 
     Returns:
-        `[B, H, W]` float32 of 0.0 and 1.0; pixels without label count as normal.
+        `[B, H, W]` float32 of 0.0 and 1.0; pixels without label count as normal. An anomalous image without a mask, where
+        others have some, is -1.0 everywhere: `map_losses` leaves it out.
 
     Raises:
-        UserError: The set has image labels only, or an anomalous image has no mask although others have.
+        UserError: The set has image labels only.
     """
     if mask is None:
         raise UserError(
             f"the training set has image labels only ('{path[0]}'), but the loss ({', '.join(sorted(terms))}) needs pixel"
-            " masks: train on a set with masks (TRAIN=procedural) or choose a loss without pixel terms"
+            " masks: train on a set with masks (TRAIN=procedural) or choose loss=image_only"
         )
-    if (unlabelled := (mask == 255).flatten(1).all(dim=1)).any():
-        image = path[int(unlabelled.nonzero()[0])]
-        raise UserError(
-            f"training image '{image}' is anomalous and has no mask, though others have: take it out, or give its mask"
-        )
-    return (mask == 1).float()
+    unlabelled = (mask == 255).flatten(1).all(dim=1)
+    return (mask == 1).float().masked_fill(unlabelled[:, None, None], -1.0)
 
 
 def map_losses(
@@ -52,7 +54,7 @@ def map_losses(
     Args:
         terms: Configured terms by name.
         maps: `[layers, B, H, W]` abnormal probabilities.
-        mask: `[B, H, W]` of 0.0 and 1.0.
+        mask: See `training_mask`; images of which no pixel is labelled are left out.
         normal: `[layers, B, H, W]` normal probabilities, where they are available to more digits than `1 - maps` has
             (FiLo).
         suffix: Of the terms' names, where a method has several maps (FAPrompt).
@@ -61,6 +63,12 @@ def map_losses(
     Returns:
         Scalars by term: the mean over the batch, summed over the layers.
     """
+    labelled = mask.flatten(1).amin(dim=1) >= 0
+    if not labelled.all():
+        maps, mask = maps[:, labelled], mask[labelled]
+        normal = None if normal is None else normal[:, labelled]
+        if not len(mask):
+            return {f"{name}{suffix}": 0 * maps.sum() for name in ("focal", "dice") if f"{name}{suffix}" in terms}
     values = {}
     if (focal := terms.get(f"focal{suffix}")) is not None:
         if normal is None:

@@ -1,4 +1,4 @@
-"""One HTML page about runs: counts, histograms, ROC, pictures. It needs no network and no other file."""
+"""One HTML page about runs: counts, histograms, curves, pictures. It needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import read_json
 from anomaly_vlm.metrics.thresholds import NOT_OK, Proportion
 from anomaly_vlm.names import shown
+from anomaly_vlm.reporting.page_curves import (
+    Panel,
+    Rows,
+    auroc,
+    auroc_by_category,
+    curve_panels,
+    defect_panel,
+    line,
+    roc,
+    run_panel,
+)
 
 BINS, MOST_PICTURES, MOST_BYTES = 30, 24, 12_000_000  # of a page, all runs together
 LEFT, WIDTH, FLOOR, HEIGHT = 20.0, 440.0, 160.0, 150.0  # of a histogram's drawing
@@ -33,6 +44,7 @@ class RunPage:
         limits: By category the score above which an image is rejected.
         settings: `config.yaml`.
         pictures: Those that are shown.
+        panels: Its curves.
     """
 
     name: str
@@ -42,6 +54,7 @@ class RunPage:
     lines: list[str] = field(default_factory=list)
     settings: str = ""
     pictures: list[dict[str, Any]] = field(default_factory=list)
+    panels: list[Panel] = field(default_factory=list)
 
     def count(self, decision: str) -> int:
         """Images that are decided so."""
@@ -63,9 +76,8 @@ class RunPage:
 
     @property
     def auroc(self) -> str:
-        """Mean image AUROC of an evaluation in percent."""
-        value = self.record.get("results", {}).get("mean/image_auroc")
-        return "" if value is None else f"{100 * value:.1f}"
+        """Mean image AUROC over the categories in percent, with its 95 % interval; empty without labels."""
+        return auroc_by_category(self.rows)
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:
@@ -96,14 +108,9 @@ class RunPage:
         ]
 
     @property
-    def roc(self) -> str:
-        """Points of the ROC curve of all labelled images; empty where one class is missing."""
-        good, bad = (np.array([float(r["score"]) for r in self.rows if r["label"] == label]) for label in "01")
-        if not len(good) or not len(bad):
-            return ""
-        steps = np.concatenate([[np.inf], np.unique(np.concatenate([good, bad]))[::-1]])
-        points = (((good >= step).mean(), (bad >= step).mean()) for step in steps)
-        return " ".join(f"{10 + 200 * x:.1f},{210 - 200 * y:.1f}" for x, y in points)
+    def has_categories(self) -> bool:
+        """Whether its images have categories: those of a prediction without a threshold have none."""
+        return any(row["category"] for row in self.rows)
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -208,7 +215,18 @@ def read_run(folder: Path, *, most: int = MOST_PICTURES, most_bytes: int = MOST_
         facts,
         config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         _pictures(folder, rows, most, most_bytes),
+        _panels(folder, rows),
     )
+
+
+def _panels(folder: Path, rows: Rows) -> list[Panel]:
+    """The curves of the evaluation, or the ROC of the labelled images where it has left none; then by type of defect."""
+    panels = curve_panels(folder)
+    good, bad = ([float(row["score"]) for row in rows if row["label"] == label] for label in "01")
+    if not panels and good and bad:
+        panels = [Panel("image ROC", [line(f"AUROC {auroc(good, bad)}", roc(good, bad), 0)], True)]
+    by_defect = defect_panel(rows)
+    return panels if by_defect is None else [*panels, by_defect]
 
 
 COLUMNS = ("path", "category", "label", "score", "decision", "picture")
@@ -262,4 +280,4 @@ def write_page(folders: Sequence[Path]) -> str:
     source = (Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    return template.render(title=title, runs=runs)
+    return template.render(title=title, runs=runs, together=run_panel({run.name: run.rows for run in runs}))

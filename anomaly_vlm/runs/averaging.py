@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from anomaly_vlm.methods.base.lightning import LightningMethod
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.options import Range, check_arguments
 
@@ -79,8 +78,8 @@ class WeightAverage(Callback):
 
 
 def _method(module: L.LightningModule) -> AnomalyMethod:
-    assert isinstance(module, LightningMethod)
-    return module.method
+    assert isinstance(module, AnomalyMethod)
+    return module
 
 
 def _copy(module: L.LightningModule) -> dict[str, Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,21 +24,23 @@ from anomaly_vlm.data.class_aware import ClassAware
 from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.data.overlap import content_keys, shared_images
 from anomaly_vlm.data.references import ReferencePicks, Remembered, write_list
-from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.base.few_shot import FewShot
 from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.method import AnomalyMethod
-from anomaly_vlm.options import check_arguments, option_names
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.devices import check_gpu, flush_denormals
 from anomaly_vlm.runs.instantiate import instantiate, method_class, own_function, plain
+from anomaly_vlm.runs.rewriting import rewrite_texts
 from anomaly_vlm.runs.same_run import config_key
 
 if TYPE_CHECKING:
     from anomaly_vlm.data.datamodule import AnomalyDataModule
-    from anomaly_vlm.methods.base.lightning import LightningMethod
+
+
+_BUILT = itertools.count()
 
 
 @dataclass
@@ -54,13 +58,6 @@ class Run:
     data: AnomalyData
     method: AnomalyMethod
     facts: dict[str, Any]
-
-    @cached_property
-    def module(self) -> LightningMethod:
-        """The method as a Lightning trainer takes it."""
-        from anomaly_vlm.methods.base.lightning import LightningMethod
-
-        return LightningMethod(self.method)
 
     @property
     def datamodule(self) -> AnomalyDataModule:
@@ -86,6 +83,8 @@ def build(
         with_trainer: Whether a Lightning trainer will run it, and not `runs.scoring` alone, which needs no Lightning.
     """
     flush_denormals()
+    if next(_BUILT):  # what an earlier run of this process has left: towers, and a trainer that refers to them and back
+        gc.collect()
     check_gpu(cfg)
     if with_trainer:
         check_for_trainer(cfg)
@@ -97,11 +96,12 @@ def build(
     backbone: Any = create(cfg.backbone, kind=FrozenTower)
     if cfg.get("compile"):
         compile_blocks(backbone, cfg.compile)
+    note = rewrite_texts(cfg, backbone, data)
     method = build_method(cfg, backbone, **collaborators)
     data.preprocess = method.preprocess
     description = describe_data(data)
     facts = {
-        "method": method.display_name(cfg.name),
+        "method": method.display_name(cfg.name) + note,
         "backbone": backbone.describe(),
         "random_weights": backbone.is_random,
         "fingerprint": method.run_record["fingerprint"],
@@ -201,25 +201,6 @@ def metric_options(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found = {group: {key: options[key] for key in keys if key in options} for group, keys in groups.items()}
     taken = {key for keys in groups.values() for key in keys}
     return {"pixel": {key: value for key, value in options.items() if key not in taken}, **found}
-
-
-def check_method_options(cfg: DictConfig) -> None:
-    """Raises a `UserError` for an option that the method does not have, or a value that it does not take.
-
-    Its constructor says the same, but only once the backbone is loaded.
-    """
-    chosen: Any = method_class(cfg.method, trusted=cfg.trust)
-    options = {key: value for key, value in plain(cfg.method).items() if not key.startswith("_")}
-    known = option_names(chosen)
-    if unknown := [name for name in options if name not in known]:
-        raise unknown_choice(f"option of {chosen.__name__}", unknown[0], known)
-    check_arguments(chosen.__init__, options, owner="method")
-
-
-def sides_of(cfg: DictConfig) -> tuple[str, ...]:
-    """The sides of the data that a training run reads."""
-    used = {"train": cfg.train_on == "dataset", "test": True, "val": cfg.dataset.val is not None}
-    return tuple(side for side, wanted in used.items() if wanted)
 
 
 def build_data(

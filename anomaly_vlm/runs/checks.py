@@ -39,6 +39,7 @@ CHOICES = {  # the default first: what configurations of older checkpoints lack
     "pixels.fit": ("square", "short_side", "native"),
     "pixels.interpolation": ("bicubic", "bilinear"),
     "train_on": ("dataset", "references", "nothing"),
+    "texts": ("as_written", "nameless", "swapped", "random"),
     "callbacks.progress": ("auto", "rich", "log", "none"),
 }
 
@@ -91,6 +92,12 @@ def check_values(cfg: DictConfig) -> None:
         raise UserError(
             "selection=best_val needs a validation set: add source@dataset.val=NAME, or choose selection=last"
         )
+
+
+def sides_of(cfg: DictConfig) -> tuple[str, ...]:
+    """The sides of the data that a training run reads."""
+    used = {"train": cfg.train_on == "dataset", "test": True, "val": cfg.dataset.val is not None}
+    return tuple(side for side, wanted in used.items() if wanted)
 
 
 def writable_folder(path: str | Path) -> Path:

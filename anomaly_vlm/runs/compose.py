@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import anomaly_vlm
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.files import expanded
 from anomaly_vlm.runs.own_conf import KEY, check_search_path, own_folders, with_search_path
 from anomaly_vlm.runs.path_words import literal_paths
 
@@ -42,6 +43,7 @@ GROUPS = (
     "debug",
     "hparams_search",
 )
+WITHOUT_MASKS = "loss/image_only/"  # a loss for each method that can do without pixel masks
 # Nodes whose constructors know more keys than their YAMLs list.
 ADDABLE = ("method.", "trainer.", "optimizer.", "scheduler.", "callbacks.")
 
@@ -118,10 +120,18 @@ def _without_hydra(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 def data_name(cfg: DictConfig) -> str:
     """`visa_to_mvtec_ad`; `mvtec_ad_2_shot` where references take the place of a training set."""
-    test = OmegaConf.select(cfg, "dataset.test.name") or "unnamed"
-    train = OmegaConf.select(cfg, "dataset.train.name") or "untrained"
+    test = _source_name(cfg.dataset.get("test")) or "unnamed"
+    train = _source_name(cfg.dataset.get("train")) or "untrained"
     shots = f"_{cfg.shots}_shot" if cfg.get("shots") else ""
     return f"{train}_to_{test}{shots}" if cfg.get("train_on", "dataset") == "dataset" else f"{test}{shots}"
+
+
+def _source_name(source: DictConfig | None) -> str:
+    """The name of a source: its own, or that of its folder; empty without a source."""
+    if source is None:
+        return ""
+    root = source.get("root")
+    return str(source.get("name") or (expanded(root).resolve().name if root else "folder"))
 
 
 def own_launchers_and_sweepers() -> None:
@@ -206,9 +216,10 @@ def translate(error: Exception, overrides: Sequence[str]) -> UserError:
         r"Could not load '([\w@.]+)/([^']+)'", text
     ):
         group, name = found[1].split("@")[0], found[2]
-        return unknown_choice(
-            {"dataset": "data set", "source": "data set"}.get(group, group), name, choices(group, overrides)
-        )
+        if f"{group}/{name}".startswith(WITHOUT_MASKS):
+            return _needs_masks(f"{group}/{name}".removeprefix(WITHOUT_MASKS))
+        title = {"dataset": "data set", "source": "data set"}.get(group, group)
+        return unknown_choice(title, name, choices(group, overrides))
     if found := re.search(r"You must specify '(\w+)'", text):
         return UserError(f"no {found[1]} given: add {found[1]}=NAME, one of {', '.join(choices(found[1], overrides))}")
     if found := re.search(r"Could not override '([\w@./]+)'", text):
@@ -218,6 +229,15 @@ def translate(error: Exception, overrides: Sequence[str]) -> UserError:
     if "Multi-value" in text or "sweep" in text.lower():
         return UserError(f"several values in one run ({' '.join(overrides)}): use 'anomaly-vlm sweep' for that")
     return UserError(f"the overrides do not fit: {text.splitlines()[0]}")
+
+
+def _needs_masks(method: str) -> UserError:
+    """The error where a method's loss has no terms of whole images."""
+    able = [name.removeprefix("image_only/") for name in choices("loss") if name.startswith("image_only/")]
+    return UserError(
+        f"loss=image_only: {method} learns from pixel masks, from good images alone, or not at all: leave loss out, or"
+        f" choose one of {', '.join(able)}"
+    )
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> UserError:

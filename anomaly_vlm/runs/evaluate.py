@@ -59,7 +59,7 @@ def _evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None, trac
     tracking.start(run, folder, "evaluate")
     trainer = build_trainer(cfg)
     fit_test_images(run, trainer.strategy.root_device)
-    trainer.test(run.module, datamodule=run.datamodule, verbose=False)
+    trainer.test(run.method, datamodule=run.datamodule, verbose=False)
     write_config(cfg, folder)
     facts = {} if checkpoint is None else {"checkpoint": checkpoint.spec}
     outcome = write_outcome(run, run.method.evaluation.result, folder, facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -10,17 +11,21 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import write_text
 from anomaly_vlm.methods.base.checkpoints import read_tensors
+from anomaly_vlm.reporting.collect import read_means
 from anomaly_vlm.reporting.console import is_first_process, say
+from anomaly_vlm.reporting.record import finite_or_none
 from anomaly_vlm.reporting.sheet import contact_sheet
-from anomaly_vlm.runs.build import Run, build, fit_references, sides_of
+from anomaly_vlm.runs.build import Run, build, fit_references
 from anomaly_vlm.runs.calibrate import calibrate
 from anomaly_vlm.runs.checkpoints import Checkpoint
+from anomaly_vlm.runs.checks import sides_of
 from anomaly_vlm.runs.configs import write_config
+from anomaly_vlm.runs.cost import cost_of
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.devices import seed_everything
 from anomaly_vlm.runs.outcome import RunResult, logged, write_outcome
@@ -76,13 +81,15 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
         try_one_step(run)
     precompute_detections(run, *dict.fromkeys(("test", run.data.selection_side or "test")))
     untrained = _untrained(run, folder, resuming=state is not None) if learns else {}
+    began = time.monotonic()
     if learns:
         train(run, trainer, last, state)
+    trained = round(time.monotonic() - began, 1) if learns and state is None else None
     chosen = _choose(run, folder) if learns else last
 
     tester = trainer if trainer.world_size > 1 else build_trainer(cfg)
     fit_test_images(run, tester.strategy.root_device)
-    tester.test(run.module, datamodule=run.datamodule, verbose=False)
+    tester.test(run.method, datamodule=run.datamodule, verbose=False)
     if not learns:
         tester.save_checkpoint(last, weights_only=False)  # the memory, for `predict`
     result = run.method.evaluation.result
@@ -93,6 +100,7 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
         "epochs": trainer.current_epoch if learns else 0,
         "seconds": round(time.monotonic() - started, 1),
         **({"untrained": untrained} if untrained else {}),
+        **({"cost": cost_of(run, training_seconds=trained)} if cfg.get("measure_cost") else {}),
     }
     outcome = write_outcome(run, result, folder, facts)
     tracking.finish(logged(outcome, "test"))
@@ -105,7 +113,7 @@ def train(run: Run, trainer: L.Trainer, last: Path, state: Path | None) -> None:
         say(f"resuming from {state}")
         run.method.check_learned(read_tensors(state)["state_dict"], f"checkpoint '{state}'")
     trainer.fit(
-        run.module, datamodule=run.datamodule, ckpt_path=None if state is None else str(state), weights_only=True
+        run.method, datamodule=run.datamodule, ckpt_path=None if state is None else str(state), weights_only=True
     )
     calibrate(run, trainer)
     trainer.save_checkpoint(last, weights_only=False)
@@ -136,17 +144,15 @@ def _announce(run: Run, folder: Path) -> None:
 def _untrained(run: Run, folder: Path, *, resuming: bool) -> dict[str, float]:
     """Means of the untrained head, where they are to be shown; a resumed run reads what it wrote at its start."""
     wanted = run.cfg.compare_untrained
-    record = folder / "untrained.yaml"
+    record = folder / "untrained.json"
     if (run.facts["random_weights"] if wanted is None else wanted) and not resuming:
-        build_trainer(run.cfg).test(run.module, datamodule=run.datamodule, verbose=False)
+        run.data.evaluations = 2
+        build_trainer(run.cfg).test(run.method, datamodule=run.datamodule, verbose=False)
         means = run.method.evaluation.result.means
         if is_first_process():
-            write_text(record, OmegaConf.to_yaml(OmegaConf.create({"untrained": means})))
+            write_text(record, json.dumps(finite_or_none(means), indent=1) + "\n")
         return means
-    if not record.is_file():
-        return {}
-    stored = OmegaConf.load(record).untrained
-    return {str(key).removeprefix("mean/"): value for key, value in stored.items()}
+    return read_means(record) if record.is_file() else {}
 
 
 def validated_side(cfg: DictConfig) -> Literal["val", "test"] | None:

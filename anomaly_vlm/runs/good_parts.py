@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader
 
-from anomaly_vlm.data import FileSource, Sample, collate
+from anomaly_vlm.data import FileSource, Sample
 from anomaly_vlm.data.references import Remembered
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import whole_file, write_text
@@ -36,23 +34,20 @@ from anomaly_vlm.metrics.thresholds import (
 from anomaly_vlm.names import csv_cell
 from anomaly_vlm.options import PositiveFloat, Range, check_arguments
 from anomaly_vlm.reporting.console import say
-from anomaly_vlm.reporting.counting import counted
 from anomaly_vlm.reporting.trackers import Logged
 from anomaly_vlm.runs.build import Run, build, fit_references
+from anomaly_vlm.runs.calibration import Scored, left_out, score_samples
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
-from anomaly_vlm.runs.detect import detect
 from anomaly_vlm.runs.devices import device_of, seed_everything
 from anomaly_vlm.runs.instantiate import method_class
 from anomaly_vlm.runs.saving import save_method
-from anomaly_vlm.runs.scoring import predictions
 from anomaly_vlm.runs.tracking import tracked
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 log = logging.getLogger("anomaly_vlm")
-FOLDS = 20  # of leaving out: of up to 20 parts each is left out alone
 Inside = Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)]
 
 
@@ -76,23 +71,6 @@ class VerdictOptions:
     def checked(cls, **values: Any) -> VerdictOptions:
         """The options; raises a `UserError` where one is out of its range."""
         return cls(**check_arguments(cls.__init__, values, owner="fit"))
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a method makes of one image.
-
-    Attributes:
-        path: Image file.
-        score: Image score.
-        peak: Largest map value.
-        usual: The map's 99th percentile.
-    """
-
-    path: str
-    score: float
-    peak: float
-    usual: float
 
 
 def fit_good_parts(
@@ -148,17 +126,20 @@ def _fitted(
     say(f"{run.facts['method']} on {run.facts['backbone']}")
     held = run.data.remembered or Remembered(frozenset(sample.path for sample in run.data.picks.samples()))
     parts = good.samples("test")
-    rest = held.without(parts)
-    memory = sorted(set(parts) - set(rest), key=lambda sample: sample.path)
-    leave_out = [] if run.data.remembered is not None else memory
+    outside = held.without(parts)
+    memory = sorted(set(parts) - set(outside), key=lambda sample: sample.path)
+    rest = _not_trained_on(run, outside)
+    leave_out = [] if run.data.remembered is not None else _not_trained_on(run, memory)
     if cfg.train_on == "references" and learns:
         leave_out = []  # what is learned cannot be unlearned for one part
     _check_counts(run, len(memory), len(rest), len(leave_out))
+    if len(memory) == 1:
+        leave_out = []  # without it there is nothing to compare with
     if run.data.remembered is None:
         fit_references(run, folder)
     if training_loggers is not None:
         _train(run, folder, training_loggers)
-    scored = _left_out(run, leave_out)
+    scored = left_out(run, memory, leave_out)
     if scored and isinstance(run.method, FewShot):
         run.method.fit_references(run.data.references())
     scored += score_samples(run, rest)
@@ -225,37 +206,6 @@ def choose_threshold(
     return threshold
 
 
-def score_samples(run: Run, samples: Sequence[Sample]) -> list[Scored]:
-    """Scores images with the method as it is, as `predict` does."""
-    if not samples:
-        return []
-    detect(run.method, samples)
-    dataset = run.data.dataset_of(samples)
-    loader: Any = DataLoader(dataset, batch_size=run.cfg.eval_batch_size, collate_fn=collate)
-    found = [prediction for _, prediction in predictions(run.cfg, run.method, loader)]
-    scores = torch.cat([one.score.cpu() for one in found]).tolist()
-    maps = [image.flatten().cpu() for one in found for image in one.map]
-    return [
-        Scored(sample.path, score, float(heat.max()), float(heat.kthvalue(max(1, round(0.99 * len(heat)))).values))
-        for sample, score, heat in zip(samples, scores, maps, strict=True)
-    ]
-
-
-def _left_out(run: Run, samples: Sequence[Sample]) -> list[Scored]:
-    """Scores parts, each with a memory of the others; of more than `FOLDS` parts some are left out together."""
-    if not samples or not isinstance(run.method, FewShot):
-        return []
-    found: dict[str, Scored] = {}
-    folds = [samples[i :: min(FOLDS, len(samples))] for i in range(min(FOLDS, len(samples)))]
-    say(f"calibration: {len(samples)} good parts, each scored with a memory without it")
-    for fold in counted(folds, len(samples), what="calibrating"):
-        without = {sample.path for sample in fold}
-        others = [sample for sample in samples if sample.path not in without]
-        run.method.fit_references(run.data.references_of(others))
-        found.update({one.path: one for one in score_samples(run, fold)})
-    return [found[sample.path] for sample in samples]
-
-
 def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typed_shots: bool) -> Run:
     """The run, with the number of parts in the memory and the weights of a checkpoint."""
     chosen: Any = method_class(cfg.method, trusted=cfg.trust)
@@ -281,6 +231,14 @@ def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typ
             for key in ("references", "reference_contents"):
                 run.method.run_record[key] = list(checkpoint.record.get(key, []))
     return run
+
+
+def _not_trained_on(run: Run, samples: Sequence[Sample]) -> list[Sample]:
+    """Samples without those that training shows, as they are or with drawn defects."""
+    if run.data.sources["train"] is None or run.data.train_on != "dataset":
+        return list(samples)
+    trained = {sample.path for sample in run.data.samples("train")}
+    return [sample for sample in samples if sample.path not in trained]
 
 
 def _check_counts(run: Run, memory: int, rest: int, left_out: int) -> None:

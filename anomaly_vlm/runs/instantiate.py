@@ -12,6 +12,7 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.options import check_arguments, option_names
 from anomaly_vlm.runs.trust import check_target, check_targets
 
 
@@ -67,6 +68,19 @@ def check_options(node: Any, name: str, *, trusted: Sequence[str] = ()) -> None:
     for key in options:
         if not key.startswith("_") and key not in parameters:
             raise unknown_choice(f"key of {name}", key, list(parameters))
+
+
+def check_method_options(cfg: DictConfig) -> None:
+    """Raises a `UserError` for an option that the method does not have, or a value that it does not take.
+
+    Its constructor says the same, but only once the backbone is loaded.
+    """
+    chosen = method_class(cfg.method, trusted=cfg.trust)
+    options = {key: value for key, value in plain(cfg.method).items() if not key.startswith("_")}
+    known = option_names(chosen)
+    if unknown := [name for name in options if name not in known]:
+        raise unknown_choice(f"option of {chosen.__name__}", unknown[0], known)
+    check_arguments(chosen.__init__, options, owner="method")
 
 
 def target_class(node: Any, *, trusted: Sequence[str] = ()) -> Any:

@@ -19,6 +19,7 @@ WITHOUT_EFFECT = (
     "choices",
     "sweep_overrides",
     "sweep_varying",
+    "measure_cost",
     "num_workers",
     "cache",
     "callbacks",

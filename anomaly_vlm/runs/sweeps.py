@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import clear_unfinished, write_text
-from anomaly_vlm.runs.checks import check_values, writable_folder
+from anomaly_vlm.runs.checks import check_values, sides_of, writable_folder
 from anomaly_vlm.runs.compose import compose_job, parse
 from anomaly_vlm.runs.same_run import check_same_run, is_finished
 
@@ -125,8 +125,7 @@ def plan(overrides: Sequence[Sequence[str]], *, first: int = 0) -> list[Job]:
         OmegaConf.update(cfg, "sweep_overrides", task, force_add=True)
         varying = [word for word in task if word not in shared]
         OmegaConf.update(cfg, "sweep_varying", varying, force_add=True)
-        label = " ".join(varying)
-        jobs.append(Job(number, task, cfg, Path(settings["subdir"]), label))
+        jobs.append(Job(number, task, cfg, Path(settings["subdir"]), " ".join(varying)))
     if len({job.folder for job in jobs}) < len(jobs):
         raise UserError(
             "several jobs of the sweep write to one folder: give hydra.sweep.subdir a name with hydra.job.num"
@@ -142,13 +141,10 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     """
     for job in jobs:
         _told(job, check_values, job.cfg)
-    from anomaly_vlm.runs.build import (  # torch and Lightning are read only now
-        build_data,
-        check_method_options,
-        sides_of,
-    )
+    from anomaly_vlm.runs.build import build_data  # torch is read only now
     from anomaly_vlm.runs.devices import check_gpu
     from anomaly_vlm.runs.fit import validated_side
+    from anomaly_vlm.runs.instantiate import check_method_options
     from anomaly_vlm.runs.tracking import check_logger
     from anomaly_vlm.runs.trainer import check_keys
 
@@ -162,7 +158,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         data = OmegaConf.to_yaml(OmegaConf.create([cfg.dataset, cfg.shots_list, bool(cfg.shots)]), resolve=True)
         if data not in data_seen:
             data_seen.add(data)
-            _told(job, lambda cfg: build_data(cfg, sides_of(cfg)).check(), cfg)
+            _told(job, lambda cfg: build_data(cfg, sides_of(cfg), with_trainer=False).check(), cfg)
 
 
 def _told(job: Job, check: Any, value: Any) -> None:

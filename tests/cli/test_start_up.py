@@ -15,7 +15,7 @@ import sys
 import open_clip  # what the towers are made of reads some of them by itself
 before = set(sys.modules)
 from anomaly_vlm.cli import main
-status = main(sys.argv[1:])
+status = main()  # as the console script does
 sys.stdout.write("".join(f"loaded {name}\\n" for name in sorted(set(sys.modules) - before) if "." not in name))
 sys.exit(status)
 """

@@ -19,7 +19,8 @@ from tests.data.trees import mask, mvtec_category, picture, road_tree, visa_down
 from tests.support.conf import CONF
 
 SOURCES = sorted(path.stem for path in (CONF / "source").glob("*.yaml"))
-FILE_SOURCES = sorted(set(SOURCES) - {"procedural", "procedural_road", "mvtec_colondb", "visa_clinicdb"})
+OWN = {"own", "own_rest", "good_plus_drawn_defects"}  # parts of a folder of the user's own
+FILE_SOURCES = sorted(set(SOURCES) - {"procedural", "procedural_road", "mvtec_colondb", "visa_clinicdb"} - OWN)
 ROADS = {"cityscapes", "cityscapes_val", "fishyscapes_laf", "fishyscapes_static", "lost_and_found", "procedural_road"}
 ROADS |= {"road_anomaly", "road_anomaly21", "road_obstacle21"}
 DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
@@ -55,7 +56,9 @@ def test_dataset(name: str) -> None:
     assert node.val is None
     train, test = instantiate(node.train), instantiate(node.test)
     assert node.name is None, "it follows from the sides, see `runs.compose.data_name`"
-    if name in SOURCES:
+    if name in OWN:
+        assert train.shares == test.shares == (0.7, 0.0, pytest.approx(0.3))
+    elif name in SOURCES:
         trained = {"cityscapes": "cityscapes"}.get(name, "procedural_road" if name in ROADS else "procedural")
         assert (train.name, test.name) == (trained, "cityscapes_val" if name == "cityscapes" else name)
 
@@ -67,7 +70,7 @@ def test_sides_can_be_overridden() -> None:
         "dataset.test.categories=[bottle,carpet]",
         "dataset.test.class_words={bottle: glass bottle}",
     )  # fmt: skip
-    assert node.name == "folder_to_mvtec_ad"
+    assert node.name == "somewhere_to_mvtec_ad"
     assert (node.val.name, node.train.root) == ("brain_mri", "somewhere")
     test = instantiate(node.test)
     assert (test.categories, test.class_words) == (["bottle", "carpet"], {"bottle": "glass bottle"})
@@ -93,8 +96,9 @@ def test_targets_are_plain_names_of_this_package() -> None:
         return own + [found for part in node.values() for found in targets(part)]
 
     for name in SOURCES:
-        found = targets(yaml.safe_load((CONF / "source" / f"{name}.yaml").read_text()))
-        assert found
+        node = yaml.safe_load((CONF / "source" / f"{name}.yaml").read_text())
+        found = targets(node)
+        assert found or "defaults" in node
         assert all(target.startswith("anomaly_vlm.data.") for target in found)
 
 

@@ -45,6 +45,25 @@ def test_folder_where_one_has_a_mask_all_must(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
+def test_images_without_masks_beside_others_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    heap(tmp_path, "good/1.png", "dent/1.png", "dent/2.png")
+    mask(tmp_path / "ground_truth/dent/1.png")
+    with pytest.raises(UserError, match=r"reader\.missing_masks=ignore"):
+        read_folder(tmp_path)
+    samples = read_folder(tmp_path, missing_masks="ignore")
+    assert [(s.label, s.kind, len(s.masks)) for s in samples] == [(1, "mask", 1), (1, "image", 0), (0, "mask", 0)]
+    assert "1 anomalous images have no mask" in caplog.text
+
+
+def test_unsorted_folders_are_no_defects(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    heap(tmp_path, "good/1.png", "dent/1.png", "New/1.png", "inbox/1.png", "odd/1.png")
+    assert {s.defect for s in read_folder(tmp_path)} == {"good", "dent", "odd"}
+    assert "left out, as they are no defects: New, inbox" in caplog.text
+    assert {s.defect for s in read_folder(tmp_path, defects=["dent", "New"])} == {"good", "dent", "New"}
+    with pytest.raises(UserError, match=r"unknown folder of .* 'dents'"):
+        read_folder(tmp_path, defects=["dents"])
+
+
 def test_folder_without_normal_images_says_how_to_name_them(tmp_path: Path) -> None:
     heap(tmp_path, "fine/1.png", "dent/1.png")
     with pytest.raises(UserError, match=r"has no 'good' for the normal images \(found dent, fine\).*reader\.normal"):

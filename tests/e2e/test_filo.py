@@ -15,7 +15,7 @@ from PIL import Image
 from anomaly_vlm.cli import main
 from anomaly_vlm.detectors import grounding
 from anomaly_vlm.detectors.transformers_port import TransformersDetector
-from anomaly_vlm.methods.base.lightning import LightningMethod
+from anomaly_vlm.methods.filo import FiLo
 from anomaly_vlm.reporting.pictures import BOX
 from tests.detectors.tiny import write_model
 
@@ -70,11 +70,11 @@ def test_a_run_is_labelled_and_draws_its_boxes(run: Path) -> None:
 def test_a_stopped_run_goes_on_in_its_stage(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped behind stage 1 and resumed, the weights are those of the run that was not stopped."""
 
-    def stop(self: LightningMethod) -> None:
+    def stop(self: FiLo) -> None:
         if self.current_epoch == 1:
             raise RuntimeError("stopped")
 
-    monkeypatch.setattr(LightningMethod, "on_train_epoch_start", stop)
+    monkeypatch.setattr(FiLo, "on_train_epoch_start", stop)
     folder = tmp_path / "again"
     words = ["compare_untrained=false", "checkpoint.every_steps=1", f"output_dir={folder}"]
     assert main(["train", *QUICK, *words]) == 1

@@ -150,7 +150,13 @@ def test_rules_on_labelled_images(rule: str, parts: Path, tmp_path: Path, capsys
     said = capsys.readouterr().out
     assert "on 3 images kept apart: found" in said and "of 1 (" in said and "of 2 (" in said
     record = json.loads((tmp_path / rule / "thresholds.json").read_text())["object"]
-    assert (record["rule"], record["num_good"], record["num_bad"], record["rank"]) == (rule, 6, 3, 0)
+    assert (record["rule"], record["num_good"], record["num_bad"], record["rank"]) == (
+        rule,
+        5,
+        3,
+        0,
+        # 7 of the 8 parts: the one in the memory has nothing to be compared with
+    )
 
 
 def test_a_zero_shot_checkpoint_gets_a_threshold(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

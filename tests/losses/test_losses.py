@@ -16,8 +16,10 @@ from anomaly_vlm.losses import (
     dice_loss,
     focal_loss,
     focal_of_logits,
+    map_losses,
     orthogonality_loss,
     prior_loss,
+    training_mask,
 )
 
 PROB = torch.tensor([[[0.2, 0.9], [0.5, 0.0]], [[1.0, 0.4], [0.3, 0.6]]])
@@ -111,3 +113,21 @@ def test_wrong_terms(entry: dict, message: str) -> None:
 
 def test_every_kind_is_documented() -> None:
     assert all(function.__doc__ for function in KINDS.values())
+
+
+def test_images_without_a_mask_beside_others_are_left_out_of_the_map_losses() -> None:
+    terms = build_terms({"focal": {"kind": "focal"}, "dice": {"kind": "dice", "over": "image"}})
+    maps = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    mask = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    mask[0, 1, 1], mask[1] = 1, 255
+    numbers = training_mask(mask, ["a", "b", "c"], terms)
+    assert (numbers[1] == -1).all() and numbers[[0, 2]].sum() == 1
+    found, alone = map_losses(terms, maps, numbers), map_losses(terms, maps[:, [0, 2]], numbers[[0, 2]])
+    assert {name: value.item() for name, value in found.items()} == {
+        name: value.item() for name, value in alone.items()
+    }
+    none = map_losses(terms, maps, torch.full((3, 4, 4), -1.0))
+    assert none.keys() == terms.keys() and sum(none.values()).item() == 0
+    sum(none.values()).backward()  # a training step goes on
+    with pytest.raises(UserError, match="loss=image_only"):
+        training_mask(None, ["a"], terms)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from anomaly_vlm.cli import main
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.reporting.curves import write_curves
 from anomaly_vlm.reporting.page import histogram, read_run, write_page
 
 EVIL = "<script>alert(1)</script>"
@@ -58,9 +59,31 @@ def test_several_side_by_side_and_a_prediction(tmp_path: Path) -> None:
     assert "2 runs" in page and "1 files could not be read" in page and page.count("<section") == 2
 
 
+def test_curves_of_an_evaluation_by_category_by_defect_and_of_several_runs(tmp_path: Path) -> None:
+    one, other = run_folder(tmp_path / "one"), run_folder(tmp_path / "other")
+    curve = (np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 1.0]))
+    curves = {(name, "pixel"): {"pro": curve, "roc": curve} for name in ("gear", "pooled", EVIL)}
+    write_curves(one / "curves.csv", curves)
+    run = read_run(one)
+    pixel_roc, pro, by_defect = run.panels
+    assert [line.name for line in pro.lines] == ["gear", EVIL, "all images"] and pro.lines[2].colour == ""
+    assert pro.lines[0].points == "10.0,210.0 110.0,10.0 210.0,10.0"
+    assert pixel_roc.has_chance and not pro.has_chance
+    assert [line.name.split(",")[0] for line in by_defect.lines] == [Path(EVIL).name, "a"]
+    page = write_page([one, other])
+    assert EVIL not in page and "image ROC of the runs" in page and "region overlap over false positives" in page
+
+
+def test_a_prediction_without_a_threshold_has_no_column_of_categories(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("path,score,percentile,decision,picture\na/1.png,0.4,,,\n")
+    assert "<th>category</th>" not in write_page([tmp_path])
+
+
 def test_the_roc_and_the_histogram(tmp_path: Path) -> None:
     run = read_run(run_folder(tmp_path / "run"))
-    points = [tuple(map(float, point.split(","))) for point in run.roc.split()]
+    panel, _ = run.panels  # there are no curves of an evaluation: the ROC of the images
+    assert run.auroc.startswith("88.9 (") and panel.lines[0].name == f"AUROC {run.auroc}"
+    points = [tuple(map(float, point.split(","))) for point in panel.lines[0].points.split()]
     assert points[0] == (10, 210) and points[-1] == (210, 10)
     rates = [((x - 10) / 200, (210 - y) / 200) for x, y in points]
     area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(rates))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from anomaly_vlm.data.readers.listing import (
     Masks,
@@ -18,22 +20,35 @@ from anomaly_vlm.data.readers.listing import (
 )
 from anomaly_vlm.data.readers.mvtec_ad import read_category
 from anomaly_vlm.data.types import Sample
-from anomaly_vlm.errors import UserError
+from anomaly_vlm.errors import UserError, unknown_choice
 
 log = logging.getLogger("anomaly_vlm")
 
 
-def read_folder(root: Path, *, normal: str = "good", category: str = "object") -> list[Sample]:
+UNSORTED = ("inbox", "incoming", "new", "todo", "unknown", "unlabeled", "unlabelled", "unsorted")  # names of no defect
+
+
+def read_folder(
+    root: Path,
+    *,
+    normal: str = "good",
+    category: str = "object",
+    defects: Sequence[str] | None = None,
+    missing_masks: Literal["error", "ignore"] = "error",
+) -> list[Sample]:
     """`NORMAL/` and one folder a defect; `[CAT/]{train,test}/{NORMAL,DEFECT}`; or flat images without labels.
 
     Masks are optional: in `ground_truth/DEFECT/` (or flat in `ground_truth/`), named like their image or `NAME_mask.png`;
     or beside the image as `NAME_mask.png`. The folder may have another name by which folders of masks go (`is_mask_folder`),
     and so may the files (`Masks`). Where one anomalous image has a mask, all must. Sub-folders of a class are read too.
+    Folders whose names say that nobody has sorted them (`UNSORTED`) are left out, and named.
 
     Args:
         root: Folder of the set.
         normal: Folder of the normal images, in any case.
         category: Word for the text prompts, where the folders do not name categories.
+        defects: Names of the folders of defects, where not all folders beside the normal one are.
+        missing_masks: `ignore`: where some anomalous images have masks, the others have their image label alone.
 
     Raises:
         UserError: Folders without a normal one, a missing mask, or two images that share one.
@@ -45,6 +60,7 @@ def read_folder(root: Path, *, normal: str = "good", category: str = "object") -
     classes = [folder for folder in folders(root) if not is_mask_folder(folder) and images(folder, deep=True)]
     if not classes:
         return [_unlabelled(path, category) for path in images(root)]
+    classes = _sorted_ones(root, classes, normal, defects)
     if not any(folder.name.lower() == normal.lower() for folder in classes):
         names = ", ".join(folder.name for folder in classes[:5])
         raise UserError(
@@ -54,13 +70,44 @@ def read_folder(root: Path, *, normal: str = "good", category: str = "object") -
     samples = [sample for folder in classes for sample in _class(root, folder, normal, category)]
     places = [place for folder in (root, *classes) if (place := mask_folder(folder)) is not None]
     check_pairs(samples, places)
-    if any(sample.masks for sample in samples):
-        for sample in samples:
-            if sample.label and not sample.masks:
-                path = Path(sample.path)
-                _masks_of(root, _class_folder(root, path), path).of(path)
+    without = [sample for sample in samples if sample.label and not sample.masks]
+    if not any(sample.masks for sample in samples):
+        return [dataclasses.replace(sample, kind="image") for sample in samples]
+    if not without:
         return samples
-    return [dataclasses.replace(sample, kind="image") for sample in samples]
+    if missing_masks == "error":
+        path = Path(without[0].path)
+        try:
+            _masks_of(root, _class_folder(root, path), path).of(path)
+        except UserError as error:
+            raise UserError(f"{error}, or set reader.missing_masks=ignore on the data set") from None
+    log.warning(
+        "'%s': %d anomalous images have no mask ('%s'): only their labels count", root, len(without), without[0].path
+    )
+    return [dataclasses.replace(one, kind="image") if one.label and not one.masks else one for one in samples]
+
+
+def _sorted_ones(root: Path, classes: Sequence[Path], normal: str, defects: Sequence[str] | None) -> list[Path]:
+    """The normal folder and those of defects; others are named, so that nothing is taken for a defect silently.
+
+    Raises:
+        UserError: A folder of defects is not there.
+    """
+    if defects is not None:
+        for name in defects:
+            if name not in [folder.name for folder in classes]:
+                raise unknown_choice(f"folder of '{root}' in reader.defects", name, [folder.name for folder in classes])
+        kept = [folder for folder in classes if folder.name in defects or folder.name.lower() == normal.lower()]
+    else:
+        kept = [
+            folder for folder in classes if folder.name.lower() not in UNSORTED or folder.name.lower() == normal.lower()
+        ]
+    if left_out := [folder.name for folder in classes if folder not in kept]:
+        log.warning(
+            "'%s': left out, as they are no defects: %s; reader.defects=[...] on the data set says which folders are",
+            root, ", ".join(left_out),
+        )  # fmt: skip
+    return kept
 
 
 def read_unlabelled(root: Path, *, category: str = "object") -> list[Sample]:

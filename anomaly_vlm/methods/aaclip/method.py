@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import ClipBackbone, ValueAttention
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.losses import PROBABILITY
-from anomaly_vlm.losses.maps import map_losses, training_mask
+from anomaly_vlm.losses.maps import map_losses, training_mask, wants_masks
 from anomaly_vlm.methods.aaclip.scores import CategoryRanges, Domain, category_minmax, checked_grid, smoothed, stretched
 from anomaly_vlm.methods.aaclip.stages import StageOptions, halving
 from anomaly_vlm.methods.aaclip.texts import AdaptedText, ClassWords, Sentences, mean_direction
@@ -247,12 +247,12 @@ class AACLIP(CategoryScores, Calibrated):
         rates = {"text": self.stages.text_lr, "image": self.stages.image_lr}
         return [{"params": members, "lr": rates[kind]} for kind, members in groups.items() if members]
 
-    def configure_optimizers(self, trainer: Any = None) -> Any:
+    def configure_optimizers(self) -> Any:
         """Adam, with the image rate halved at the milestones, which count steps of stage 2."""
-        optimizer = super().configure_optimizers(trainer)
-        if trainer is None:  # tried out before training
+        optimizer = super().configure_optimizers()
+        if self._trainer is None:  # tried out before training
             return optimizer
-        schedule = halving(optimizer, self.stages, trainer, adapt_text=self.text is not None)
+        schedule = halving(optimizer, self.stages, self.trainer, adapt_text=self.text is not None)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -284,6 +284,8 @@ class AACLIP(CategoryScores, Calibrated):
 
     def map_terms(self, patches: Tensor, texts: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Losses of the maps of patches `[levels, B, N, C]` under texts `[B, 2, C]`, summed over the levels."""
+        if not wants_masks(self.terms):
+            return {}
         mask = training_mask(batch.mask, batch.path, self.terms)
         size = (mask.shape[-2], mask.shape[-1])
         difference = self.abnormal_logits(patches, texts, size)

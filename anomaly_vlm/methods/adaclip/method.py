@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import ClipBackbone, ImageTokens, Prompts
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.losses import PROBABILITY
-from anomaly_vlm.losses.maps import map_losses, training_mask
+from anomaly_vlm.losses.maps import map_losses, training_mask, wants_masks
 from anomaly_vlm.methods.adaclip.hsf import HsfOptions, HybridSemanticFusion
 from anomaly_vlm.methods.adaclip.prompts import HybridLearnablePrompts, PromptOptions
 from anomaly_vlm.methods.adaclip.texts import STATES_ABNORMAL, STATES_NORMAL, TEMPLATES, PromptEnsemble
@@ -280,7 +280,7 @@ class AdaCLIP(FrozenTokens):
             seeds = self.kmeans_seeds(batch, self.current_epoch)
             prob = self.image_logits(features, logits, seeds).softmax(dim=-1)[:, 1]
             values["focal_image"] = self.terms["focal_image"](prob, batch.label).mean()
-        if "focal" in self.terms or "dice" in self.terms:
+        if wants_masks(self.terms):
             mask = training_mask(batch.mask, batch.path, self.terms)
             maps = self.layer_maps(logits, features.grid, (mask.shape[-2], mask.shape[-1]))
             values.update(map_losses(self.terms, maps, mask))

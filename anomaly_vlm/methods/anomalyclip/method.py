@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.losses import PROBABILITY
-from anomaly_vlm.losses.maps import map_losses, training_mask
+from anomaly_vlm.losses.maps import map_losses, training_mask, wants_masks
 from anomaly_vlm.methods.anomalyclip.dual_path import DualPathFeatures, DualPathMethod
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
@@ -103,7 +103,7 @@ class AnomalyCLIP(DualPathMethod):
         values = {}
         if "image" in self.terms:
             values["image"] = self.terms["image"](self.image_prob(features, text), batch.label).mean()
-        if "focal" in self.terms or "dice" in self.terms:
+        if wants_masks(self.terms):
             mask = training_mask(batch.mask, batch.path, self.terms)
             maps = self.layer_maps(self.patch_prob(features, text), features.grid, (mask.shape[-2], mask.shape[-1]))
             values.update(map_losses(self.terms, maps, mask))

@@ -21,7 +21,7 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.anomalydino.batched import batched_distance
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.base.transductive import Transductive, image_name
-from anomaly_vlm.methods.shared.category_memory import MemoryMethod
+from anomaly_vlm.methods.shared.category_memory import Encoded, MemoryMethod
 from anomaly_vlm.methods.shared.foreground import MaskOptions, foreground
 from anomaly_vlm.methods.shared.layers import tapped_layers
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, top_share_mean, upsample
@@ -148,24 +148,23 @@ class AnomalyDINO(MemoryMethod, Transductive):
     def memory_token_names(self) -> list[str]:
         return ["patches"]
 
-    def fit_category(self, references: References) -> None:
-        tables = load_texts("anomalydino_switches")
-        views = [references.batch.unencoded[i : i + 1] for i in range(len(references.batch.unencoded))]
-        rotated = self.switched(self.rotation, tables["rotation"], references.category)
+    def encode_references(self, references: References) -> dict[str, Encoded]:
+        rotated = self.switched(self.rotation, load_texts("anomalydino_switches")["rotation"], references.category)
         if not rotated and not self.mask_references and self.angles[0] == 0:
-            patches = self.frozen_tokens(references.batch)["patches"].flatten(0, 1)
-        else:
-            kept = []
-            for angle in self.angles if rotated else self.angles[:1]:
-                views = references.changed(partial(self._turned, angle))
-                kept += [self.reference_patches(view.to(self.device)) for view in views]
-            patches = torch.cat(kept)
-        if not len(patches):
+            return {"patches": [list(self.frozen_tokens(references.batch)["patches"])]}
+        views = []
+        for angle in self.angles if rotated else self.angles[:1]:
+            turned = references.changed(partial(self._turned, angle))
+            views.append([self.reference_patches(image.to(self.device)) for image in turned])
+        return {"patches": views}
+
+    def _set_memories(self, category: str, tokens: Mapping[str, Tensor], **changes: Any) -> None:
+        if not len(tokens["patches"]):
             raise UserError(
-                f"the masks of all reference images of category '{references.category}' are empty: lower"
-                " method.mask.threshold, or set mask_references=false"
+                f"the masks of all reference images of category '{category}' are empty: lower method.mask.threshold, or set"
+                " mask_references=false"
             )
-        self._set_memories(references.category, {"patches": patches})
+        super()._set_memories(category, tokens, **changes)
 
     def _turned(self, angle: float, pixels: Any, number: int) -> Any:
         return turn_reflected(pixels, angle, warp=self.warp)

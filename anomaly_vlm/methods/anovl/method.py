@@ -99,11 +99,11 @@ class AnoVL(FrozenTokens):
         """The method's name, with a note where maps depend on the order of the images."""
         return f"{name}, optimiser carried from image to image" if self.carry else name
 
-    def check_processes(self, count: int) -> None:
-        if self.carry and count > 1:
+    def setup(self, stage: str) -> None:
+        if self.carry and self.trainer.world_size > 1:
             raise UserError(
                 "method.adaptation.optimizer_state=published goes through the images in order, here are"
-                f" {count} processes: set trainer.devices=1, or method.adaptation.optimizer_state=fresh"
+                f" {self.trainer.world_size} processes: set trainer.devices=1, or method.adaptation.optimizer_state=fresh"
             )
 
     def invalidate_caches(self) -> None:

@@ -13,6 +13,7 @@ from anomaly_vlm.backbone import FrozenTower
 from anomaly_vlm.backbone.weight_files import mismatches, not_finite
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import is_damaged
+from anomaly_vlm.methods.base.module import Module
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, 
         raise UserError(f"{source}: {reason}: the training that wrote it had diverged, or the file is damaged")
 
 
-class LearnedState(nn.Module):
+class LearnedState(Module):
     """A module whose checkpoints hold what is learned, and not its frozen backbone.
 
     Attributes:
@@ -84,6 +85,11 @@ class LearnedState(nn.Module):
 
     def invalidate_caches(self) -> None:
         """Drops what was computed from learned values; it is called whenever these may have changed."""
+
+    @property  # type: ignore[misc]  # Lightning's has a setter, which nothing here needs
+    def strict_loading(self) -> bool:
+        """False: Lightning's check would miss the frozen towers; `check_learned` checks everything else."""
+        return False
 
     @property
     def device(self) -> torch.device:

@@ -48,7 +48,7 @@ class EvaluationResult:
 class Evaluation:
     """Collects metrics and image rows of one pass at a time.
 
-    `LightningMethod` calls `start`, `update` and `finish`. The result of the last pass stays in `result`.
+    A method calls `start`, `update` and `finish`. The result of the last pass stays in `result`.
 
     Args:
         metrics: Makes the metrics of a pass; None for `AnomalyMetrics` with its defaults.

@@ -60,6 +60,7 @@ class FrozenTokens(AnomalyMethod):
             sentences: All sentences, which name the entry in the cache.
             encode: Computes the features where the cache has none.
         """
+        sentences = [self.backbone.rewritten(side) for side in sentences]
         key = "text_features" + hashlib.blake2b(repr(sentences).encode(), digest_size=14).hexdigest()
         entry = None if self.token_cache is None else self.token_cache.get(key)
         if entry is None:

@@ -17,16 +17,15 @@ from anomaly_vlm.methods.base.checkpoints import LearnedState
 from anomaly_vlm.methods.base.evaluation import Evaluation
 from anomaly_vlm.methods.base.images import Images, predict_images
 from anomaly_vlm.methods.base.prediction import Prediction
+from anomaly_vlm.methods.base.steps import TrainerSteps
 from anomaly_vlm.metrics.thresholds import Threshold
 from anomaly_vlm.options import checked_constructor
 
 COLLABORATORS = ("backbone", "losses", "optimizer", "scheduler", "evaluation", "detector", "segmenter")  # no options
 
 
-class AnomalyMethod(LearnedState):
-    """Base of all methods: it weighs losses, makes the optimiser, predicts, and stores only what is learned.
-
-    It is a plain module that knows nothing of Lightning; `methods.base.lightning.LightningMethod` trains and evaluates it.
+class AnomalyMethod(TrainerSteps, LearnedState):
+    """Base of all methods: it weighs and logs losses, makes the optimiser, predicts, and stores only what is learned.
 
     A subclass defines `predict(batch)`, and one that learns also `losses(batch)` and `loss_terms`. The keyword arguments of
     its constructor are checked against their annotations (see `anomaly_vlm.options`).
@@ -49,7 +48,6 @@ class AnomalyMethod(LearnedState):
         color_range: Colours of a heat map: a pair (low, high), or `per_image` for the map's own minimum and maximum. None
             for [0, 1], widened where values fall outside.
         overlay: How maps are laid over pictures: blended everywhere, or as heat only where the score is high.
-        current_epoch: Of the training, from 0; set before each step.
 
     Raises:
         UserError: An option is unknown or out of its range, `losses` names a term that the method does not offer or gives
@@ -63,7 +61,6 @@ class AnomalyMethod(LearnedState):
     evaluation_type: ClassVar[type[Evaluation]] = Evaluation
     color_range: tuple[float, float] | Literal["per_image"] | None = None
     overlay: ClassVar[Literal["blend", "heat"]] = "blend"
-    current_epoch: int = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -124,9 +121,6 @@ class AnomalyMethod(LearnedState):
         """What the optimiser gets: all learnable parameters, or groups of them with different options."""
         return list(self.learnable().values())
 
-    def invalidate_caches(self) -> None:
-        """Drops what was computed from learned values; it is called whenever these may have changed."""
-
     def display_name(self, name: str) -> str:
         """The method's name for tables, with the caveats that its results need."""
         return name
@@ -137,12 +131,8 @@ class AnomalyMethod(LearnedState):
         """The weighted sum of unweighted terms."""
         return torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
 
-    def configure_optimizers(self, trainer: Any = None) -> Any:
-        """The optimiser over `parameter_groups`, and its schedule where one is given.
-
-        Args:
-            trainer: Lightning's, which knows how many steps there will be; None where a step is only tried out.
-        """
+    def configure_optimizers(self) -> Any:
+        """The optimiser over `parameter_groups`, and its schedule where one is given."""
         parameters = self.parameter_groups()
         if not parameters or self._optimizer is None:
             raise UserError(
@@ -152,13 +142,6 @@ class AnomalyMethod(LearnedState):
         if self._scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer)}
-
-    def has_learned_all(self) -> bool:
-        """Whether the training may end with the epoch that has just passed."""
-        return False
-
-    def check_processes(self, count: int) -> None:
-        """Raises a `UserError` where the method cannot run in this number of processes."""
 
     # ---- use ---------------------------------------------------------------------------------------------------------
 

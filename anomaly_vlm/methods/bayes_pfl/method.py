@@ -20,7 +20,7 @@ from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import PROBABILITY
-from anomaly_vlm.losses.maps import map_losses, training_mask
+from anomaly_vlm.losses.maps import map_losses, training_mask, wants_masks
 from anomaly_vlm.methods.base.category_scores import CategoryScores
 from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.prediction import Prediction
@@ -247,12 +247,12 @@ class BayesPFL(FrozenTokens, CategoryScores):
         """All parameters by their rates."""
         return self.stages.groups(self.learnable())
 
-    def configure_optimizers(self, trainer: Any = None) -> Any:
+    def configure_optimizers(self) -> Any:
         """Adam; warm-up and cosine in stage 1, constant rates in stage 2."""
-        optimizer = super().configure_optimizers(trainer)
-        if trainer is None:  # tried out before training
+        optimizer = super().configure_optimizers()
+        if self._trainer is None:  # tried out before training
             return optimizer
-        schedule = schedule_of(optimizer, self.stages, trainer)
+        schedule = schedule_of(optimizer, self.stages, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -267,12 +267,13 @@ class BayesPFL(FrozenTokens, CategoryScores):
 
     def first_losses(self, batch: Batch, context: Tensor, *states: Tensor, pair: int) -> dict[str, Tensor]:
         """Stage 1, under noise `[B, Dt]` of the context and `[1, Dt]` of the states."""
-        mask = training_mask(batch.mask, batch.path, self.terms)
-        tokens = self.frozen_tokens(batch)
+        tokens, values = self.frozen_tokens(batch), {}
         draws = self.draws(tokens, context, *states)
         texts = self.text_features(batch.category, draws[0].end[:, None], draws[1].end, draws[2].end)
-        maps = [level[:, pair] for level in self.level_maps(tokens, texts, (mask.shape[-2], mask.shape[-1]))]
-        values = map_losses(self.terms, torch.stack(maps), mask, dice_of_normal=False)
+        if wants_masks(self.terms):
+            mask = training_mask(batch.mask, batch.path, self.terms)
+            maps = [level[:, pair] for level in self.level_maps(tokens, texts, (mask.shape[-2], mask.shape[-1]))]
+            values = map_losses(self.terms, torch.stack(maps), mask, dice_of_normal=False)
         if "ce" in self.terms:
             values["ce"] = self.image_loss(tokens, texts, batch.label, pair=pair, stage=1)
         if "kl" in self.terms:

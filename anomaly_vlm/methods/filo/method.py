@@ -22,7 +22,7 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.detectors import Detector, MapDetector, caption_of
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import PROBABILITY
-from anomaly_vlm.losses.maps import map_losses, training_mask
+from anomaly_vlm.losses.maps import map_losses, training_mask, wants_masks
 from anomaly_vlm.methods.base.detections import UsesDetections
 from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.prediction import Prediction
@@ -242,8 +242,10 @@ class FiLo(FrozenTokens, UsesDetections):
         Raises:
             UserError: The loss lacks the terms of a stage.
         """
-        if self.stages.first_in_run and not {"focal", "dice"} & self.terms.keys():
-            raise UserError("the loss has neither 'focal' nor 'dice', which stage 1 needs: choose loss=filo")
+        if self.stages.first_in_run and not wants_masks(self.terms):
+            raise UserError(
+                "the loss has neither 'focal' nor 'dice', which stage 1 needs: choose loss=filo, or method.stages.first=0"
+            )
         if self.adapter is not None and "image" not in self.terms:
             raise UserError(
                 "the loss has no term 'image', which trains the adapter: choose loss=filo, or method.without=[adapter]"
@@ -262,13 +264,14 @@ class FiLo(FrozenTokens, UsesDetections):
             return self.map_terms(batch, adapted=False)
         return self.image_term(batch, through_text=False)
 
-    def has_learned_all(self) -> bool:
-        """Whether stage 1 is over and there is no adapter: stage 2 would have nothing to train."""
-        return self.adapter is None and not self.joint and self.current_epoch + 1 >= self.stages.first_in_run
+    def on_train_epoch_end(self) -> None:
+        """Ends the run with stage 1 where there is no adapter: stage 2 would have nothing to train."""
+        if self.adapter is None and not self.joint and self.current_epoch + 1 >= self.stages.first_in_run:
+            self.trainer.should_stop = True
 
     def map_terms(self, batch: Batch, *, adapted: bool) -> dict[str, Tensor]:
         """Stage 1: focal and dice loss of each head's map, over all nine positions."""
-        if not {"focal", "dice"} & self.terms.keys():
+        if not wants_masks(self.terms):
             return {}
         mask = training_mask(batch.mask, batch.path, self.terms)
         tokens, grid = self.frozen_tokens(batch), self.grid(batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, cast
 from urllib.parse import quote, unquote
 
@@ -17,6 +17,7 @@ from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.shared.patch_memory import PatchMemory
 from anomaly_vlm.options import PositiveFloat
 
+Encoded = list[list[Tensor]]  # view (turned or not) -> image -> its patches [n, D]
 PREFIX = "categories."  # of the names in a state dict
 
 
@@ -80,9 +81,29 @@ class MemoryMethod(FrozenTokens, CategoryMethod):
         """Names of the frozen tokens that go into the memory."""
         raise NotImplementedError(f"{type(self).__name__} defines no memory_token_names")
 
-    def fit_category(self, references: References) -> None:
+    def encode_references(self, references: References) -> Mapping[str, Encoded]:
+        """Encodes reference images for the memory, by the name of their tokens."""
         tokens = self.frozen_tokens(references.batch)
-        self._set_memories(references.category, {name: tokens[name] for name in self.memory_token_names()})
+        return {name: [list(tokens[name])] for name in self.memory_token_names()}
+
+    def fit_category(self, references: References) -> None:
+        self.fit_encoded(references.category, self.encode_references(references))
+
+    def fit_encoded(self, category: str, encoded: Mapping[str, Encoded], *, without: Collection[int] = ()) -> None:
+        """Makes the memory of a category from its encoded references, but for some of them.
+
+        To score each reference by the others takes one encoding of each.
+
+        Args:
+            category: The category.
+            encoded: What `encode_references` has made.
+            without: Positions of references that are left out.
+        """
+        kept = {
+            name: [image for view in views for i, image in enumerate(view) if i not in without]
+            for name, views in encoded.items()
+        }
+        self._set_memories(category, {name: torch.cat(images) for name, images in kept.items()})
 
     def memory(self, category: str) -> Mapping[str, PatchMemory] | None:
         """The memories of a category by the name of their tokens; None where no category has references (zero-shot).

@@ -19,7 +19,7 @@ from anomaly_vlm.backbone import ClipBackbone, Tap, ViTBackbone
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import PROBABILITY
-from anomaly_vlm.losses.maps import map_losses, training_mask
+from anomaly_vlm.losses.maps import map_losses, training_mask, wants_masks
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.category_memory import MemoryMethod
 from anomaly_vlm.methods.shared.layers import Layers, share_of_depth, tapped_layers
@@ -190,12 +190,13 @@ class UniADet(MemoryMethod):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """`ce` of the class tokens, `focal` and `dice` of the maps."""
-        mask = training_mask(batch.mask, batch.path, self.terms)
-        tokens = self.frozen_tokens(batch)
-        if self.loss_size is not None:
-            mask = F.interpolate(mask[:, None], (self.loss_size, self.loss_size))[:, 0]
-        maps = self.layer_maps(tokens, self.grid_of(batch.size), (mask.shape[-2], mask.shape[-1]))
-        values = map_losses(self.terms, maps, mask, dice_of_normal=self.normal_dice)
+        tokens, values = self.frozen_tokens(batch), {}
+        if wants_masks(self.terms):
+            mask = training_mask(batch.mask, batch.path, self.terms)
+            if self.loss_size is not None:
+                mask = F.interpolate(mask[:, None], (self.loss_size, self.loss_size))[:, 0]
+            maps = self.layer_maps(tokens, self.grid_of(batch.size), (mask.shape[-2], mask.shape[-1]))
+            values = map_losses(self.terms, maps, mask, dice_of_normal=self.normal_dice)
         count = len(self.layers)
         if self.reduce == "mean":
             values = {name: value / (2 * count) for name, value in values.items()}

@@ -286,9 +286,10 @@ class VL4AD(AnomalyMethod):
         numbers = (self.seed, self.current_epoch, stage, *batch.index.tolist())
         return int(derived_generator(*numbers).integers(2**31))
 
-    def configure_optimizers(self, trainer: Any = None) -> Any:
+    def configure_optimizers(self) -> Any:
         """Poly decay by step, unless the configuration has a schedule of its own."""
-        configured = super().configure_optimizers(trainer)
+        configured = super().configure_optimizers()
+        trainer = getattr(self, "_trainer", None)
         if isinstance(configured, dict) or not self.poly_power or trainer is None:
             return configured
         return with_poly_decay(configured, max(1, int(trainer.estimated_stepping_batches)), self.poly_power)

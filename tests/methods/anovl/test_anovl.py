@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -274,12 +275,16 @@ def test_carry_goes_through_the_images_in_order(backbone):
 
 def test_carry_refuses_several_processes(backbone):
     method = build(backbone, adaptation={"optimizer_state": "published"})
+    method._trainer = SimpleNamespace(world_size=2)
     with pytest.raises(
         UserError, match="optimizer_state=published goes through the images in order, here are 2 processes"
     ):
-        method.check_processes(2)
-    method.check_processes(1)
-    build(backbone).check_processes(2)
+        method.setup("test")
+    method._trainer = SimpleNamespace(world_size=1)
+    method.setup("test")
+    fresh = build(backbone)
+    fresh._trainer = SimpleNamespace(world_size=2)
+    fresh.setup("test")
 
 
 # ---- house -----------------------------------------------------------------------------------------------------------

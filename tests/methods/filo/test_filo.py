@@ -20,7 +20,6 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.detectors import ComponentsDetector, Detections
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.base.lightning import LightningMethod
 from anomaly_vlm.methods.base.published import layout_of, load_published
 from anomaly_vlm.methods.filo.boxes import best_box, cell, damped, position_of, with_valid_phrases
 from anomaly_vlm.methods.filo.maps import MapOptions, blurred, joined, probabilities
@@ -325,11 +324,11 @@ class Spy(L.Callback):
     def __init__(self) -> None:
         self.changed: list[set[str]] = []
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: LightningMethod) -> None:
-        self.before = {name: p.detach().clone() for name, p in pl_module.method.learnable().items()}
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.before = {name: p.detach().clone() for name, p in pl_module.named_parameters() if p.requires_grad}
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: LightningMethod) -> None:
-        now = dict(pl_module.method.named_parameters())
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        now = dict(pl_module.named_parameters())
         self.changed.append({n.split(".")[0] for n, old in self.before.items() if not torch.equal(old, now[n])})
 
 
@@ -339,7 +338,7 @@ def fit(method: FiLo, epochs: int, **options: Any) -> list[set[str]]:
         max_epochs=epochs, callbacks=[spy], logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, accelerator="cpu", **options,
     )  # fmt: skip
-    trainer.fit(LightningMethod(method).train(), DataLoader([batch()], batch_size=None))
+    trainer.fit(method.train(), DataLoader([batch()], batch_size=None))
     return spy.changed
 
 

@@ -13,7 +13,6 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 from anomaly_vlm.data import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
-from anomaly_vlm.methods.base.lightning import LightningMethod
 from anomaly_vlm.methods.shared.sliding_window import SlidingWindow, starts
 from anomaly_vlm.methods.vl4ad import VL4AD
 from anomaly_vlm.methods.vl4ad.mask_decoder import DecoderOptions, Mask2FormerConfig, MaskClassifier, pool
@@ -360,7 +359,7 @@ def test_training_lowers_the_loss_and_stores_the_trunk() -> None:
         max_epochs=12, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
         enable_model_summary=False, limit_val_batches=0, gradient_clip_val=1.0,
     )  # fmt: skip
-    trainer.fit(LightningMethod(method), train_dataloaders=data.train_dataloader())
+    trainer.fit(method, train_dataloaders=data.train_dataloader())
     assert trainer.optimizers[0].param_groups[0]["lr"] < 1e-3
     with torch.no_grad():
         assert method.total_loss(method.losses(batch)).item() < 0.8 * before
@@ -378,7 +377,7 @@ def test_evaluation_scores_all_of_the_same_masks() -> None:
     method, data = small_vl4ad(components={"min_pred": 5, "min_gt": 2}), road_data()
     trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
                         enable_model_summary=False)  # fmt: skip
-    trainer.test(LightningMethod(method), datamodule=data, verbose=False)
+    trainer.test(method, datamodule=data, verbose=False)
     rows = {key.split("/")[0] for key in method.evaluation.result.values}
     assert rows == {
         "max",
