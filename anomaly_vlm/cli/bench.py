@@ -18,6 +18,7 @@ BENCHES = {
     "filo": "FiLo's seconds by part, MMCI's share, a training step against the published way",
     "vl4ad": "seconds for a 1024 x 2048 image: encoder, decoder, scoring; memory of the streamed scoring",
     "frontier": "an image under the methods of 2024 to 2026, beside the bare tower; MuSc over 1,000 images",
+    "precision": "what bf16-mixed changes, for every method that learns: trained and scored on drawn images",
     "metrics": "exact and binned metrics against the official routine and public libraries",
 }
 HELP = "usage: anomaly-vlm bench NAME [--quick]\n\n" + "\n".join(
