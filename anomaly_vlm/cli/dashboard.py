@@ -64,9 +64,8 @@ def build(study: Any, target: Path, entity: str, project: str, *, upload: bool) 
     made = {make.__name__: make(study, entity=entity, project=project) for make in (workspace, report)}
     for name, built in made.items():
         write_text(target / f"{name}.json", as_json(built))
-    sys.stdout.write(
-        f"{study.title}: {', '.join(study.keys) or 'nothing'} varies; {target / 'workspace.json'}, report.json\n"
-    )
+    sys.stdout.write(f"{study.title}: compares {', '.join(study.keys) or 'runs'}\n")
+    sys.stdout.write(f"workspace: {target / 'workspace.json'}, report: {target / 'report.json'}\n")
     if not upload:
         sys.stdout.write("not uploaded: set WANDB_API_KEY and give entity=NAME, after 'wandb sync' of the runs\n")
         return

@@ -68,6 +68,7 @@ class AnomalyData:
         preprocess: Set once the backbone is built, before any loader is asked for.
         selection_side: `val` or `test`, which `val_dataloader` serves; None for no validation loop.
         remembered: Reference images in a checkpoint's memory, which leave the test set in place of the picks.
+        evaluations: How often the test side is read. Pixels are held in memory only of sides that are read again.
         trainer: Lightning's, which knows the other processes and where a resumed training goes on; None for neither.
     """
 
@@ -97,6 +98,7 @@ class AnomalyData:
         self.preprocess: Preprocess | None = None
         self.selection_side: Literal["val", "test"] | None = None
         self.remembered: Remembered | None = None
+        self.evaluations = 1
         self._cache = PixelCache(cache_mb * 10**6) if num_workers == 0 and cache_mb else None
         self._stored_tokens: StoredTokens | None = None
         self._samples: dict[str, list[Sample]] = {}
@@ -204,11 +206,14 @@ class AnomalyData:
                 preprocess,
                 seed=self.seed,
                 augment=self.augment if side == "train" else None,
-                cache=self._cache,
+                cache=self._cache if self._is_read_again(side) else None,
                 name=side,
                 stored_tokens=self._stored_tokens,
             )
         return self._datasets[key]
+
+    def _is_read_again(self, side: str) -> bool:
+        return side in ("train", self.selection_side) or self.evaluations > 1
 
     def _preprocess(self) -> Preprocess:
         if self.preprocess is None:

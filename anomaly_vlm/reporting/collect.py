@@ -69,11 +69,7 @@ def read_record(path: Path) -> dict[str, Any]:
     content = read_json(path, what="record of a run", largest=LARGEST)
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         raise UserError(f"'{path}' is no record of a run (it has no table of results)")
-    for key, value in content["results"].items():
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15
-        ):
-            raise UserError(f"'{path}' is no record of a run ({key[:80]} is {str(value)[:40]}, no number)")
+    _check_numbers(path, content["results"])
     for key, kinds in KINDS.items():
         if not isinstance(content.get(key), kinds):
             raise UserError(f"'{path}' is no record of a run ({key} is {str(content.get(key))[:40]})")
@@ -82,6 +78,27 @@ def read_record(path: Path) -> dict[str, Any]:
     if not all(isinstance(word, str) for word in content.get("overrides") or []):
         raise UserError(f"'{path}' is no record of a run (its overrides are no texts)")
     return content
+
+
+def read_means(path: Path) -> dict[str, float]:
+    """Means by metric, as a run keeps them of the untrained method; those that were no numbers are left out.
+
+    Raises:
+        UserError: It cannot be read, is no JSON, or holds something else than numbers.
+    """
+    content = read_json(path, what="record of a run", largest=LARGEST)
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' is no record of a run (it has no table of results)")
+    _check_numbers(path, content)
+    return {key: float(value) for key, value in content.items() if value is not None}
+
+
+def _check_numbers(path: Path, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15
+        ):
+            raise UserError(f"'{path}' is no record of a run ({key[:80]} is {str(value)[:40]}, no number)")
 
 
 def _shots(data: str | None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +38,9 @@ from anomaly_vlm.runs.same_run import config_key
 
 if TYPE_CHECKING:
     from anomaly_vlm.data.datamodule import AnomalyDataModule
+
+
+_BUILT = itertools.count()
 
 
 @dataclass
@@ -78,6 +83,8 @@ def build(
         with_trainer: Whether a Lightning trainer will run it, and not `runs.scoring` alone, which needs no Lightning.
     """
     flush_denormals()
+    if next(_BUILT):  # what an earlier run of this process has left: towers, and a trainer that refers to them and back
+        gc.collect()
     check_gpu(cfg)
     if with_trainer:
         check_for_trainer(cfg)

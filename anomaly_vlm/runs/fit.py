@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import write_text
 from anomaly_vlm.methods.base.checkpoints import read_tensors
+from anomaly_vlm.reporting.collect import read_means
 from anomaly_vlm.reporting.console import is_first_process, say
+from anomaly_vlm.reporting.record import finite_or_none
 from anomaly_vlm.reporting.sheet import contact_sheet
 from anomaly_vlm.runs.build import Run, build, fit_references
 from anomaly_vlm.runs.calibrate import calibrate
@@ -141,17 +144,15 @@ def _announce(run: Run, folder: Path) -> None:
 def _untrained(run: Run, folder: Path, *, resuming: bool) -> dict[str, float]:
     """Means of the untrained head, where they are to be shown; a resumed run reads what it wrote at its start."""
     wanted = run.cfg.compare_untrained
-    record = folder / "untrained.yaml"
+    record = folder / "untrained.json"
     if (run.facts["random_weights"] if wanted is None else wanted) and not resuming:
+        run.data.evaluations = 2
         build_trainer(run.cfg).test(run.method, datamodule=run.datamodule, verbose=False)
         means = run.method.evaluation.result.means
         if is_first_process():
-            write_text(record, OmegaConf.to_yaml(OmegaConf.create({"untrained": means})))
+            write_text(record, json.dumps(finite_or_none(means), indent=1) + "\n")
         return means
-    if not record.is_file():
-        return {}
-    stored = OmegaConf.load(record).untrained
-    return {str(key).removeprefix("mean/"): value for key, value in stored.items()}
+    return read_means(record) if record.is_file() else {}
 
 
 def validated_side(cfg: DictConfig) -> Literal["val", "test"] | None:

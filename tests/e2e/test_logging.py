@@ -162,3 +162,26 @@ def test_mlflow_gets_parameters_values_and_artifacts(tmp_path: Path) -> None:
         "test/curves.csv",
         "test/curves.png",
     }
+
+
+@pytest.mark.slow
+def test_an_ablation_from_its_runs_to_its_dashboard(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("wandb_workspaces")
+    root = tmp_path / "ablation"
+    swept = ["method.head=linear2,prototypes", "seed=0,1,2", f"hydra.sweep.dir={root}"]
+    assert main(["sweep", *TINY, "epochs=1", "logger=wandb", *swept]) == 0
+    runs = wandb_files(root)
+    assert {run.run.run_group for run in runs} == {f"{tmp_path.name}/ablation"}
+    wanted = [f"linear_heads head={head} seed={seed}" for head in ("linear2", "prototypes") for seed in range(3)]
+    assert sorted(run.run.display_name for run in runs) == wanted
+    assert len({(run.config["method.head"], run.config["seed"]) for run in runs}) == 6
+    assert all("test/plots/curves.path" in run.logged and "test/table.path" in run.logged for run in runs)
+    ckpt = f"ckpt={root / '0' / 'checkpoints' / 'last.ckpt'}"
+    again = ["eval_limit=12", "logger=wandb", "tracking.attach=true", f"output_dir={tmp_path / 'again'}"]
+    assert main(["evaluate", ckpt, *again]) == 0
+    assert wandb_files(tmp_path / "again")[0].run.run_id in {run.run.run_id for run in runs}
+    assert main(["dashboard", f"study={root}"]) == 0
+    assert "compares method.head, seed" in capsys.readouterr().out
+    content = json.loads((root / "dashboard" / "workspace.json").read_text())
+    (kept,) = content["spec"]["section"]["runSets"][0]["filters"]["filters"]
+    assert kept["value"] == f"{tmp_path.name}/ablation"

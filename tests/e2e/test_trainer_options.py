@@ -100,7 +100,7 @@ def test_optimisers_and_schedules_are_groups() -> None:
     [
         ("optimizer.learning_rate=1", "unknown key of optimizer 'learning_rate'"),
         ("callbacks.ema.dekay=0.9", "callbacks.ema"),
-        ("scheduler.gamma=0.5", "there is no scheduler: choose one with scheduler=NAME"),
+        ("scheduler.gamma=0.5", "scheduler is {'gamma': 0.5}"),
         ("trainer.precison=32-true", "unknown key of trainer 'precison'"),
         ("compile=inducter", "unknown compile 'inducter'"),
         ("optimizer=adm", "unknown optimizer 'adm'"),

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.compose import compose
 from anomaly_vlm.runs.run_names import LONGEST_NAME, name_run, run_name, shortest_names
+from anomaly_vlm.runs.sweeps import expand, plan
 from anomaly_vlm.runs.tracking import tracked
 
 
@@ -38,6 +39,13 @@ def test_a_run_of_a_sweep_is_named_by_what_varies(tmp_path: Path) -> None:
     assert run_name(cfg) == "adaclip depth=2 lr=0.01 seed=2"
     cfg.sweep_overrides = [f"method.key{i}=value" for i in range(30)]
     assert len(run_name(cfg)) == LONGEST_NAME
+
+
+def test_the_jobs_of_a_sweep_have_names_of_their_own() -> None:
+    words = ["method=adaclip", "epochs=1", "method.prompts.depth=2,4", "seed=0,1"]
+    jobs = plan(expand(words, {}))
+    names = [run_name(job.cfg) for job in jobs]
+    assert names == [f"adaclip depth={depth} seed={seed}" for depth in (2, 4) for seed in (0, 1)]
 
 
 def test_names_of_the_user_stay(tmp_path: Path) -> None:
