@@ -20,7 +20,6 @@ from rich.table import Table
 
 from anomaly_vlm import load_checkpoint
 from anomaly_vlm.bench._limits import Limit, at_least
-from anomaly_vlm.cli.predict import DEFAULT
 from anomaly_vlm.methods.base.images import preprocess_of
 from anomaly_vlm.reporting.console import say, show
 from anomaly_vlm.runs.checkpoints import Checkpoint
@@ -28,7 +27,7 @@ from anomaly_vlm.runs.configs import from_checkpoint
 from anomaly_vlm.runs.predict import predict
 from anomaly_vlm.runs.writer import Pictures
 
-BATCH = 8
+DEFAULT, BATCH = "package:adaclip", 8
 
 
 def run(folder: Path, *, quick: bool) -> None:
