@@ -31,6 +31,7 @@ COMMANDS = {
     "export": ("anomaly_vlm.cli.export", "a checkpoint as an ONNX file that runs without this suite (ckpt=FILE)"),
     "sweep": ("anomaly_vlm.cli.sweep", "Hydra multirun of train, ending in one table"),
     "dashboard": ("anomaly_vlm.cli.dashboard", "a wandb workspace and report on a study, as code"),
+    "benchmark": ("anomaly_vlm.cli.benchmark", "every method in one protocol, and whether its texts matter"),
     "report": ("anomaly_vlm.cli.report", "the tables of all runs below a folder, or a page about some"),
     "compare": ("anomaly_vlm.cli.compare", "published numbers beside measured ones (study=NAME)"),
     "data": ("anomaly_vlm.cli.data", "check a data set, draw a contact sheet, write its index"),
