@@ -16,7 +16,7 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
 export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS GOOD BAD RUN STUDY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate fit inspect predict watch serve export sweep benchmark report compare dashboard data descriptions nano nano-report cache test test-all test-faults lint format bench docs clean
+.PHONY: help setup train evaluate fit inspect predict watch serve export sweep benchmark report compare dashboard data descriptions nano nano-report cache test test-all test-faults test-gpu lint format bench docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -117,6 +117,9 @@ test-all: $(VENV)/.dev ## the slow tests too
 
 test-faults: $(VENV)/.dev ## runs broken on purpose, 40 minutes on 2 cores; writes docs/reliability.md
 	@OMP_NUM_THREADS=1 ANOMALY_VLM_RELIABILITY=docs/reliability.md $(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+
+test-gpu: $(VENV)/.dev ## every method in every precision on a GPU; writes outputs/gpu_report.md, to send
+	@ANOMALY_VLM_GPU_REPORT=outputs/gpu_report.md $(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

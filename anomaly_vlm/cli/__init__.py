@@ -35,6 +35,7 @@ COMMANDS = {
     "report": ("anomaly_vlm.cli.report", "the tables of all runs below a folder, or a page about some"),
     "compare": ("anomaly_vlm.cli.compare", "published numbers beside measured ones (study=NAME)"),
     "data": ("anomaly_vlm.cli.data", "check a data set, draw a contact sheet, write its index"),
+    "submission": ("anomaly_vlm.cli.submission", "maps of MVTec AD 2's private images for its server (data=FOLDER)"),
     "descriptions": ("anomaly_vlm.cli.descriptions", "prompt for a language model, and its answer as a method's texts"),
     "cache": ("anomaly_vlm.cli.cache", "list the token caches on disk, or clear them (clear=NAME|all)"),
     "convert-weights": ("anomaly_vlm.cli.convert", "turn OpenAI's TorchScript archive into a safetensors file"),
