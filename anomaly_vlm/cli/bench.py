@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from anomaly_vlm.cli.arguments import pop_key
 from anomaly_vlm.errors import unknown_choice
 from anomaly_vlm.runs.checks import writable_folder
 
@@ -17,11 +18,13 @@ BENCHES = {
     "winclip": "windows against a plain forward and against one at a time; texts, token cache, patch memory",
     "filo": "FiLo's seconds by part, MMCI's share, a training step against the published way",
     "vl4ad": "seconds for a 1024 x 2048 image: encoder, decoder, scoring; memory of the streamed scoring",
+    "coverage": "whether the promised rate of false alarms holds, over random draws of good parts (good=FOLDER)",
+    "predict": "images a second of predict, from file to table and picture, beside the bare tower",
     "frontier": "an image under the methods of 2024 to 2026, beside the bare tower; MuSc over 1,000 images",
     "precision": "what bf16-mixed changes, for every method that learns: trained and scored on drawn images",
     "metrics": "exact and binned metrics against the official routine and public libraries",
 }
-HELP = "usage: anomaly-vlm bench NAME [--quick]\n\n" + "\n".join(
+HELP = "usage: anomaly-vlm bench NAME [--quick] [good=FOLDER of coverage]\n\n" + "\n".join(
     f"  {name:<10} {text}" for name, text in BENCHES.items()
 )
 
@@ -34,8 +37,10 @@ def run(arguments: Sequence[str]) -> int:
     name, *rest = arguments
     if name not in BENCHES:
         raise unknown_choice("bench", name, BENCHES)
+    good, rest = pop_key(rest, "good") if name == "coverage" else (None, rest)
     if rest not in ([], ["--quick"]):
         raise unknown_choice("option of bench", rest[0], ["--quick"])
     folder = writable_folder(Path("outputs") / "bench" / name)
-    importlib.import_module(f"anomaly_vlm.bench.{name}").run(folder, quick=bool(rest))
+    options = {} if good is None else {"good": good}
+    importlib.import_module(f"anomaly_vlm.bench.{name}").run(folder, quick=bool(rest), **options)
     return 0

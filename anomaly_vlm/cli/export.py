@@ -8,11 +8,13 @@ from pathlib import Path
 from anomaly_vlm.cli.arguments import asks_for_help, pop_key
 from anomaly_vlm.errors import UserError, unknown_choice
 
-HELP = """usage: anomaly-vlm export ckpt=FILE [category=WORD] [output=FILE.onnx] [format=onnx]
+PIXELS = ("float", "uint8")
+HELP = """usage: anomaly-vlm export ckpt=FILE [category=WORD] [output=FILE.onnx] [pixels=float|uint8]
 
 Writes an ONNX file (image in, score and map out) that runs without this suite, and compares it with the method on 20 drawn
 pictures. Texts, the memory of good parts and the threshold are those of one category: the one that the checkpoint knows, or
 category=WORD. examples/run_onnx.py runs the file. Needs the extra 'export'.
+pixels: of the input, which takes any number of images: float (RGB in [0, 1]; the default) or uint8 (0 to 255)
 """
 
 
@@ -24,10 +26,13 @@ def run(arguments: Sequence[str]) -> int:
     category, rest = pop_key(rest, "category")
     output, rest = pop_key(rest, "output")
     form, rest = pop_key(rest, "format")
+    pixels, rest = pop_key(rest, "pixels")
     if rest:
         raise UserError(f"unknown argument '{rest[0]}': see 'anomaly-vlm export --help'")
     if form not in (None, "onnx"):
         raise unknown_choice("format", str(form), ("onnx",))
+    if pixels not in (None, *PIXELS):
+        raise unknown_choice("pixels", str(pixels), PIXELS)
     if spec is None:
         raise UserError("no checkpoint given: add ckpt=FILE, or ckpt=package:adaclip")
     from anomaly_vlm.api import load_checkpoint
@@ -37,6 +42,6 @@ def run(arguments: Sequence[str]) -> int:
 
     word = Checkpoint.read(spec).category(category)
     path = Path(output) if output else Path(f"{Path(spec.removeprefix('package:')).stem}.onnx")
-    done = export_onnx(load_checkpoint(spec), path, category=word)
+    done = export_onnx(load_checkpoint(spec), path, category=word, pixels="uint8" if pixels == "uint8" else "float")
     say(f"{done.path}: differs from the method by at most {done.difference:.1e} on {done.images} pictures")
     return 0

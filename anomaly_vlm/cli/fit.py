@@ -15,6 +15,7 @@ from anomaly_vlm.runs.configs import run_folder
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from anomaly_vlm.data import FileSource
     from anomaly_vlm.runs.checkpoints import Checkpoint
 
 OPTIONS = """good: a folder of good parts (flat or with sub-folders), a pattern, or a list; 20 are a good start
@@ -86,8 +87,8 @@ def fitted(command: str, arguments: Sequence[str], good: str, rest: Sequence[str
     known = _category(checkpoint, category)
     parts = own_images(good, known, label=0, key="good", once=True)
     wrong = None if bad is None else own_images(bad, known, label=1, key="bad")
-    if cfg.choices.get("source@dataset.train") == DRAWN_ON_GOOD and cfg.dataset.train.root is None:
-        cfg.dataset.train.root, cfg.dataset.train.category, cfg.dataset.train.share = good, known, 0.5
+    if checkpoint is None and cfg.choices.get("source@dataset.train") == DRAWN_ON_GOOD:
+        parts = _kept_from_training(cfg, good, known, parts)
     if "reader" in cfg.dataset.test:
         cfg.dataset.test.reader.category = known
     folder = run_folder(cfg, overrides)
@@ -102,6 +103,20 @@ def fitted(command: str, arguments: Sequence[str], good: str, rest: Sequence[str
             typed_shots=any(word.startswith("shots=") for word in overrides),
         )
     return cfg, folder, path
+
+
+def _kept_from_training(cfg: DictConfig, good: str, category: str, parts: FileSource) -> FileSource:
+    """The good parts that are not trained on: a threshold says nothing about parts that the method has seen."""
+    from anomaly_vlm.data.own_images import source_of
+    from anomaly_vlm.runs.instantiate import instantiate
+
+    if cfg.dataset.train.root is None:
+        cfg.dataset.train.root, cfg.dataset.train.category, cfg.dataset.train.share = good, category, 0.5
+    trained = {str(path) for path in instantiate(cfg.dataset.train).photographs()}
+    kept = [Path(sample.path) for sample in parts.samples("test") if sample.path not in trained]
+    if not kept:
+        raise UserError(f"all good parts are trained on: give more than one, or others with good=FOLDER than '{good}'")
+    return source_of(Path(str(parts.root)), kept, category, label=0)
 
 
 def _category(checkpoint: Checkpoint | None, asked: str | None) -> str:

@@ -23,8 +23,10 @@ from anomaly_vlm.files import whole_bytes
 from anomaly_vlm.methods.adaclip import AdaCLIP
 from anomaly_vlm.methods.base.images import preprocess_of
 from anomaly_vlm.methods.base.method import AnomalyMethod
+from anomaly_vlm.runs.onnx_batches import IMAGE, MAP, SCORE, Pixels, batched
 
 CHECKED = 20  # images on which the file is compared with the method
+BATCH = 8  # of the comparison; the last one is smaller
 TOLERANCE = 1e-4
 REASONS = {  # why some methods cannot be one graph
     "anovl": "it adapts itself to each test image by steps of gradient descent",
@@ -83,7 +85,7 @@ class ImageToMap(nn.Module):
         return prediction.score, prediction.map
 
 
-def export_onnx(method: AnomalyMethod, path: Path, *, category: str) -> Exported:
+def export_onnx(method: AnomalyMethod, path: Path, *, category: str, pixels: Pixels = "float") -> Exported:
     """Writes a method as an ONNX file, and compares the file with the method.
 
     Text features, learned weights and the memory of reference images become constants. The metadata of the file say which
@@ -93,6 +95,7 @@ def export_onnx(method: AnomalyMethod, path: Path, *, category: str) -> Exported
         method: A loaded method.
         path: The file.
         category: What the images show: the texts, the memory and the threshold are those of this category.
+        pixels: What the input holds, see `batched`.
 
     Raises:
         UserError: The packages are missing, the method cannot be exported, or the file gives other numbers.
@@ -108,14 +111,20 @@ def export_onnx(method: AnomalyMethod, path: Path, *, category: str) -> Exported
     with torch.no_grad():
         expected = [[part.numpy() for part in graph(image)] for image in images]  # also fills what the method keeps
         content = _graph_of(graph, images[0], name)
-    model = onnx.load_from_string(content)
-    for key, value in _facts(method, name, category, preprocess).items():
+    height, width = expected[0][1].shape[1:]
+    model = batched(
+        onnx.load_from_string(content), side=preprocess.size, map_size=(int(height), int(width)), pixels=pixels
+    )
+    for key, value in _facts(method, name, category, preprocess, pixels).items():
         model.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
     content = model.SerializeToString()
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     worst = 0.0
-    for image, wanted in zip(images, expected, strict=True):
-        found = session.run(None, {"image": image.numpy()})
+    for start in range(0, len(images), BATCH):
+        batch = torch.cat(images[start : start + BATCH])
+        given = (batch * 255).round().to(torch.uint8) if pixels == "uint8" else batch
+        found = session.run(None, {"image": given.numpy()})
+        wanted = [np.concatenate(part) for part in zip(*expected[start : start + BATCH], strict=True)]
         worst = max(worst, *(float(np.abs(one - other).max()) for one, other in zip(found, wanted, strict=True)))
     if not worst <= TOLERANCE:
         raise UserError(
@@ -158,7 +167,7 @@ def _graph_of(graph: ImageToMap, image: Tensor, name: str) -> bytes:
         ):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                graph, (image,), input_names=["image"], output_names=["score", "map"], dynamo=True, verbose=False
+                graph, (image,), input_names=[IMAGE], output_names=[SCORE, MAP], dynamo=True, verbose=False
             )
             assert program is not None
             content: bytes = program.model_proto.SerializeToString()
@@ -179,7 +188,7 @@ def _images(preprocess: Preprocess) -> list[Tensor]:
     return [resize_image(read_sample(sample)[0], preprocess)[None].float() / 255 for sample in samples]
 
 
-def _facts(method: AnomalyMethod, name: str, category: str, preprocess: Preprocess) -> dict[str, Any]:
+def _facts(method: AnomalyMethod, name: str, category: str, preprocess: Preprocess, pixels: Pixels) -> dict[str, Any]:
     threshold = method.decision_thresholds.get(category)
     decision = {}
     if threshold is not None:
@@ -192,7 +201,9 @@ def _facts(method: AnomalyMethod, name: str, category: str, preprocess: Preproce
         "method": name,
         "backbone": method.backbone.describe(),
         "category": category,
-        "input": f"RGB in [0, 1], {preprocess.size} x {preprocess.size} ({preprocess.interpolation}, antialiased)",
+        "pixels": pixels,
+        "input": f"RGB in {'[0, 1]' if pixels == 'float' else '0 to 255'}, {preprocess.size} x {preprocess.size}"
+        f" ({preprocess.interpolation}, antialiased)",
         "size": preprocess.size,
         **decision,
     }

@@ -126,10 +126,9 @@ def _fitted(
     say(f"{run.facts['method']} on {run.facts['backbone']}")
     held = run.data.remembered or Remembered(frozenset(sample.path for sample in run.data.picks.samples()))
     parts = good.samples("test")
-    outside = held.without(parts)
-    memory = sorted(set(parts) - set(outside), key=lambda sample: sample.path)
-    rest = _not_trained_on(run, outside)
-    leave_out = [] if run.data.remembered is not None else _not_trained_on(run, memory)
+    rest = held.without(parts)
+    memory = sorted(set(parts) - set(rest), key=lambda sample: sample.path)
+    leave_out = [] if run.data.remembered is not None else memory
     if cfg.train_on == "references" and learns:
         leave_out = []  # what is learned cannot be unlearned for one part
     _check_counts(run, len(memory), len(rest), len(leave_out))
@@ -231,14 +230,6 @@ def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typ
             for key in ("references", "reference_contents"):
                 run.method.run_record[key] = list(checkpoint.record.get(key, []))
     return run
-
-
-def _not_trained_on(run: Run, samples: Sequence[Sample]) -> list[Sample]:
-    """Samples without those that training shows, as they are or with drawn defects."""
-    if run.data.sources["train"] is None or run.data.train_on != "dataset":
-        return list(samples)
-    trained = {sample.path for sample in run.data.samples("train")}
-    return [sample for sample in samples if sample.path not in trained]
 
 
 def _check_counts(run: Run, memory: int, rest: int, left_out: int) -> None:

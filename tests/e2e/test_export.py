@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from anomaly_vlm.cli import main
@@ -47,6 +48,23 @@ def test_a_file_gives_the_numbers_of_its_method(
     assert "out.onnx: differs from the method by at most" in capsys.readouterr().out
     facts = onnxruntime.InferenceSession("out.onnx").get_modelmeta().custom_metadata_map
     assert (facts["method"], facts["category"], facts["size"]) == (words[0].partition("=")[2], "gear", "64")
+
+
+def test_any_number_of_images_of_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "method=linear_heads", *TRAINS, *TINY, "output_dir=run"]) == 0
+    words = ["export", "ckpt=run/checkpoints/last.ckpt", "category=gear"]
+    sessions = []
+    for pixels in ("float", "uint8"):
+        assert main([*words, f"output={pixels}.onnx", f"pixels={pixels}"]) == 0, capsys.readouterr().err
+        sessions.append(onnxruntime.InferenceSession(f"{pixels}.onnx"))
+    image = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+    scores, maps = sessions[1].run(None, {"image": image})
+    assert scores.shape == (3,) and maps.shape == (3, 64, 64)
+    for i in range(3):
+        alone = sessions[0].run(None, {"image": image[i : i + 1].astype(np.float32) / 255})
+        np.testing.assert_allclose(alone[0][0], scores[i], atol=1e-5)
+        np.testing.assert_allclose(alone[1][0], maps[i], atol=1e-5)
+    assert main([*words, "pixels=int16"]) == 2 and "unknown pixels 'int16'" in capsys.readouterr().err
 
 
 def test_a_file_runs_without_the_suite(tmp_path: Path) -> None:

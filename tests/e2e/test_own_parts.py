@@ -207,3 +207,12 @@ def test_a_verdict_from_python(fitted: Path, parts: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"category 'lid' is not among them: add one of \"category=Gear Wheel\""):
         model(files[0], category="lid")
     assert model(files[0], category=None).decision == together.decision[:1]
+
+
+def test_good_parts_with_drawn_defects_are_trained_on_and_others_calibrated(parts: Path, tmp_path: Path) -> None:
+    words = ["method=linear_heads", *TINY, "epochs=1", f"good={parts / 'good'}", f"output_dir={tmp_path / 'run'}"]
+    train = ["source@dataset.train=good_plus_drawn_defects", "dataset.train.count=8", "dataset.train.size=48"]
+    assert main(["fit", *words, *train]) == 0
+    scored = {Path(row["path"]).name for row in rows(tmp_path / "run" / "good_parts.csv")}
+    everything = {path.name for path in (parts / "good").iterdir()}
+    assert len(scored) == len(everything) // 2 and scored < everything
