@@ -16,12 +16,12 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
 export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS GOOD BAD RUN STUDY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate fit inspect predict watch serve export sweep report compare dashboard data descriptions nano nano-report cache test test-all test-faults lint format bench docs clean
+.PHONY: help setup train evaluate fit inspect predict watch serve export sweep benchmark report compare dashboard data descriptions nano nano-report cache test test-all test-faults test-gpu lint format bench docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1 ## /p' Makefile | awk -F ' ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
-	@echo "  variables: METHOD DATASET BACKBONE TRAIN TEST TRAIN_DATA DATA TRAINER LOGGER SEED SHOTS SEEDS EXPERIMENT RESUME CKPT IMAGES GOOD BAD RUN STUDY CATEGORIES BENCH"
+	@echo "  variables: METHOD DATASET BACKBONE TRAIN TEST TRAIN_DATA DATA TRAINER LOGGER SEED SHOTS SEEDS EXPERIMENT RESUME CKPT IMAGES GOOD BAD RUN STUDY CATEGORIES BENCH LIMIT"
 	@echo "  ARGS=\"any.hydra=override other=value\" is passed on as it is; EXTRAS=wandb,sweep installs extras; UV=1 installs with uv"
 
 $(VENV)/.run: pyproject.toml
@@ -80,6 +80,9 @@ export: $(VENV)/.run ## a checkpoint as an ONNX file: CKPT=FILE (needs EXTRAS=ex
 sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2", or RESUME=outputs/sweeps/... to go on
 	@$(CLI) sweep $(if $(RESUME),"resume=$$RESUME" $(ARGS),$(OVERRIDES))
 
+benchmark: $(VENV)/.run ## every method in one protocol, and whether its texts matter: [LIMIT=N SEEDS=0,1,2]; call again to go on
+	@$(CLI) benchmark $(if $(LIMIT),limit=$(LIMIT)) $(OVERRIDES)
+
 report: $(VENV)/.run ## an HTML page about an evaluation or a prediction: RUN=FOLDER; without RUN one table of all runs below outputs/
 	@$(CLI) report $(if $(RUN),"run=$$RUN") $(ARGS)
 
@@ -114,6 +117,9 @@ test-all: $(VENV)/.dev ## the slow tests too
 
 test-faults: $(VENV)/.dev ## runs broken on purpose, 40 minutes on 2 cores; writes docs/reliability.md
 	@OMP_NUM_THREADS=1 ANOMALY_VLM_RELIABILITY=docs/reliability.md $(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+
+test-gpu: $(VENV)/.dev ## every method in every precision on a GPU; writes outputs/gpu_report.md, to send
+	@ANOMALY_VLM_GPU_REPORT=outputs/gpu_report.md $(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -46,7 +46,7 @@ def help_with_choices(arguments: Sequence[str], text: str) -> bool:
         return False
     from anomaly_vlm.runs.compose import describe_choices
 
-    sys.stdout.write(f"{describe_choices()}\n")
+    sys.stdout.write(f"{describe_choices(hydra_words(arguments))}\n")
     return True
 
 

@@ -68,8 +68,8 @@ def compare(folder: Path, root: Path, form: str, target: str | None) -> int:
         )
     if target is not None:
         Path(target).mkdir(parents=True, exist_ok=True)
-        paths = write_tables(tables, Path(target))
-        sys.stdout.write(f"tables: {', '.join(map(str, paths))}\n")
+        page = write_tables(tables, Path(target), title=f"{study.name}: published and measured")[0]
+        sys.stdout.write(f"tables: {page} (beside it as CSV, Markdown, LaTeX)\n")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from anomaly_vlm.cli.arguments import help_with_choices, pop_key
+from anomaly_vlm.cli.arguments import help_with_choices, hydra_words, pop_key
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs import stopping
 from anomaly_vlm.runs.configs import composed, from_checkpoint, run_folder, shared_with_children, trusted_packages
@@ -46,6 +46,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def configured(spec: str | None, overrides: Sequence[str], command: str) -> tuple[DictConfig, Checkpoint | None]:
     """The configuration of a command that starts from a checkpoint (or from none), and the checkpoint."""
+    overrides = hydra_words(overrides)
     asked = any(word.startswith("logger") for word in overrides)  # evaluate and predict log where they are asked to
     fresh = [*overrides, "logger=none"] if command in ("evaluate", "predict") and not asked else overrides
     if spec is None:

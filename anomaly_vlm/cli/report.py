@@ -19,7 +19,8 @@ base=method=winclip        differences to that row, with the 95 % interval of a 
 columns=image_auroc,...    these metrics only
 sort=-image_auroc          by a metric or a column, the largest first
 where=shots=4,method!=musc these runs only
-format=terminal|csv|markdown|latex; the folder gets table.csv, table.md, table.tex and sweep.csv (one row a run)
+intervals=true             also the 95 % interval of every mean over the categories
+format=terminal|csv|markdown|latex; the folder gets tables.html, table.csv, .md, .tex, and sweep.csv (one row a run)
 """
 
 
@@ -42,7 +43,9 @@ def tables(arguments: Sequence[str]) -> int:
     folder, rest = pop_key(rest, "runs")
     form, rest = pop_key(rest, "format")
     if rest:
-        raise UserError(f"'{rest[0]}' is no key of report: give runs=, base=, columns=, sort=, where= or format=")
+        raise UserError(
+            f"'{rest[0]}' is no key of report: give runs=, format=, base=, columns=, sort=, intervals= or where="
+        )
     if form not in (None, *FORMS):
         raise unknown_choice("format", str(form), FORMS)
     root = Path(folder or "outputs")

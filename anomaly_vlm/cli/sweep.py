@@ -111,7 +111,7 @@ def finish(root: Path, jobs: Sequence[Job], options: TableOptions) -> int:
         write_runs(root / "sweep.csv", rows)
         tables = study_tables(rows, options)
         show_tables(tables)
-        say(f"tables: {', '.join(map(str, write_tables(tables, root)))}")
+        say(f"tables: {write_tables(tables, root)[0]} (beside it as CSV, Markdown, LaTeX)")
     failed, missing = states.count("failed"), states.count("missing")
     counts = f"{states.count('finished')} of {len(jobs)} finished, {failed} failed, {missing} missing"
     for job in [job for job in jobs if job.state == "failed"][:LISTED]:

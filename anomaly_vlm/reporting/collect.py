@@ -17,7 +17,7 @@ from anomaly_vlm.reporting.tables import SELECTION_NOTE, percent
 
 log = logging.getLogger("anomaly_vlm")
 FACTS = ("method", "backbone", "data")
-ABOUT = ("choices", "random_weights", "image_size", "images", "images_in_test_set", "test_images_trained_on")
+ABOUT = ("choices", "random_weights", "image_size", "images", "images_in_test_set", "test_images_trained_on", "texts")
 LARGEST = 100_000_000  # bytes of a record; one with 10,000 categories has a tenth of it
 KINDS: dict[str, Any] = {  # what a record holds
     "method": str | None,
@@ -29,6 +29,8 @@ KINDS: dict[str, Any] = {  # what a record holds
     "shots": int | None,
     "config": str | None,
     "choices": dict | None,
+    "cost": dict | None,
+    "texts": str | None,
     "images": int | None,
     "images_in_test_set": int | None,
     "test_images_trained_on": int | None,
@@ -39,7 +41,8 @@ def collect_runs(root: Path) -> list[dict[str, Any]]:
     """One row for each `metrics.json` below `root`, in the order of the folders' names (numbers as numbers).
 
     A row has `run` (folder relative to `root`), method, backbone, data, seed, selection, shots, the run's overrides by key,
-    results and means, what else its record says (`ABOUT`), and `config`, which runs that differ in their seeds alone share.
+    results, means and cost, what else its record says (`ABOUT`), and `config`, which runs share that differ in nothing but
+    their seeds.
     """
     rows = []
     for path in sorted(root.rglob("metrics.json"), key=_natural):
@@ -56,6 +59,7 @@ def collect_runs(root: Path) -> list[dict[str, Any]]:
         row["overrides"] = dict(word.lstrip("+~").partition("=")[::2] for word in content.get("overrides") or [])
         row["means"] = {key.removeprefix("mean/"): v for key, v in results.items() if key.startswith("mean/")}
         row["results"] = results
+        row["cost"] = {key: v for key, v in (content.get("cost") or {}).items() if isinstance(v, int | float)}
         rows.append(row)
     return rows
 
@@ -109,6 +113,14 @@ def _shots(data: str | None) -> int:
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.parts]
+
+
+def value_of(run: dict[str, Any], metric: str) -> float | None:
+    """A run's mean over the categories; `pooled/NAME`: over all images together; `cost/NAME`: what the method costs."""
+    kind, _, name = metric.rpartition("/")
+    place = {"": run["means"], "pooled": run["results"], "cost": run.get("cost") or {}}.get(kind, {})
+    found: float | None = place.get(metric if kind == "pooled" else name)
+    return found
 
 
 def spread(values: Sequence[float | None]) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.metrics.decisions import Interval, bootstrap_mean
-from anomaly_vlm.reporting.collect import FACTS, spread
+from anomaly_vlm.reporting.collect import FACTS, spread, value_of
 from anomaly_vlm.reporting.study_table import Cell, StudyTable
 from anomaly_vlm.reporting.table_options import CONDITION, TableOptions
-from anomaly_vlm.reporting.tables import SELECTION_NOTE, categories, is_road, shown_columns
+from anomaly_vlm.reporting.tables import COSTS, POOLED, SELECTION_NOTE, categories, is_road, shown_columns
 
 KINDS = {"": "without references", "few_shot": "few-shot", "road": "road scenes"}  # a table each
 NOT_VARIED = ("seed", "seeds", "output_dir", "experiment", "trust", "method", "backbone")  # said otherwise
@@ -35,8 +35,16 @@ class Group:
 
     def mean(self, metric: str) -> float:
         """Mean over the seeds; NaN where it is not defined."""
-        defined = [run["means"][metric] for run in self.runs if run["means"].get(metric) is not None]
+        defined = [value for run in self.runs if (value := value_of(run, metric)) is not None]
         return statistics.mean(defined) if defined else math.nan
+
+    def text(self, metric: str) -> str:
+        """`51.2 ± 0.4` in percent; costs as they are."""
+        values = [value_of(run, metric) for run in self.runs]
+        if metric not in COSTS:
+            return spread(values)
+        value = self.mean(metric)
+        return "-" if math.isnan(value) else f"{value:,.0f}" if value >= 100 else f"{value:,.3g}"
 
     def by_category(self, metric: str) -> dict[str, float]:
         """The mean over the seeds in each category that has the metric."""
@@ -71,10 +79,13 @@ def study_tables(runs: Sequence[Run], options: TableOptions) -> list[StudyTable]
         name, head = (kind or "zero_shot", [title]) if several else ("", [])
         table, groups, columns = _table(of_kind, options, name, head)
         tables.append(table)
+        of_categories = {metric: title for metric, title in columns.items() if "/" not in metric}
+        if options.intervals and of_categories:
+            tables.append(_intervals(groups, of_categories, table))
         base = [group for group in groups if options.base and all(_matches(group, c) for c in options.base)]
-        if base:
+        if base and of_categories:
             found_base = True
-            tables.append(_differences(base, groups, columns, options, table))
+            tables.append(_differences(base, groups, of_categories, options, table))
     if not found_base:
         raise UserError(f"base={','.join(options.base)}: no row is that: give what tells one row from the others")
     return tables
@@ -98,8 +109,7 @@ def _table(
     for group in groups:
         row = [Cell(group.cells[key]) for key in keys] + ([Cell(str(len(group.runs)))] if several else [])
         for metric in columns:
-            text = spread([run["means"].get(metric) for run in group.runs])
-            row.append(Cell(text, marked and group.mean(metric) == best[metric]))
+            row.append(Cell(group.text(metric), marked and group.mean(metric) == best[metric]))
         rows.append(row)
     foot = [f"{repeated} runs of the same configuration and seed as a later one are left out"] if repeated else []
     if several:
@@ -121,6 +131,8 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str], int]:
         for run in runs
     ]
     for cell, run in zip(cells, runs, strict=True):
+        if "texts" not in keys:
+            cell["texts"] = run.get("texts") or "as_written"
         cell["selection"] = SELECTION_NOTE.get(run.get("selection") or "", "")
     varying = sorted((key for key in cells[0] if len({cell[key] for cell in cells}) > 1), key=_order)
     common = [cells[0][key] for key in (*FACTS, "selection") if key not in varying and cells[0][key]]
@@ -146,29 +158,59 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str], int]:
 def _differences(
     base: list[Group], groups: Sequence[Group], columns: dict[str, str], options: TableOptions, table: StudyTable
 ) -> StudyTable:
-    """The other rows minus the base row, over the categories that both have."""
-    if len(base) > 1:
-        raise UserError(
-            f"base={','.join(options.base)}: {len(base)} rows are that: give a condition that one row fulfils"
-        )
+    """The other rows minus their base row, over the categories that both have."""
     rows = []
     for group in groups:
-        if group is base[0]:
+        if group in base:
             continue
+        other = base[0] if len(base) == 1 else _otherwise_the_same(group, base, options)
         row = [Cell(text) for text in group.cells.values()]
         for metric in columns:
-            interval = difference(group, base[0], metric)
+            interval = difference(group, other, metric)
             text = (
                 "-" if math.isnan(interval.value) else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * v for v in interval))
             )
             row.append(Cell(text, interval.low > 0 or interval.high < 0))
         rows.append(row)
-    head = [f"difference to {', '.join(options.base)}"]
+    each = "" if len(base) == 1 else " (of the row that is otherwise the same)"
+    head = [f"difference to {', '.join(options.base)}{each}"]
     foot = [
         "in percent points, with the 95 % interval of a paired bootstrap over categories; marked where it excludes 0"
     ]
     name = f"{table.name}_difference" if table.name else "difference"
     return StudyTable(name, head, _short(list(base[0].cells)), list(columns.values()), rows, foot)
+
+
+def _otherwise_the_same(group: Group, base: Sequence[Group], options: TableOptions) -> Group:
+    """The base row that differs from a row in nothing but what the conditions name.
+
+    Raises:
+        UserError: There is none.
+    """
+    named = [condition.partition("=")[0].rstrip("!") for condition in options.base]
+    rest = [key for key in group.cells if not any(key == name or key.endswith(f".{name}") for name in named)]
+    for one in base:
+        if all(one.cells[key] == group.cells[key] for key in rest):
+            return one
+    raise UserError(
+        f"base={','.join(options.base)}: {len(base)} rows are that, and none differs from {dict(group.cells)} in that alone:"
+        " give a condition that one row fulfils"
+    )
+
+
+def _intervals(groups: Sequence[Group], columns: dict[str, str], table: StudyTable) -> StudyTable:
+    """How sure the means are: the interval of the mean over the categories."""
+    rows = []
+    for group in groups:
+        row = [Cell(text) for text in group.cells.values()]
+        for metric in columns:
+            interval = bootstrap_mean(list(group.by_category(metric).values()))
+            text = "-" if math.isnan(interval.value) else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * v for v in interval))
+            row.append(Cell(text))
+        rows.append(row)
+    head = ["mean over the categories, with the 95 % interval of a bootstrap over them"]
+    name = f"{table.name}_intervals" if table.name else "intervals"
+    return StudyTable(name, head, _short(list(groups[0].cells)), list(columns.values()), rows)
 
 
 def difference(group: Group, base: Group, metric: str) -> Interval:
@@ -183,21 +225,22 @@ def difference(group: Group, base: Group, metric: str) -> Interval:
 
 def _columns(runs: Sequence[Run], options: TableOptions) -> dict[str, str]:
     """Metrics to show, with their titles."""
-    there = dict.fromkeys(name for run in runs for name, value in run["means"].items() if value is not None)
+    named = (*dict.fromkeys(name for run in runs for name in run["means"]), *POOLED, *COSTS)
+    there = [name for name in named if any(value_of(run, name) is not None for run in runs)]
     titles = shown_columns({f"mean/{name}": 0.0 for name in dict.fromkeys(n for run in runs for n in run["means"])})
     if not options.columns:
         return {name: title for name, title in titles.items() if name in there} or titles
     for name in options.columns:
         if name not in there:
             raise unknown_choice("column", name, there)
-    return {name: titles.get(name, name) for name in options.columns}
+    return {name: {**titles, **POOLED, **COSTS}.get(name, name) for name in options.columns}
 
 
 def _sorted(groups: list[Group], columns: dict[str, str], sort: str | None) -> list[Group]:
     if sort is None:
         return groups
     name, downwards = sort.removeprefix("-"), sort.startswith("-")
-    metrics = {metric for group in groups for run in group.runs for metric in run["means"]}
+    metrics = [*dict.fromkeys(name for group in groups for run in group.runs for name in run["means"]), *POOLED, *COSTS]
     labels = dict(zip(_short(list(groups[0].cells)), groups[0].cells, strict=True)) | {
         key: key for key in groups[0].cells
     }
@@ -211,7 +254,7 @@ def _sorted(groups: list[Group], columns: dict[str, str], sort: str | None) -> l
 
 def _best(groups: Sequence[Group], metric: str) -> float:
     values = [value for group in groups if not math.isnan(value := group.mean(metric))]
-    choose = min if metric in SMALLER_IS_BETTER else max
+    choose = min if metric in SMALLER_IS_BETTER or metric in COSTS else max
     return choose(values) if values else math.nan
 
 

@@ -1,4 +1,4 @@
-"""A table of a study, and its forms: terminal, CSV, Markdown, LaTeX (booktabs)."""
+"""A table of a study, and its forms: terminal, CSV, Markdown, LaTeX (booktabs), HTML."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -54,6 +54,10 @@ class StudyTable:
     titles: list[str]
     rows: list[list[Cell]]
     foot: list[str] = field(default_factory=list)
+
+    def named(self, name: str, title: str) -> StudyTable:
+        """The same table under another name, below a title."""
+        return replace(self, name=name, head=[title, *self.head])
 
     def rich(self) -> Table:
         """For the terminal."""
@@ -112,9 +116,28 @@ def show_tables(tables: Sequence[StudyTable], form: str = "terminal") -> None:
             console.out(FORMATS[form][1](table), highlight=False)
 
 
-def write_tables(tables: Sequence[StudyTable], folder: Path) -> list[Path]:
-    """Writes tables in every form: `table.csv`, `table.md`, `table.tex`, as `table_NAME.*` where they have names."""
-    paths = []
+def page(tables: Sequence[StudyTable], title: str) -> str:
+    """One HTML page with all tables, which needs no other file and no network."""
+    import jinja2
+
+    source = (Path(__file__).parent / "study.html.j2").read_text(encoding="utf-8")
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    return template.render(tables=tables, title=title)
+
+
+def write_tables(tables: Sequence[StudyTable], folder: Path, *, title: str | None = None) -> list[Path]:
+    """Writes tables in every form: `table.csv`, `table.md`, `table.tex`, as `table_NAME.*` where they have names.
+
+    Args:
+        tables: Of one study.
+        folder: Existing folder.
+        title: Of the page `tables.html`; None for the folder's name.
+
+    Returns:
+        The files, the page first.
+    """
+    paths = [folder / "tables.html"]
+    write_text(paths[0], page(tables, title or folder.absolute().name))
     for table in tables:
         for ending, form in FORMATS.values():
             path = folder / f"table{f'_{table.name}' if table.name else ''}.{ending}"

@@ -39,6 +39,14 @@ ASKED_FOR = {  # by the configuration
     "pixel_mean_f1": "mean F1",
     "image_calibration_error": "calibration error",
 }
+COSTS = {  # smaller is better; not in percent
+    "cost/trainable_parameters": "trainable parameters",
+    "cost/gflops": "GFLOPs an image",
+    "cost/ms_per_image": "ms an image",
+    "cost/peak_memory_mb": "peak memory, MB",
+    "cost/training_seconds": "training, s",
+}
+POOLED = {f"pooled/{key}": f"{title}, pooled" for key, title in COLUMNS.items()}
 WIDEST = 48  # characters of a cell; the files hold all of it
 SELECTION_NOTE = {
     "last": "weights of the last epoch",

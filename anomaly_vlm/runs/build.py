@@ -96,12 +96,12 @@ def build(
     backbone: Any = create(cfg.backbone, kind=FrozenTower)
     if cfg.get("compile"):
         compile_blocks(backbone, cfg.compile)
-    note = rewrite_texts(cfg, backbone, data)
+    rewrite_texts(cfg, backbone, data)
     method = build_method(cfg, backbone, **collaborators)
     data.preprocess = method.preprocess
     description = describe_data(data)
     facts = {
-        "method": method.display_name(cfg.name) + note,
+        "method": method.display_name(cfg.name),
         "backbone": backbone.describe(),
         "random_weights": backbone.is_random,
         "fingerprint": method.run_record["fingerprint"],
@@ -109,6 +109,7 @@ def build(
         "seed": cfg.seed,
         "shots": cfg.shots,
         "config": config_key(cfg),
+        "texts": cfg.get("texts", "as_written"),
         "image_size": method.preprocess.size if method.preprocess else None,
     }
     note_training_images(data, method, facts, with_train="train" in sides)

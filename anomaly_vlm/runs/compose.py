@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 import anomaly_vlm
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.files import expanded
+from anomaly_vlm.runs.own_conf import KEY, check_search_path, own_folders, with_search_path
 from anomaly_vlm.runs.path_words import literal_paths
 
 GROUPS = (
@@ -53,10 +54,17 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def choices(group: str) -> list[str]:
-    """The names that a group offers, sub-folders included (`adaclip/prompts`)."""
-    root = conf_dir() / group
-    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+def choices(group: str, overrides: Sequence[str] = ()) -> list[str]:
+    """The names that a group offers, sub-folders included (`adaclip/prompts`), with the user's own.
+
+    Args:
+        group: Name of the group.
+        overrides: Of the command line, which may name folders of the user's own, see `runs.own_conf`.
+    """
+    roots = [folder / group for folder in (conf_dir(), *own_folders(overrides))]
+    return sorted(
+        {path.relative_to(root).with_suffix("").as_posix() for root in roots for path in root.rglob("*.yaml")}
+    )
 
 
 def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:
@@ -97,9 +105,10 @@ def compose_job(overrides: Sequence[str], number: int = 0) -> tuple[DictConfig, 
 def _without_hydra(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """What a run needs of a composed configuration, with the choices made."""
     made = {k: v for k, v in cfg.hydra.runtime.choices.items() if v is not None and not k.startswith("hydra")}
-    if made.get("preset") not in (None, *choices("preset")):
+    presets = choices("preset", overrides)
+    if made.get("preset") not in (None, *presets):
         if any(word.startswith("preset=") for word in overrides):
-            raise unknown_choice("preset", made["preset"], choices("preset"))
+            raise unknown_choice("preset", made["preset"], presets)
         del made["preset"]  # this backbone has none for this method
     with open_dict(cfg):
         del cfg["hydra"]
@@ -139,7 +148,8 @@ def own_launchers_and_sweepers() -> None:
 def _compose(overrides: Sequence[str], config: str) -> DictConfig:
     _check_words(overrides)
     own_launchers_and_sweepers()
-    overrides = literal_paths(overrides)
+    check_search_path(overrides)
+    overrides = with_search_path(literal_paths(overrides))
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -155,7 +165,7 @@ def ask_hydra(words: Sequence[str]) -> None:
         UserError: The overrides do not compose.
     """
     own_launchers_and_sweepers()
-    argv, sys.argv = sys.argv, ["anomaly-vlm", *map(addable, literal_paths(words))]
+    argv, sys.argv = sys.argv, ["anomaly-vlm", *map(addable, with_search_path(literal_paths(words)))]
     full, os.environ["HYDRA_FULL_ERROR"] = (
         os.environ.get("HYDRA_FULL_ERROR", ""),
         "1",
@@ -199,7 +209,7 @@ def _check_words(overrides: Sequence[str]) -> None:
             raise UserError(f"'{word}' is no override: write key=value, such as method=adaclip")
 
 
-def translate(error: Exception, overrides: Iterable[str]) -> UserError:
+def translate(error: Exception, overrides: Sequence[str]) -> UserError:
     """Hydra's and OmegaConf's errors, often several lines, as one line with the nearest choices."""
     text = str(error)
     if found := re.search(r"Could not find '([\w@.]+)/([^']+)'", text) or re.search(
@@ -208,9 +218,10 @@ def translate(error: Exception, overrides: Iterable[str]) -> UserError:
         group, name = found[1].split("@")[0], found[2]
         if f"{group}/{name}".startswith(WITHOUT_MASKS):
             return _needs_masks(f"{group}/{name}".removeprefix(WITHOUT_MASKS))
-        return unknown_choice({"dataset": "data set", "source": "data set"}.get(group, group), name, choices(group))
+        title = {"dataset": "data set", "source": "data set"}.get(group, group)
+        return unknown_choice(title, name, choices(group, overrides))
     if found := re.search(r"You must specify '(\w+)'", text):
-        return UserError(f"no {found[1]} given: add {found[1]}=NAME, one of {', '.join(choices(found[1]))}")
+        return UserError(f"no {found[1]} given: add {found[1]}=NAME, one of {', '.join(choices(found[1], overrides))}")
     if found := re.search(r"Could not override '([\w@./]+)'", text):
         return _unknown_key(found[1], overrides)
     if found := re.search(r"(?:full_key|Key '[^']*' is not in struct).*?full_key: ([\w.@]+)", text, re.S):
@@ -229,7 +240,7 @@ def _needs_masks(method: str) -> UserError:
     )
 
 
-def _unknown_key(key: str, overrides: Iterable[str]) -> UserError:
+def _unknown_key(key: str, overrides: Sequence[str]) -> UserError:
     """Names the nearest keys of the configuration that the chosen groups compose."""
     group = key.split("@")[0]
     if group in GROUPS:
@@ -238,8 +249,12 @@ def _unknown_key(key: str, overrides: Iterable[str]) -> UserError:
     method = [] if any(word.startswith("method=") for word in chosen) else [f"method={choices('method')[0]}"]
     own_launchers_and_sweepers()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        keys = flat_keys(hydra.compose("train", [*method, *chosen]))
+        keys = flat_keys(hydra.compose("train", with_search_path([*method, *chosen, *_search_words(overrides)])))
     return unknown_choice_short(key, [*keys, *GROUPS])
+
+
+def _search_words(overrides: Sequence[str]) -> list[str]:
+    return [word for word in overrides if word.lstrip("+").startswith(KEY)]
 
 
 def unknown_choice_short(key: str, keys: Sequence[str]) -> UserError:
@@ -290,7 +305,7 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
         kept = [f"{group}={made[group]}" for group in ("method", "backbone") if group in made]
         if not any(o.key_or_group == "dataset" for _, o in changes):
             kept += [f"{group}={choice}" for group, choice in made.items() if group.startswith(("dataset", "source@"))]
-        fresh = compose([*kept, *(line for line, _ in changes)])
+        fresh = compose([*kept, *(line for line, _ in changes), *_search_words(overrides)])
         with open_dict(cfg):
             for _, o in changes:
                 node = o.package or o.key_or_group  # `source@dataset.test` fills dataset.test
@@ -300,7 +315,7 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
                 else:
                     cfg.choices[o.key_or_group] = o.value()
     for o in parsed:
-        if o in groups:
+        if o in groups or o.key_or_group == KEY.removesuffix("="):
             continue
         key = o.key_or_group
         addable = o.is_add() or key.startswith(ADDABLE)  # see `addable`
@@ -310,9 +325,9 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
     return cfg
 
 
-def describe_choices() -> str:
-    """For `--help`: groups with their choices, and the top-level keys."""
-    lines = ["groups:"] + [f"  {group + '=':<12} {', '.join(choices(group))}" for group in GROUPS]
+def describe_choices(overrides: Sequence[str] = ()) -> str:
+    """For `--help`: groups with their choices, those of folders that overrides name too, and the top-level keys."""
+    lines = ["groups:"] + [f"  {group + '=':<12} {', '.join(choices(group, overrides))}" for group in GROUPS]
     text = (conf_dir() / "train.yaml").read_text().split("hparams_search: null", 1)[1].split("name: ???")[0]
     lines += ["", "keys (any key of a group too, such as method.hsf.k=10):"]
     lines += [f"  {line}" for line in text.strip().splitlines()]

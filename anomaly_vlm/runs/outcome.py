@@ -164,6 +164,8 @@ def counted(run: Run, evaluated: int, *, epochs: int | None = None) -> dict[str,
         notes.append(f"stopped after {epochs} of {run.cfg.epochs} epochs")
     if limits:
         notes.append("trainer: " + ", ".join(f"{key}={value}" for key, value in limits.items()))
+    if run.facts.get("texts", "as_written") != "as_written":
+        notes.append(f"texts changed on purpose: {run.facts['texts']}")
     if run.facts.get("test_images_trained_on"):
         notes.append(f"{run.facts['test_images_trained_on']:,} of the test images were TRAINED ON")
     return {"images": evaluated, "images_in_test_set": there, **({"note": "; ".join(notes)} if notes else {})}

@@ -12,11 +12,8 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.texts.rewrite import rewriter
 
 
-def rewrite_texts(cfg: DictConfig, backbone: Any, data: AnomalyData) -> str:
+def rewrite_texts(cfg: DictConfig, backbone: Any, data: AnomalyData) -> None:
     """Lets a backbone read sentences that are changed on purpose, where `texts` asks for it.
-
-    Returns:
-        What tables say about it; nothing where sentences are read as they are written.
 
     Raises:
         UserError: An unknown way to change them, or a backbone that reads no texts.
@@ -25,8 +22,7 @@ def rewrite_texts(cfg: DictConfig, backbone: Any, data: AnomalyData) -> str:
     categories = {sample.category for side, source in data.sources.items() if source for sample in data.samples(side)}
     rewrite = rewriter(mode, sorted(categories))
     if rewrite is None:
-        return ""
+        return
     if not isinstance(backbone, FrozenClip):
         raise UserError(f"texts={mode}: {backbone.describe()} reads no texts: leave texts out")
     backbone.rewrite = rewrite
-    return f" ({mode} texts)"

@@ -130,6 +130,11 @@ def check_keys(cfg: DictConfig) -> None:
             raise UserError(f"trainer.{key} is set by the run itself: {OWN_KEYS[str(key)]}")
         if key != "_target_" and key not in known:
             raise unknown_choice("key of trainer", str(key), known)
+    if str(cfg.trainer.get("strategy", "")).startswith(("fsdp", "deepspeed", "model_parallel")):
+        raise UserError(
+            f"trainer.strategy={cfg.trainer.strategy} shards weights, and methods drive their frozen towers block by block:"
+            " use trainer=ddp; what learns is small, and a ViT-L takes 1.2 GB on each GPU"
+        )
     nodes = {name: cfg.get(name) for name in ("optimizer", "scheduler")}
     nodes.update({f"callbacks.{name}": node for name, node in callback_nodes(cfg).items()})
     for name, node in nodes.items():

@@ -44,17 +44,3 @@ def test_float16_composes() -> None:
     cfg = compose(["method=adaclip", "trainer=gpu", "trainer.precision=16-mixed"])
     check_values(cfg)
     assert (cfg.trainer.accelerator, cfg.trainer.precision) == ("gpu", "16-mixed")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_on_a_gpu(precision: str, tmp_path: Path) -> None:
-    words = [
-        *without_trainer("adaclip"),
-        *SHORT,
-        "trainer=gpu",
-        f"trainer.precision={precision}",
-        f"output_dir={tmp_path / 'run'}",
-    ]
-    assert main(["train", *words]) == 0
-    assert results(tmp_path / "run")["mean/pixel_auroc"] is not None

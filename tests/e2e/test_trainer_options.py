@@ -102,6 +102,7 @@ def test_optimisers_and_schedules_are_groups() -> None:
         ("callbacks.ema.dekay=0.9", "callbacks.ema"),
         ("scheduler.gamma=0.5", "scheduler is {'gamma': 0.5}"),
         ("trainer.precison=32-true", "unknown key of trainer 'precison'"),
+        ("trainer.strategy=fsdp", "shards weights"),
         ("compile=inducter", "unknown compile 'inducter'"),
         ("optimizer=adm", "unknown optimizer 'adm'"),
     ],

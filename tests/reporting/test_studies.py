@@ -94,6 +94,41 @@ def test_runs_on_different_data_are_neither_averaged_nor_compared(tmp_path: Path
     assert texts(differences)[0][-1] == "-"
 
 
+def test_several_base_rows_stand_for_their_like(tmp_path: Path) -> None:
+    for method, mode, value in (("m", "a", 0.5), ("m", "b", 0.7), ("n", "a", 0.1), ("n", "b", 0.0)):
+        results = {"mean/image_auroc": value, "x/image_auroc": value}
+        write_run(tmp_path, method + mode, results, [f"texts={mode}"], method=method, config=method + mode)
+    _, table = tables(tmp_path, "base=texts=a")
+    assert texts(table) == [["m", "b", "+20.0 [+20.0, +20.0]"], ["n", "b", "-10.0 [-10.0, -10.0]"]]
+    write_run(tmp_path, "ob", {"mean/image_auroc": 0.5}, ["texts=b"], method="o", config="ob")
+    with pytest.raises(UserError, match="2 rows are that, and none differs"):
+        tables(tmp_path, "base=texts=a")
+
+
+def test_costs_and_pooled_values_are_columns_too(tmp_path: Path) -> None:
+    for name, parameters in (("a", 0), ("b", 1234)):
+        cost = {"trainable_parameters": parameters, "gflops": 1.2345, "training_seconds": None}
+        results = {"mean/image_auroc": 0.5, "pooled/image_auroc": 0.25}
+        write_run(tmp_path, name, results, method=name, config=name, cost=cost)
+    (table,) = tables(tmp_path, "columns=pooled/image_auroc,cost/trainable_parameters,cost/gflops", "sort=-cost/gflops")
+    assert table.titles == ["image AUROC, pooled", "trainable parameters", "GFLOPs an image"]
+    assert texts(table) == [["a", "25.0", "0", "1.23"], ["b", "25.0", "1,234", "1.23"]]
+    assert table.rows[0][2].best and not table.rows[1][2].best
+
+
+def test_intervals_of_the_means(study: Path) -> None:
+    _, table = tables(study, "intervals=true")
+    assert texts(table)[1] == ["4", "90.0 [85.0, 95.0]"]  # gear 95, tile 85
+
+
+def test_the_page_holds_every_table_and_escapes_names(tmp_path: Path) -> None:
+    for name in ("<b>", "c"):
+        write_run(tmp_path, name.strip("<>"), {"mean/image_auroc": 0.5}, method=name, config=name)
+    write_tables(tables(tmp_path), tmp_path, title="a & b")
+    text = (tmp_path / "tables.html").read_text()
+    assert "<h1>a &amp; b</h1>" in text and "&lt;b&gt;" in text and "<b>" not in text and "http" not in text
+
+
 def test_other_options_are_never_averaged_even_where_no_override_names_them(tmp_path: Path) -> None:
     for seed, config in enumerate("ab"):
         write_run(tmp_path, f"run_{config}", {"mean/image_auroc": 0.5}, seed=seed, config=config)
@@ -127,7 +162,7 @@ def test_roads_and_few_shots_have_tables_of_their_own(tmp_path: Path) -> None:
         ("road", ["AP", "F1*"]),
     ]
     names = {path.name for path in write_tables(found, tmp_path)}
-    assert "table_road.csv" in names and len(names) == 9
+    assert {"tables.html", "table_road.csv"} <= names and len(names) == 10
 
 
 def test_keys_are_named_by_their_last_parts(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_run_with_changed_texts_says_so(
     for mode in ("as_written", "nameless"):
         assert main(["train", *words, f"texts={mode}", f"output_dir={mode}"]) == 0
         found[mode] = json.loads(Path(f"{mode}/metrics.json").read_text())
-    assert "winclip (nameless texts)" in capsys.readouterr().out and found["as_written"]["method"] == "winclip"
+    assert "texts changed on purpose: nameless" in capsys.readouterr().out and found["nameless"]["texts"] == "nameless"
     assert found["as_written"]["results"] != found["nameless"]["results"]
     cost = found["nameless"]["cost"]
     assert cost["trainable_parameters"] == 0 and cost["training_seconds"] is None
