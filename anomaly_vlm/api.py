@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from omegaconf import open_dict
+
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.runs.build import build_method
 from anomaly_vlm.runs.checkpoints import PUBLISHED, Checkpoint
@@ -57,8 +59,8 @@ def load_method(
     named = backbone is None or isinstance(backbone, str)
     words = [f"method={name}", *([f"backbone={backbone}"] if backbone and named else []), *(overrides or [])]
     cfg = checked(compose(words))
-    for key, value in options.items():
-        cfg.method[key] = value
+    with open_dict(cfg):  # the YAML of a method lists only what differs from its constructor, which checks the rest
+        cfg.method.update(options)
     loaded = instantiate(cfg.backbone, trusted=cfg.trust) if named else backbone
     if not named:
         cfg.image_size = loaded.image_size

@@ -18,7 +18,6 @@ from rich.table import Table
 from anomaly_vlm.data import Sample, own_images
 from anomaly_vlm.data.drawn.products import ProceduralDrawing
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.shared.category_memory import MemoryMethod
 from anomaly_vlm.metrics.thresholds import from_good_parts
 from anomaly_vlm.reporting.console import say, show
 from anomaly_vlm.runs.build import Run, build
@@ -85,8 +84,6 @@ def rejected(run: Run, memory: Sequence[Sample], others: Sequence[Sample]) -> fl
         false_alarms=FALSE_ALARMS,
         left_out=True,
     )
-    assert isinstance(run.method, MemoryMethod)
-    run.method.fit_references(run.data.references_of(memory))
     return float(np.mean([part.score > threshold.score for part in score_samples(run, others)]))
 
 

@@ -1,7 +1,7 @@
 """What bfloat16 autocast changes: every method that learns, trained and scored in both precisions on drawn images.
 
-The nano CLIP at 112 px, 24 training images, one epoch, 60 test images, the CPU. `scored`: the weights of the run in float32,
-evaluated in bf16-mixed. `trained`: a training in bf16-mixed from the same start.
+The nano CLIP, pictures drawn at 112 px, 24 training images, one epoch, 60 test images, the CPU. `scored`: the weights of the
+run in float32, evaluated in bf16-mixed. `trained`: a training in bf16-mixed from the same start.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ BF16 = "trainer.precision=bf16-mixed"
 
 def run(folder: Path, *, quick: bool) -> None:
     """Prints the table, writes `precision.csv` and `precision.md` into `folder`. `quick` runs on random weights at 64 px."""
-    small = ("backbone=tiny_random", "image_size=64") if quick else ("backbone=nano", "image_size=112")
-    table = Table(title=f"{small[0]}, {small[1]}, {', '.join(LIMITS)}", title_justify="left", pad_edge=False)
+    backbone, side = ("tiny_random", 64) if quick else ("nano", 112)
+    title = f"{backbone} at {side} px, {', '.join(LIMITS)}"
+    table = Table(title=title, title_justify="left", pad_edge=False)
     for column in COLUMNS:
         table.add_column(column)
     lines: list[tuple[str, ...]] = []
     for name in learning_methods():
-        for line in compared(name, folder / name, small):
+        for line in compared(name, folder / name, backbone, side):
             lines.append(line)
             table.add_row(*line)
             say("  ".join(line))
@@ -70,9 +71,25 @@ def learning_methods() -> list[str]:
     return names
 
 
-def compared(name: str, folder: Path, small: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The lines of one method: float32, then both ways of bfloat16 with their differences from it."""
-    words = [f"method={name}", *small, *LIMITS, *QUIET, *OPTIONS.get(name, ()), "trainer=cpu", "seed=0"]
+def compared(name: str, folder: Path, backbone: str, side: int) -> Iterator[tuple[str, ...]]:
+    """The lines of one method: float32, then both ways of bfloat16 with their differences from it.
+
+    Args:
+        name: The method's name in `conf/method/`.
+        folder: Of its runs.
+        backbone: Its name in `conf/backbone/`.
+        side: Of the pictures, and of the input, in pixels.
+    """
+    words = [f"method={name}", *OPTIONS.get(name, ()), f"backbone={backbone}"]
+    used = [key for key, source in compose(words).dataset.items() if key in ("train", "test") and source is not None]
+    words += [
+        f"image_size={side}",
+        *(f"dataset.{key}.size={side}" for key in used),
+        *LIMITS,
+        *QUIET,
+        "trainer=cpu",
+        "seed=0",
+    ]
     whole = _trained(words, folder / "float32")
     yield _line(name, "32-true", whole, None, None)
     checkpoint = Checkpoint.read(str(folder / "float32" / "checkpoints" / "last.ckpt"))

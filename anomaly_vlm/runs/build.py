@@ -233,8 +233,14 @@ def build_data(
     )
 
 
-def fit_references(run: Run, folder: Path) -> None:
-    """Gives a few-shot method its reference images, and writes which they are into `references.json`."""
+def fit_references(run: Run, folder: Path, *, only_noted: bool = False) -> None:
+    """Gives a few-shot method its reference images, and writes which they are into `references.json`.
+
+    Args:
+        run: Its data and its method.
+        folder: Of the run.
+        only_noted: Whether the method gets them later, in another way.
+    """
     method, picks = run.method, run.data.picks
     if not run.cfg.shots or not isinstance(method, FewShot):
         return
@@ -242,7 +248,8 @@ def fit_references(run: Run, folder: Path) -> None:
         write_list(folder / "references.json", picks.samples(), shots=run.cfg.shots, seed=run.cfg.seed)
     method.run_record["references"] = [sample.path for sample in picks.samples()]
     method.run_record["reference_contents"] = content_keys(picks.samples())
-    method.fit_references(run.data.references())
+    if not only_noted:
+        method.fit_references(run.data.references())
 
 
 def attach_cache(cfg: DictConfig, data: AnomalyData, method: AnomalyMethod) -> None:

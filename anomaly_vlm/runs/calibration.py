@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,7 +58,7 @@ def left_out(run: Run, memory: Sequence[Sample], samples: Sequence[Sample]) -> l
     """Scores parts of the memory, each with a memory of the others; of many some are left out together.
 
     Args:
-        run: Its data and its method, which is left with the memory of the last fold.
+        run: Its data and its method, which is left with the whole memory.
         memory: The parts that the method compares with.
         samples: Those of them that are scored.
     """
@@ -70,13 +70,21 @@ def left_out(run: Run, memory: Sequence[Sample], samples: Sequence[Sample]) -> l
     encoded = _encoded(run, memory)
     for fold in counted(folds, len(samples), what="calibrating"):
         without = {sample.path for sample in fold}
-        if encoded is not None and isinstance(run.method, MemoryMethod):
-            left = [i for i, sample in enumerate(memory) if sample.path in without]
-            run.method.fit_encoded(memory[0].category, encoded, without=left)
-        else:
-            run.method.fit_references(run.data.references_of([part for part in memory if part.path not in without]))
+        _remember(run, memory, encoded, without=without)
         found.update({one.path: one for one in score_samples(run, fold)})
+    _remember(run, memory, encoded, without=())
     return [found[sample.path] for sample in samples]
+
+
+def _remember(
+    run: Run, memory: Sequence[Sample], encoded: Mapping[str, Encoded] | None, *, without: Collection[str]
+) -> None:
+    """Gives the method a memory of all parts but those whose paths are in `without`."""
+    if encoded is not None and isinstance(run.method, MemoryMethod):
+        left = [i for i, sample in enumerate(memory) if sample.path in without]
+        run.method.fit_encoded(memory[0].category, encoded, without=left)
+    elif isinstance(run.method, FewShot):
+        run.method.fit_references(run.data.references_of([part for part in memory if part.path not in without]))
 
 
 @torch.no_grad()

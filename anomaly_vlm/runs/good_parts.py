@@ -135,12 +135,10 @@ def _fitted(
     if len(memory) == 1:
         leave_out = []  # without it there is nothing to compare with
     if run.data.remembered is None:
-        fit_references(run, folder)
+        fit_references(run, folder, only_noted=bool(leave_out) and training_loggers is None)
     if training_loggers is not None:
         _train(run, folder, training_loggers)
     scored = left_out(run, memory, leave_out)
-    if scored and isinstance(run.method, FewShot):
-        run.method.fit_references(run.data.references())
     scored += score_samples(run, rest)
     defective = [] if bad is None else score_samples(run, bad.samples("test"))
     threshold = choose_threshold(scored, defective, options, left_out=bool(leave_out), seed=cfg.seed)
