@@ -127,7 +127,9 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str], int]:
     """
     keys = dict.fromkeys(key for run in runs for key in run["overrides"] if key.rpartition("/")[2] not in NOT_VARIED)
     cells = [_cells(run, list(keys)) for run in runs]
-    if len({cell["selection"] for cell in cells if cell["selection"]}) == 1:  # of what is trained; nothing else has an epoch
+    if (
+        len({cell["selection"] for cell in cells if cell["selection"]}) == 1
+    ):  # of what is trained; nothing else has an epoch
         chosen = max(cell["selection"] for cell in cells)
         for cell in cells:
             cell["selection"] = chosen
@@ -169,12 +171,12 @@ def _differences(
     base: list[Group], groups: Sequence[Group], columns: dict[str, str], options: TableOptions, table: StudyTable
 ) -> StudyTable:
     """The other rows minus their base row, over the categories that both have."""
-    rows = []
+    keys, rows = _telling(groups), []
     for group in groups:
         if group in base:
             continue
         other = base[0] if len(base) == 1 else _otherwise_the_same(group, base, options)
-        row = [Cell(text) for text in group.cells.values()]
+        row = [Cell(group.cells[key]) for key in keys]
         for metric in columns:
             interval = difference(group, other, metric)
             text = (
@@ -188,7 +190,7 @@ def _differences(
         "in percent points, with the 95 % interval of a paired bootstrap over categories; marked where it excludes 0"
     ]
     name = f"{table.name}_difference" if table.name else "difference"
-    return StudyTable(name, head, _short(list(base[0].cells)), list(columns.values()), rows, foot)
+    return StudyTable(name, head, _short(keys), list(columns.values()), rows, foot)
 
 
 def _otherwise_the_same(group: Group, base: Sequence[Group], options: TableOptions) -> Group:
@@ -208,11 +210,18 @@ def _otherwise_the_same(group: Group, base: Sequence[Group], options: TableOptio
     )
 
 
+def _telling(groups: Sequence[Group]) -> list[str]:
+    """The keys that a further table repeats: without data and selection, where the others tell the rows apart."""
+    keys = list(groups[0].cells)
+    brief = [key for key in keys if _order(key) < 3]
+    return brief if len({tuple(group.cells[key] for key in brief) for group in groups}) == len(groups) else keys
+
+
 def _intervals(groups: Sequence[Group], columns: dict[str, str], table: StudyTable) -> StudyTable:
     """How sure the means are: the interval of the mean over the categories."""
-    rows = []
+    keys, rows = _telling(groups), []
     for group in groups:
-        row = [Cell(text) for text in group.cells.values()]
+        row = [Cell(group.cells[key]) for key in keys]
         for metric in columns:
             interval = bootstrap_mean(list(group.by_category(metric).values()))
             text = "-" if math.isnan(interval.value) else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * v for v in interval))
@@ -220,7 +229,7 @@ def _intervals(groups: Sequence[Group], columns: dict[str, str], table: StudyTab
         rows.append(row)
     head = ["mean over the categories, with the 95 % interval of a bootstrap over them"]
     name = f"{table.name}_intervals" if table.name else "intervals"
-    return StudyTable(name, head, _short(list(groups[0].cells)), list(columns.values()), rows)
+    return StudyTable(name, head, _short(keys), list(columns.values()), rows)
 
 
 def difference(group: Group, base: Group, metric: str) -> Interval:

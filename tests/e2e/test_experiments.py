@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 DRAWN = ["dataset=procedural"]
 ROADS = ["dataset=procedural_road"]
 
+
 def first_job(experiment: str) -> list[str]:
     """The overrides of an experiment's first job."""
     words = [f"experiment={experiment}"]
@@ -38,7 +39,19 @@ def small(experiment: str) -> list[str]:
     weights = ["++backbone.pretrained=null"] if cfg.backbone.get("pretrained") else []  # the tiny tower has none
     few = ["shots=1"] if cfg.shots else []
     group = ["backbone=tiny_random"] if "backbone=" not in " ".join(kept) else []
-    found = [*words, *data, *group, *weights, *SMALL, *pictures, *kept, *few, "seeds=null", "compare_untrained=false"]
+    found = [
+        *words,
+        *data,
+        *group,
+        *weights,
+        *SMALL,
+        *pictures,
+        *kept,
+        *few,
+        "seeds=null",
+        "shots_list=null",
+        "compare_untrained=false",
+    ]
     return [*found, "measure_cost=false"]
 
 
