@@ -126,16 +126,17 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str], int]:
         different data, weights or options are never in one group, even where the cells cannot tell them apart.
     """
     keys = dict.fromkeys(key for run in runs for key in run["overrides"] if key.rpartition("/")[2] not in NOT_VARIED)
-    cells = [
-        {**{key: str(run["overrides"].get(key, "")) for key in keys}, **{key: str(run[key]) for key in FACTS}}
-        for run in runs
-    ]
-    for cell, run in zip(cells, runs, strict=True):
-        if "texts" not in keys:
-            cell["texts"] = run.get("texts") or "as_written"
-        cell["selection"] = SELECTION_NOTE.get(run.get("selection") or "", "")
+    cells = [_cells(run, list(keys)) for run in runs]
+    if (
+        len({cell["selection"] for cell in cells if cell["selection"]}) == 1
+    ):  # of what is trained; nothing else has an epoch
+        chosen = max(cell["selection"] for cell in cells)
+        for cell in cells:
+            cell["selection"] = chosen
     varying = sorted((key for key in cells[0] if len({cell[key] for cell in cells}) > 1), key=_order)
-    common = [cells[0][key] for key in (*FACTS, "selection") if key not in varying and cells[0][key]]
+    stated = [cells[0][key] for key in ("method", "backbone") if key not in varying]
+    stated += [f"{key} {cells[0][key]}" for key in ("trained on", "tested on") if key not in varying and cells[0][key]]
+    common = [*stated, *([cells[0]["selection"]] if "selection" not in varying and cells[0]["selection"] else [])]
     same = [f"{key}={cells[0][key]}" for key in keys if key not in varying and cells[0][key]]
     found: dict[tuple[Any, ...], dict[Any, Run]] = {}
     for cell, run in zip(cells, runs, strict=True):
@@ -155,16 +156,27 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str], int]:
     return groups, [*common, *([f"with {', '.join(same)}"] if same else [])], repeated
 
 
+def _cells(run: Run, keys: Sequence[str]) -> dict[str, str]:
+    """Everything that may tell a run from others, as texts."""
+    trained, _, tested = str(run["data"]).rpartition("tested on")
+    cells = {key: str(run["overrides"].get(key, "")) for key in keys}
+    cells |= {"method": str(run["method"]), "backbone": str(run["backbone"])}
+    cells |= {"trained on": trained.strip(" ,").removeprefix("trained on ") or "nothing", "tested on": tested.strip()}
+    if "texts" not in keys:
+        cells["texts"] = run.get("texts") or "as_written"
+    return {**cells, "selection": SELECTION_NOTE.get(run.get("selection") or "", "")}
+
+
 def _differences(
     base: list[Group], groups: Sequence[Group], columns: dict[str, str], options: TableOptions, table: StudyTable
 ) -> StudyTable:
     """The other rows minus their base row, over the categories that both have."""
-    rows = []
+    keys, rows = _telling(groups), []
     for group in groups:
         if group in base:
             continue
         other = base[0] if len(base) == 1 else _otherwise_the_same(group, base, options)
-        row = [Cell(text) for text in group.cells.values()]
+        row = [Cell(group.cells[key]) for key in keys]
         for metric in columns:
             interval = difference(group, other, metric)
             text = (
@@ -178,7 +190,7 @@ def _differences(
         "in percent points, with the 95 % interval of a paired bootstrap over categories; marked where it excludes 0"
     ]
     name = f"{table.name}_difference" if table.name else "difference"
-    return StudyTable(name, head, _short(list(base[0].cells)), list(columns.values()), rows, foot)
+    return StudyTable(name, head, _short(keys), list(columns.values()), rows, foot)
 
 
 def _otherwise_the_same(group: Group, base: Sequence[Group], options: TableOptions) -> Group:
@@ -198,11 +210,18 @@ def _otherwise_the_same(group: Group, base: Sequence[Group], options: TableOptio
     )
 
 
+def _telling(groups: Sequence[Group]) -> list[str]:
+    """The keys that a further table repeats: without data and selection, where the others tell the rows apart."""
+    keys = list(groups[0].cells)
+    brief = [key for key in keys if _order(key) < 3]
+    return brief if len({tuple(group.cells[key] for key in brief) for group in groups}) == len(groups) else keys
+
+
 def _intervals(groups: Sequence[Group], columns: dict[str, str], table: StudyTable) -> StudyTable:
     """How sure the means are: the interval of the mean over the categories."""
-    rows = []
+    keys, rows = _telling(groups), []
     for group in groups:
-        row = [Cell(text) for text in group.cells.values()]
+        row = [Cell(group.cells[key]) for key in keys]
         for metric in columns:
             interval = bootstrap_mean(list(group.by_category(metric).values()))
             text = "-" if math.isnan(interval.value) else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * v for v in interval))
@@ -210,7 +229,7 @@ def _intervals(groups: Sequence[Group], columns: dict[str, str], table: StudyTab
         rows.append(row)
     head = ["mean over the categories, with the 95 % interval of a bootstrap over them"]
     name = f"{table.name}_intervals" if table.name else "intervals"
-    return StudyTable(name, head, _short(list(groups[0].cells)), list(columns.values()), rows)
+    return StudyTable(name, head, _short(keys), list(columns.values()), rows)
 
 
 def difference(group: Group, base: Group, metric: str) -> Interval:
@@ -230,10 +249,11 @@ def _columns(runs: Sequence[Run], options: TableOptions) -> dict[str, str]:
     titles = shown_columns({f"mean/{name}": 0.0 for name in dict.fromkeys(n for run in runs for n in run["means"])})
     if not options.columns:
         return {name: title for name, title in titles.items() if name in there} or titles
+    known = {**titles, **POOLED, **COSTS}
     for name in options.columns:
-        if name not in there:
+        if name not in there and name not in known:
             raise unknown_choice("column", name, there)
-    return {name: {**titles, **POOLED, **COSTS}.get(name, name) for name in options.columns}
+    return {name: known.get(name, name) for name in options.columns}
 
 
 def _sorted(groups: list[Group], columns: dict[str, str], sort: str | None) -> list[Group]:
@@ -286,7 +306,7 @@ def _short(keys: Sequence[str]) -> list[str]:
 
 def _order(key: str) -> int:
     """Method and backbone first, then what was swept over, data and selection last."""
-    return {"method": 0, "backbone": 1, "data": 3, "selection": 4}.get(key, 2)
+    return {"method": 0, "backbone": 1, "trained on": 3, "tested on": 4, "selection": 5}.get(key, 2)
 
 
 def _natural(text: str) -> tuple[int, float, str]:

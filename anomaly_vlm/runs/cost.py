@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anomaly_vlm.data.transforms import read_sample
 from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
+from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.runs.build import Run
 
 IMAGES = 5  # that are timed; as many as a transductive method wants to see together
@@ -42,7 +45,7 @@ def cost_of(run: Run, *, training_seconds: float | None) -> dict[str, Any]:
         started = time.perf_counter()
         _predict(run, images, category)
         seconds = time.perf_counter() - started
-        with FlopCounterMode(display=False) as counter:
+        with _without_gradients(method), FlopCounterMode(display=False) as counter:
             _predict(run, images, category)
     finally:
         if isinstance(method, FrozenTokens):
@@ -62,6 +65,19 @@ def peak_memory_mb() -> float:
         return torch.cuda.max_memory_allocated() / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+@contextmanager
+def _without_gradients(method: AnomalyMethod) -> Iterator[None]:
+    """The counter hooks into the graph of what has gradients, of which there is none in a prediction."""
+    learning = [one for one in method.parameters() if one.requires_grad]
+    for one in learning:
+        one.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for one in learning:
+            one.requires_grad_(True)
 
 
 def _predict(run: Run, images: list[Image.Image], category: str) -> None:

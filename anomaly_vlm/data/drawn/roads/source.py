@@ -109,6 +109,10 @@ class ProceduralRoadSource:
         """What the scenes are, in words."""
         return f"drawn, {self.height} x {self.width}"
 
+    def references(self) -> list[Sample]:
+        """None: no method compares road scenes with reference images."""
+        return []
+
     def samples(self, side: str) -> list[Sample]:
         """The index of `train`, `val` or `test`."""
         if side not in SIDES:
