@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -170,12 +171,16 @@ def ask_hydra(words: Sequence[str]) -> None:
         os.environ.get("HYDRA_FULL_ERROR", ""),
         "1",
     )  # errors come here, to be one line
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level  # Hydra sets up logging for a job that is not run
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(lambda cfg: None)()
     except (HydraException, OmegaConfBaseException) as error:
         raise translate(error, words) from error
     finally:
         sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, full
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def addable(override: str) -> str:

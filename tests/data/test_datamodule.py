@@ -125,9 +125,15 @@ def test_mosaic_and_augmentation_touch_training_only() -> None:
 
 def test_cache_is_for_the_main_process_only() -> None:
     data = module()
+    data.evaluations = 2
     assert data.dataset("test").cache is data.dataset("train").cache is not None
-    assert module(cache_mb=0).dataset("test").cache is None
-    assert module(num_workers=1).dataset("test").cache is None
+    assert module(cache_mb=0).dataset("train").cache is None
+    assert module(num_workers=1).dataset("train").cache is None
+
+
+def test_pixels_that_are_read_once_are_not_kept() -> None:
+    """A prediction over a whole production day holds no picture of it."""
+    assert module().dataset("test").cache is None
 
 
 def test_worker_processes_give_the_same_batches() -> None:

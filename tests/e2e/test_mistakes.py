@@ -64,7 +64,7 @@ def test_data(refused: Refused, parts: Path, tmp_path: Path) -> None:
     assert f"no folder '{tmp_path / 'none'}'" in refused(["train", *on(tmp_path / "none")])
     (tmp_path / "empty").mkdir()
     assert "no images" in refused(["train", *on(tmp_path / "empty")])
-    assert "unknown category of folder 'gear'" in refused(["train", *on(parts), "dataset.test.categories=[gear]"])
+    assert "unknown category of parts 'gear'" in refused(["train", *on(parts), "dataset.test.categories=[gear]"])
 
     picture(parts / "scratch" / "8.png")
     assert "8.png" in refused(["train", *on(parts)])  # no mask, though the set has masks

@@ -56,7 +56,7 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, 
         owner: Method and backbone, for the message.
 
     Raises:
-        UserError: Names keys that are missing, surplus or of another shape, or values that are no finite numbers.
+        UserError: Names keys that are missing, surplus or of another shape.
     """
     wrong = mismatches(expected, state)
     if wrong:
@@ -64,8 +64,6 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, 
             f"{source} does not fit {owner} as configured: {wrong}: choose the method, backbone and options that it was"
             " made with"
         )
-    if reason := not_finite(state):
-        raise UserError(f"{source}: {reason}: the training that wrote it had diverged, or the file is damaged")
 
 
 class LearnedState(Module):
@@ -123,6 +121,8 @@ class LearnedState(Module):
             source: Where it comes from, for the message.
 
         Raises:
-            UserError: Names keys that are missing, surplus or of another shape.
+            UserError: Names keys that are missing, surplus or of another shape, or learned values that are no numbers.
         """
         check_state(self.state_dict(), state, source=source, owner=f"{type(self).__name__} on {self.backbone.name}")
+        if reason := not_finite({name: state[name] for name in self.learnable()}):
+            raise UserError(f"{source}: {reason}: the training that wrote it had diverged, or the file is damaged")
