@@ -74,6 +74,7 @@ def test_a_difference_between_the_ways_is_refused() -> None:
         training.check_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(target: str, arguments: Mapping[str, Any], *, threads: int) -> Measured:
         return run_here(getattr(training, target.rpartition(":")[2])(**arguments))

@@ -50,6 +50,7 @@ def test_a_file_gives_the_numbers_of_its_method(
     assert (facts["method"], facts["category"], facts["size"]) == (words[0].partition("=")[2], "gear", "64")
 
 
+@pytest.mark.slow
 def test_any_number_of_images_of_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "method=linear_heads", *TRAINS, *TINY, "output_dir=run"]) == 0
     words = ["export", "ckpt=run/checkpoints/last.ckpt", "category=gear"]

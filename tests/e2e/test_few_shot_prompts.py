@@ -45,7 +45,8 @@ def test_a_step_a_category_and_a_checkpoint_that_needs_no_references(
     assert results(Path("run")) == results(Path("again"))
 
 
-@pytest.mark.parametrize("method", [pytest.param("promptad", marks=pytest.mark.slow), "finegrainedad"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["promptad", "finegrainedad"])
 def test_killed_and_resumed_equals_unbroken(method: str) -> None:
     """In mid-epoch: the regions come from the prompts as they started, the momentum of each category from the checkpoint."""
     long = words(method, "epochs=30")

@@ -143,6 +143,7 @@ def test_a_failed_run_is_closed(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of the data base's library
+@pytest.mark.slow
 def test_mlflow_gets_parameters_values_and_artifacts(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient

@@ -176,6 +176,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes_an_entry(tiles: Path, tmp_path: Path, encoded: list[int]) -> None:
     """A training dies (kill -9) with its third entry half written: the next one takes the two whole ones, no more."""
     command = [sys.executable, "-c", DYING, "2", *words(tiles, "faprompt", tmp_path / "killed")]
@@ -215,6 +216,7 @@ def lingering(write: Callable[..., None]) -> Callable[..., None]:
     return slow
 
 
+@pytest.mark.slow
 def test_two_trainings_build_one_cache_at_once(tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ready, go = tmp_path / "ready", tmp_path / "go"
     arguments = [str(ready), str(go), *words(tiles, "anomalyclip", tmp_path / "other")]
@@ -268,6 +270,7 @@ def test_a_disk_that_fills_up_during_a_run(
     check_same_run(tmp_path / "full", tmp_path / "off")
 
 
+@pytest.mark.slow
 def test_the_processes_of_a_run_share_one_cache(tiles: Path, tmp_path: Path) -> None:
     for run, mode in (("off", "off"), ("disk", "disk")):
         command = words(tiles, "anomalyclip", tmp_path / run, f"cache.tokens={mode}", "trainer=ddp_cpu", "batch_size=2")

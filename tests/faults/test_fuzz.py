@@ -29,7 +29,7 @@ from anomaly_vlm.runs.configs import checked, from_checkpoint
 from tests.faults.conftest import TINY, TRAIN
 from tests.support.fuzz import ODD, ODD_IN_FILES, ODD_WORDS, changes, places
 
-FEW = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=300)
 METHODS = [name for name in choices("method") if name not in ("dinov2", "sam")]  # these need downloaded weights
 

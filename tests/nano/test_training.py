@@ -220,6 +220,7 @@ def untaught(monkeypatch: pytest.MonkeyPatch, network: torch.nn.Module):
     monkeypatch.setattr(text, "gate", lambda *_, **__: {"noun_accuracy": 0.0, "passed": 1.0})
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path: Path, untaught, monkeypatch: pytest.MonkeyPatch):
     cfg = {**SMALL, "pool": str(tmp_path / "pool")}
     whole = training.train_nano(cfg, tmp_path / "whole", lambda _: None)
