@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Sequence
 
 LONGEST = 80  # characters of a name that becomes part of a file's
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
@@ -45,3 +46,13 @@ def slug(text: str) -> str:
         return plain
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     return f"{plain.encode('utf-8', 'replace')[:LONGEST].decode('utf-8', 'ignore')}_{digest}"
+
+
+def shortest_names(keys: Sequence[str]) -> dict[str, str]:
+    """Different dotted keys by as few of their last parts as tell them apart; whole where they end another key."""
+    found = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        found[key] = next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key)
+    return found

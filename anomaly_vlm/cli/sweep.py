@@ -73,7 +73,7 @@ def asked_for(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     path = Path(resume) / RECORD
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"resume={resume}: no {RECORD} that can be read in there: give a folder of a sweep") from error
     if not isinstance(stored, list) or not all(isinstance(word, str) for word in stored):
         raise UserError(f"'{path}' holds no command line of a sweep: give the folder of a sweep")

@@ -10,6 +10,7 @@ from typing import Any
 
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.metrics.decisions import Interval, bootstrap_mean
+from anomaly_vlm.names import shortest_names
 from anomaly_vlm.reporting.collect import FACTS, spread, value_of
 from anomaly_vlm.reporting.study_table import Cell, StudyTable
 from anomaly_vlm.reporting.table_options import CONDITION, TableOptions
@@ -114,7 +115,7 @@ def _table(
     foot = [f"{repeated} runs of the same configuration and seed as a later one are left out"] if repeated else []
     if several:
         foot.insert(0, "mean ± standard deviation over seeds")
-    labels = [*_short(keys), *(["seeds"] if several else [])]
+    labels = [*shortest_names(keys).values(), *(["seeds"] if several else [])]
     return StudyTable(name, [*head, *common], labels, list(columns.values()), rows, foot), groups, columns
 
 
@@ -190,7 +191,7 @@ def _differences(
         "in percent points, with the 95 % interval of a paired bootstrap over categories; marked where it excludes 0"
     ]
     name = f"{table.name}_difference" if table.name else "difference"
-    return StudyTable(name, head, _short(keys), list(columns.values()), rows, foot)
+    return StudyTable(name, head, list(shortest_names(keys).values()), list(columns.values()), rows, foot)
 
 
 def _otherwise_the_same(group: Group, base: Sequence[Group], options: TableOptions) -> Group:
@@ -229,7 +230,7 @@ def _intervals(groups: Sequence[Group], columns: dict[str, str], table: StudyTab
         rows.append(row)
     head = ["mean over the categories, with the 95 % interval of a bootstrap over them"]
     name = f"{table.name}_intervals" if table.name else "intervals"
-    return StudyTable(name, head, _short(keys), list(columns.values()), rows)
+    return StudyTable(name, head, list(shortest_names(keys).values()), list(columns.values()), rows)
 
 
 def difference(group: Group, base: Group, metric: str) -> Interval:
@@ -261,7 +262,7 @@ def _sorted(groups: list[Group], columns: dict[str, str], sort: str | None) -> l
         return groups
     name, downwards = sort.removeprefix("-"), sort.startswith("-")
     metrics = [*dict.fromkeys(name for group in groups for run in group.runs for name in run["means"]), *POOLED, *COSTS]
-    labels = dict(zip(_short(list(groups[0].cells)), groups[0].cells, strict=True)) | {
+    labels = dict(zip(shortest_names(list(groups[0].cells)).values(), groups[0].cells, strict=True)) | {
         key: key for key in groups[0].cells
     }
     if name in labels:
@@ -289,19 +290,6 @@ def _holds(condition: str, run: Run) -> bool:
 
 def _matches(group: Group, condition: str) -> bool:
     return all(_holds(condition, run) for run in group.runs)
-
-
-def _short(keys: Sequence[str]) -> list[str]:
-    """Keys by their last parts, with as many parts as it takes to tell them apart."""
-    names = []
-    for key in keys:
-        parts = key.split(".")
-        others = [other.split(".") for other in keys if other != key]
-        count = next(
-            n for n in range(1, len(parts) + 1) if n == len(parts) or all(o[-n:] != parts[-n:] for o in others)
-        )
-        names.append(".".join(parts[-count:]))
-    return names
 
 
 def _order(key: str) -> int:

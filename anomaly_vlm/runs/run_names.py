@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from anomaly_vlm.names import shortest_names
 
 TRACKING: dict[str, Any] = {  # the node of the same name while nobody has filled it in; older configurations lack it
     "name": None, "group": None, "job_type": None, "tags": [], "attach": False, "overrides": [],
@@ -47,16 +48,6 @@ def run_name(cfg: DictConfig) -> str:
     short = shortest_names(list(parts))
     named = {**{short[key]: value for key, value in parts.items()}, "seed": cfg.seed}
     return " ".join([str(cfg.name), *(f"{key}={value}" for key, value in named.items())])[:LONGEST_NAME]
-
-
-def shortest_names(keys: Sequence[str]) -> dict[str, str]:
-    """Dotted keys by as few of their last parts as tell them apart."""
-    found = {}
-    for key in keys:
-        parts = key.split(".")
-        ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
-        found[key] = next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
-    return found
 
 
 def _agent_words() -> list[str]:

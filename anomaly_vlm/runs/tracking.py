@@ -169,7 +169,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is damaged ({error}): remove it to log anew") from error
     known = {"wandb": ("id", "project", "entity"), "mlflow": ("run_id",)}
     if not isinstance(content, Mapping):

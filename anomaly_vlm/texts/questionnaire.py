@@ -62,7 +62,7 @@ def json_object(answer: str) -> dict[str, Any]:
     text = fenced[1] if fenced else answer[answer.find("{") : answer.rfind("}") + 1]
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(
             f"the answer holds no JSON object ({error}): save the model's answer with the object that the prompt asks for"
         ) from error

@@ -9,8 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.names import shortest_names
 from anomaly_vlm.runs.compose import compose
-from anomaly_vlm.runs.run_names import LONGEST_NAME, name_run, run_name, shortest_names
+from anomaly_vlm.runs.run_names import LONGEST_NAME, name_run, run_name
 from anomaly_vlm.runs.sweeps import expand, plan
 from anomaly_vlm.runs.tracking import tracked
 
@@ -24,6 +25,10 @@ def test_names_are_as_short_as_tells_keys_apart() -> None:
         "method.stages.lr": "stages.lr",
         "seed": "seed",
     }
+    assert shortest_names(["seed", "method.seed"]) == {
+        "seed": "seed",
+        "method.seed": "method.seed",
+    }  # one ends the other
 
 
 def test_a_run_of_a_sweep_is_named_by_what_varies(tmp_path: Path) -> None:
