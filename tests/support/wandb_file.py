@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK, HEAD = 32768, 7  # bytes: of a block; of the head in front of each piece (checksum, length, kind)
-PATIENCE = 30  # seconds
+PATIENCE = 60.0  # seconds
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
@@ -41,7 +41,7 @@ def wandb_files(folder: Path) -> list[WandbFile]:
     until = time.monotonic() + PATIENCE
     while True:
         found = [read_wandb_file(path) for path in sorted(folder.rglob("run-*.wandb"))]
-        if all(one.exit_code is not None for one in found) or time.monotonic() > until:
+        if (found and all(one.exit_code is not None for one in found)) or time.monotonic() > until:
             return found
         time.sleep(0.1)
 
