@@ -32,6 +32,21 @@ def pop_key(arguments: Sequence[str], key: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
+def values_of(command: str, arguments: Sequence[str], keys: Sequence[str]) -> dict[str, str | None]:
+    """The value of each key, for a command that takes no other words; None where a key is not given.
+
+    Raises:
+        UserError: A word that is none of the keys.
+    """
+    values: dict[str, str | None] = {}
+    rest = list(arguments)
+    for key in keys:
+        values[key], rest = pop_key(rest, key)
+    if rest:
+        raise UserError(f"'{rest[0]}' is no key of {command}: give {', '.join(f'{key}=' for key in keys)}")
+    return values
+
+
 def asks_for_help(arguments: Sequence[str], text: str) -> bool:
     """Whether `-h` or `--help` is among the arguments; the text is then shown."""
     if any(word in ("-h", "--help") for word in arguments):

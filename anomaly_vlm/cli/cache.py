@@ -6,8 +6,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from anomaly_vlm.cli.arguments import pop_key
-from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.cli.arguments import values_of
+from anomaly_vlm.errors import unknown_choice
 
 HELP = """usage: anomaly-vlm cache [folder=FOLDER]             lists the token caches
        anomaly-vlm cache clear=NAME|all [folder=FOLDER]
@@ -21,10 +21,7 @@ def run(arguments: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in arguments):
         sys.stdout.write(HELP)
         return 0
-    folder, rest = pop_key(arguments, "folder")
-    doomed, rest = pop_key(rest, "clear")
-    if rest:
-        raise UserError(f"'{rest[0]}' is no key of cache: give folder=FOLDER or clear=NAME")
+    folder, doomed = values_of("cache", arguments, ("folder", "clear")).values()
     from rich.table import Table
 
     from anomaly_vlm.caching.folders import cache_folder

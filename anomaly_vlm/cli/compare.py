@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anomaly_vlm
-from anomaly_vlm.cli.arguments import asks_for_help, pop_key
+from anomaly_vlm.cli.arguments import asks_for_help, values_of
 from anomaly_vlm.errors import UserError, unknown_choice
 
 FORMS = ("terminal", "csv", "markdown", "latex")
@@ -23,12 +23,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs `anomaly-vlm compare` with its arguments; returns the exit status."""
     if asks_for_help(arguments, HELP):
         return 0
-    values: dict[str, str | None] = {}
-    rest = list(arguments)
-    for key in ("study", "runs", "run", "format", "to"):
-        values[key], rest = pop_key(rest, key)
-    if rest:
-        raise UserError(f"'{rest[0]}' is no key of compare: give study=NAME and, if wanted, runs=, run=, format=, to=")
+    values = values_of("compare", arguments, ("study", "runs", "run", "format", "to"))
     studies = sorted(path.parent.name for path in experiments_dir().glob("*/protocol.yaml"))
     if values["study"] is None:
         raise UserError(f"no study given: add study=NAME, one of {', '.join(studies)}")

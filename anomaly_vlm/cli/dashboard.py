@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anomaly_vlm.cli.arguments import asks_for_help, pop_key
+from anomaly_vlm.cli.arguments import asks_for_help, values_of
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.files import write_text
 from anomaly_vlm.runs.checks import writable_folder
@@ -27,14 +27,10 @@ def run(arguments: Sequence[str]) -> int:
     """Runs `anomaly-vlm dashboard` with its arguments; returns the exit status."""
     if asks_for_help(arguments, HELP):
         return 0
-    values: dict[str, str | None] = {}
-    rest = list(arguments)
-    for key in ("study", "entity", "project", "to", "upload"):
-        values[key], rest = pop_key(rest, key)
-    trusted = trusted_packages([word for word in rest if word.startswith("trust=")])
-    rest = [word for word in rest if not word.startswith("trust=")]
-    if rest:
-        raise UserError(f"'{rest[0]}' is no key of dashboard: give study=FOLDER or study=EXPERIMENT")
+    trust = [word for word in arguments if word.startswith("trust=")]
+    trusted = trusted_packages(trust)
+    rest = [word for word in arguments if word not in trust]
+    values = values_of("dashboard", rest, ("study", "entity", "project", "to", "upload"))
     if not values["study"]:
         raise UserError("no study given: add study=FOLDER of a sweep, or an experiment's name (make: STUDY=...)")
     if values["upload"] not in (None, "true", "false"):

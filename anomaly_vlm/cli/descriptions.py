@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.cli.arguments import pop_key
+from anomaly_vlm.cli.arguments import values_of
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import expanded, write_text
 from anomaly_vlm.runs.checks import writable_folder
@@ -29,12 +29,7 @@ def run(arguments: Sequence[str]) -> int:
 
         sys.stdout.write(f"{HELP}\nmethods: {', '.join(sorted(QUESTIONNAIRES))}\n")
         return 0
-    rest = list(arguments)
-    values: dict[str, str | None] = {}
-    for key in ("method", "categories", "answers", "table", "output"):
-        values[key], rest = pop_key(rest, key)
-    if rest:
-        raise UserError(f"'{rest[0]}' is no key of descriptions: give method, categories, answers, table or output")
+    values = values_of("descriptions", arguments, ("method", "categories", "answers", "table", "output"))
     if values["method"] is None:
         raise UserError("no method given: add method=NAME, such as method=filo")
     categories = listed(values["categories"])

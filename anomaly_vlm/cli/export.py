@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.cli.arguments import asks_for_help, pop_key
+from anomaly_vlm.cli.arguments import asks_for_help, values_of
 from anomaly_vlm.errors import UserError, unknown_choice
 
 PIXELS = ("float", "uint8")
@@ -22,13 +22,8 @@ def run(arguments: Sequence[str]) -> int:
     """Runs `anomaly-vlm export` with its arguments; returns the exit status."""
     if asks_for_help(arguments, HELP):
         return 0
-    spec, rest = pop_key(arguments, "ckpt")
-    category, rest = pop_key(rest, "category")
-    output, rest = pop_key(rest, "output")
-    form, rest = pop_key(rest, "format")
-    pixels, rest = pop_key(rest, "pixels")
-    if rest:
-        raise UserError(f"unknown argument '{rest[0]}': see 'anomaly-vlm export --help'")
+    values = values_of("export", arguments, ("ckpt", "category", "output", "format", "pixels"))
+    spec, output, form, pixels = (values[key] for key in ("ckpt", "output", "format", "pixels"))
     if form not in (None, "onnx"):
         raise unknown_choice("format", str(form), ("onnx",))
     if pixels not in (None, *PIXELS):
@@ -40,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     from anomaly_vlm.runs.checkpoints import Checkpoint
     from anomaly_vlm.runs.export import export_onnx
 
-    word = Checkpoint.read(spec).category(category)
+    word = Checkpoint.read(spec).category(values["category"])
     path = Path(output) if output else Path(f"{Path(spec.removeprefix('package:')).stem}.onnx")
     done = export_onnx(load_checkpoint(spec), path, category=word, pixels="uint8" if pixels == "uint8" else "float")
     say(f"{done.path}: differs from the method by at most {done.difference:.1e} on {done.images} pictures")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly_vlm.cli.arguments import pop_key
+from anomaly_vlm.cli.arguments import values_of
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checks import writable_folder
 
@@ -29,15 +29,9 @@ def run(arguments: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in arguments):
         sys.stdout.write(HELP)
         return 0
-    ckpt, rest = pop_key(arguments, "ckpt")
-    limit, rest = pop_key(rest, "limit")
-    roots: dict[str, str] = {}
-    for name in SETS:
-        root, rest = pop_key(rest, name)
-        if root is not None:
-            roots[name] = root
-    if rest:
-        raise UserError(f"'{rest[0]}' is no key of nano-report: give ckpt, limit, {' or '.join(SETS)}")
+    values = values_of("nano-report", arguments, ("ckpt", "limit", *SETS))
+    ckpt, limit = values["ckpt"], values["limit"]
+    roots = {name: root for name in SETS if (root := values[name]) is not None}
     if limit is not None and not limit.isdigit():
         raise UserError(f"limit is {limit}: give a number of images for each set")
     execute(roots, ckpt, None if limit is None else int(limit), writable_folder(FOLDER))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.cli.arguments import pop_key
+from anomaly_vlm.cli.arguments import pop_key, values_of
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.files import os_error_line
 
@@ -71,9 +71,7 @@ def tables(arguments: Sequence[str]) -> int:
 
 def page(named: str, arguments: Sequence[str]) -> int:
     """Writes the HTML page about runs; returns the exit status."""
-    target, rest = pop_key(arguments, "to")
-    if rest:
-        raise UserError(f"'{rest[0]}' is no key of report: give run=FOLDER and, if wanted, to=FILE.html")
+    target = values_of("report", arguments, ("run", "to"))["to"]
     whole = named.startswith("[") and named.endswith("]") and not Path(named).is_dir()
     words = [word.strip() for word in named[1:-1].split(",")] if whole else [named]
     folders = [Path(word) for word in words if word]

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from anomaly_vlm.cli.arguments import asks_for_help, pop_key
+from anomaly_vlm.cli.arguments import asks_for_help, values_of
 from anomaly_vlm.cli.predict import DEFAULT
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs import stopping
@@ -33,11 +33,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs `anomaly-vlm serve` with its arguments until it is stopped; returns the exit status."""
     if asks_for_help(arguments, HELP):
         return 0
-    values, rest = {}, list(arguments)
-    for key in KEYS:
-        values[key], rest = pop_key(rest, key)
-    if rest:
-        raise UserError(f"'{rest[0]}' is no option of 'serve': give {', '.join(f'{key}=' for key in KEYS)}")
+    values = values_of("serve", arguments, KEYS)
     host = values["host"] or LOOPBACK[0]
     port, max_mb = (
         _whole("port", values["port"] or "8000", 0, 65535),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.cli.arguments import asks_for_help, pop_key
+from anomaly_vlm.cli.arguments import asks_for_help, values_of
 from anomaly_vlm.cli.predict import DEFAULT
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import expanded, unique_folder
@@ -26,14 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs `anomaly-vlm watch` with its arguments; returns the exit status."""
     if asks_for_help(arguments, HELP):
         return 0
-    values: dict[str, str | None] = {}
-    rest = list(arguments)
-    for key in ("images", "ckpt", "category", "every", "looks", "output_dir"):
-        values[key], rest = pop_key(rest, key)
-    if rest:
-        raise UserError(
-            f"'{rest[0]}' is no option of 'watch': give images=, ckpt=, category=, every=, looks= or output_dir="
-        )
+    values = values_of("watch", arguments, ("images", "ckpt", "category", "every", "looks", "output_dir"))
     if values["images"] is None:
         raise UserError("no folder given: add images=FOLDER, the folder that images arrive in (make: IMAGES=FOLDER)")
     images = expanded(values["images"])

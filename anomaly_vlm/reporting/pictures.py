@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import whole_bytes
 from anomaly_vlm.names import shown
+from anomaly_vlm.reporting.curves import ScoredImage
 
 TILE = 256  # side of one square picture in the panel, pixels
 GAP, BAND = 8, 22
@@ -25,20 +26,8 @@ STOPS = np.array(
 )
 
 
-class ScoredRow(Protocol):
+class ScoredRow(ScoredImage, Protocol):
     """What `choose` needs of an evaluated image."""
-
-    @property
-    def category(self) -> str:
-        """Category of the image."""
-
-    @property
-    def label(self) -> int:
-        """1 for an anomalous image, 0 for a normal one."""
-
-    @property
-    def score(self) -> float:
-        """Image score."""
 
     @property
     def index(self) -> int:

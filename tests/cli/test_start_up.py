@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from anomaly_vlm.cli import main, set_up_process
 
 NOT_NEEDED = ("kornia", "lightning", "matplotlib", "pandas", "scipy", "sklearn", "torchmetrics")
 PROGRAM = """
@@ -32,3 +36,14 @@ def test_predict_with_a_shipped_checkpoint(tmp_path: Path) -> None:
     loaded = loaded_by("predict", f"images={tmp_path / 'part.png'}", f"output_dir={tmp_path / 'out'}")
     assert (tmp_path / "out" / "scores.csv").is_file() and "hydra" in loaded
     assert not loaded & set(NOT_NEEDED)
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # restored afterwards
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert main(["--version"]) == 0 and "OMP_WAIT_POLICY" not in os.environ  # a program that calls it has its own
+    set_up_process(["train"])
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    set_up_process(["train"])
+    assert os.environ["OMP_WAIT_POLICY"] == "active"

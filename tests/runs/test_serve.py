@@ -92,7 +92,7 @@ def test_the_page_loads_nothing_from_elsewhere(client) -> None:
 def test_wrong_calls(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for words, line in (
-            (["serve", "images=here"], "is no option of 'serve'"),
+            (["serve", "images=here"], "is no key of serve"),
             (["serve", "port=many"], "port is 'many'"),
             (["serve", f"port={taken.getsockname()[1]}"], "give another port"),
             (["serve", "port=0", f"ckpt={tmp_path / 'absent.ckpt'}"], "does not exist"),

@@ -72,7 +72,7 @@ def test_mistakes_are_said_before_anything_is_loaded(tmp_path: Path, capfd: pyte
         (f"images={tmp_path / 'nowhere'}",): "no such folder",
         (f"images={tmp_path}", "every=0"): "every is '0': give a number above 0",
         (f"images={tmp_path}", "looks=2.5"): "looks is '2.5': give a whole number",
-        (f"images={tmp_path}", "seed=1"): "'seed=1' is no option of 'watch'",
+        (f"images={tmp_path}", "seed=1"): "'seed=1' is no key of watch",
     }.items():
         assert main(["watch", *words]) == 2
         err = capfd.readouterr().err
