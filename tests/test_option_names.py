@@ -15,7 +15,7 @@ import yaml
 
 from anomaly_vlm.methods.base.method import COLLABORATORS
 from anomaly_vlm.options import option_names
-from anomaly_vlm.runs.compose import GROUPS, choices
+from anomaly_vlm.runs.groups import GROUPS, choices
 from anomaly_vlm.runs.instantiate import method_class
 from tests.support.conf import CONF
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.runs.compose import choices, compose
+from anomaly_vlm.runs.compose import compose
+from anomaly_vlm.runs.groups import choices
 from anomaly_vlm.runs.own_conf import own_folders, with_search_path
 
 FOLDER = Path(__file__).parents[1] / "examples" / "own_method"

@@ -15,10 +15,11 @@ from rich.table import Table
 from anomaly_vlm.files import write_text
 from anomaly_vlm.reporting.console import say, show
 from anomaly_vlm.runs.checkpoints import Checkpoint
-from anomaly_vlm.runs.compose import choices, compose
+from anomaly_vlm.runs.compose import compose
 from anomaly_vlm.runs.configs import composed, from_checkpoint
 from anomaly_vlm.runs.evaluate import evaluate
 from anomaly_vlm.runs.fit import fit
+from anomaly_vlm.runs.groups import choices
 from anomaly_vlm.runs.instantiate import method_class
 
 METRICS = ("image_auroc", "pixel_auroc", "pixel_aupro")

@@ -59,7 +59,7 @@ def help_with_choices(arguments: Sequence[str], text: str) -> bool:
     """As `asks_for_help`, with the groups and keys of the configuration below the text."""
     if not asks_for_help(arguments, f"{text}\n"):
         return False
-    from anomaly_vlm.runs.compose import describe_choices
+    from anomaly_vlm.runs.groups import describe_choices
 
     sys.stdout.write(f"{describe_choices(hydra_words(arguments))}\n")
     return True

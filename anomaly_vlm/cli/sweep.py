@@ -13,8 +13,9 @@ from anomaly_vlm.files import unique_folder, write_text
 from anomaly_vlm.reporting.table_options import TableOptions
 from anomaly_vlm.runs import stopping
 from anomaly_vlm.runs.checks import not_writable, writable_folder
-from anomaly_vlm.runs.compose import choices, compose_job
+from anomaly_vlm.runs.compose import compose_job
 from anomaly_vlm.runs.configs import timestamp, trusted_packages
+from anomaly_vlm.runs.groups import choices
 from anomaly_vlm.runs.instantiate import instantiate
 from anomaly_vlm.runs.sweeps import FAILED, Job, check_jobs, expand, first_values, plan, run_jobs
 

@@ -4,68 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-import anomaly_vlm
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.files import expanded
-from anomaly_vlm.runs.own_conf import KEY, check_search_path, own_folders, with_search_path
+from anomaly_vlm.runs.groups import GROUPS, choices, conf_dir, own_launchers_and_sweepers
+from anomaly_vlm.runs.mistakes import flat_keys, search_words, translate, unknown_choice_short
+from anomaly_vlm.runs.own_conf import KEY, check_search_path, with_search_path
 from anomaly_vlm.runs.path_words import literal_paths
 
-GROUPS = (
-    "method",
-    "dataset",
-    "source",
-    "loss",
-    "optimizer",
-    "scheduler",
-    "backbone",
-    "trainer",
-    "logger",
-    "callbacks",
-    "detector",
-    "segmenter",
-    "preset",
-    "experiment",
-    "debug",
-    "hparams_search",
-)
-WITHOUT_MASKS = "loss/image_only/"  # a loss for each method that can do without pixel masks
 # Nodes whose constructors know more keys than their YAMLs list.
 ADDABLE = ("method.", "trainer.", "optimizer.", "scheduler.", "callbacks.")
-
-
-def conf_dir() -> Path:
-    """The folder `conf/`: inside the installed package, or at the root of a clone."""
-    package = Path(anomaly_vlm.__file__).parent
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
-
-
-def choices(group: str, overrides: Sequence[str] = ()) -> list[str]:
-    """The names that a group offers, sub-folders included (`adaclip/prompts`), with the user's own.
-
-    Args:
-        group: Name of the group.
-        overrides: Of the command line, which may name folders of the user's own, see `runs.own_conf`.
-    """
-    roots = [folder / group for folder in (conf_dir(), *own_folders(overrides))]
-    return sorted(
-        {path.relative_to(root).with_suffix("").as_posix() for root in roots for path in root.rglob("*.yaml")}
-    )
 
 
 def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:
@@ -133,17 +92,6 @@ def _source_name(source: DictConfig | None) -> str:
         return ""
     root = source.get("root")
     return str(source.get("name") or (expanded(root).resolve().name if root else "folder"))
-
-
-def own_launchers_and_sweepers() -> None:
-    """Lets the suite's files in `conf/hydra` stand for themselves.
-
-    Hydra and its plugins, where some are installed, register schemas under the same names and would check the files by them.
-    """
-    Plugins.instance()  # registers them
-    registered = ConfigStore.instance().repo["hydra"]
-    for path in (conf_dir() / "hydra").rglob("*.yaml"):
-        registered.get(path.parent.name, {}).pop(path.name, None)
 
 
 def _compose(overrides: Sequence[str], config: str) -> DictConfig:
@@ -214,75 +162,6 @@ def _check_words(overrides: Sequence[str]) -> None:
             raise UserError(f"'{word}' is no override: write key=value, such as method=adaclip")
 
 
-def translate(error: Exception, overrides: Sequence[str]) -> UserError:
-    """Hydra's and OmegaConf's errors, often several lines, as one line with the nearest choices."""
-    text = str(error)
-    if found := re.search(r"Could not find '([\w@.]+)/([^']+)'", text) or re.search(
-        r"Could not load '([\w@.]+)/([^']+)'", text
-    ):
-        group, name = found[1].split("@")[0], found[2]
-        if f"{group}/{name}".startswith(WITHOUT_MASKS):
-            return _needs_masks(f"{group}/{name}".removeprefix(WITHOUT_MASKS))
-        title = {"dataset": "data set", "source": "data set"}.get(group, group)
-        return unknown_choice(title, name, choices(group, overrides))
-    if found := re.search(r"You must specify '(\w+)'", text):
-        return UserError(f"no {found[1]} given: add {found[1]}=NAME, one of {', '.join(choices(found[1], overrides))}")
-    if found := re.search(r"Could not override '([\w@./]+)'", text):
-        return _unknown_key(found[1], overrides)
-    if found := re.search(r"(?:full_key|Key '[^']*' is not in struct).*?full_key: ([\w.@]+)", text, re.S):
-        return _unknown_key(found[1], overrides)
-    if "Multi-value" in text or "sweep" in text.lower():
-        return UserError(f"several values in one run ({' '.join(overrides)}): use 'anomaly-vlm sweep' for that")
-    return UserError(f"the overrides do not fit: {text.splitlines()[0]}")
-
-
-def _needs_masks(method: str) -> UserError:
-    """The error where a method's loss has no terms of whole images."""
-    able = [name.removeprefix("image_only/") for name in choices("loss") if name.startswith("image_only/")]
-    return UserError(
-        f"loss=image_only: {method} learns from pixel masks, from good images alone, or not at all: leave loss out, or"
-        f" choose one of {', '.join(able)}"
-    )
-
-
-def _unknown_key(key: str, overrides: Sequence[str]) -> UserError:
-    """Names the nearest keys of the configuration that the chosen groups compose."""
-    group = key.split("@")[0]
-    if group in GROUPS:
-        return unknown_choice("data side", key, [f"source@dataset.{side}" for side in ("train", "test", "val")])
-    chosen = [word for word in overrides if word.split("=")[0].split("@")[0] in GROUPS]
-    method = [] if any(word.startswith("method=") for word in chosen) else [f"method={choices('method')[0]}"]
-    own_launchers_and_sweepers()
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        keys = flat_keys(hydra.compose("train", with_search_path([*method, *chosen, *_search_words(overrides)])))
-    return unknown_choice_short(key, [*keys, *GROUPS])
-
-
-def _search_words(overrides: Sequence[str]) -> list[str]:
-    return [word for word in overrides if word.lstrip("+").startswith(KEY)]
-
-
-def unknown_choice_short(key: str, keys: Sequence[str]) -> UserError:
-    """As `unknown_choice`, listing only the nearest of many."""
-    import difflib
-
-    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.4)
-    last = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]][:3]
-    hint = ", ".join(dict.fromkeys([*near, *last])) or "see 'anomaly-vlm train --help'"
-    return UserError(f"unknown key '{key}': nearest are {hint}; to add a new key write +{key}=VALUE")
-
-
-def flat_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
-    """Dotted names of all keys, inner nodes included."""
-    keys: list[str] = []
-    for key in map(str, cfg):
-        keys.append(f"{prefix}{key}")
-        node = cfg._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():
-            keys += flat_keys(node, f"{prefix}{key}.")
-    return keys
-
-
 def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequence[str]) -> DictConfig:
     """The configuration that a checkpoint or run carries, with overrides on top.
 
@@ -310,7 +189,7 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
         kept = [f"{group}={made[group]}" for group in ("method", "backbone") if group in made]
         if not any(o.key_or_group == "dataset" for _, o in changes):
             kept += [f"{group}={choice}" for group, choice in made.items() if group.startswith(("dataset", "source@"))]
-        fresh = compose([*kept, *(line for line, _ in changes), *_search_words(overrides)])
+        fresh = compose([*kept, *(line for line, _ in changes), *search_words(overrides)])
         with open_dict(cfg):
             for _, o in changes:
                 node = o.package or o.key_or_group  # `source@dataset.test` fills dataset.test
@@ -328,12 +207,3 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
             raise unknown_choice_short(key, flat_keys(cfg))
         OmegaConf.update(cfg, key, o.value(), force_add=True)
     return cfg
-
-
-def describe_choices(overrides: Sequence[str] = ()) -> str:
-    """For `--help`: groups with their choices, those of folders that overrides name too, and the top-level keys."""
-    lines = ["groups:"] + [f"  {group + '=':<12} {', '.join(choices(group, overrides))}" for group in GROUPS]
-    text = (conf_dir() / "train.yaml").read_text().split("hparams_search: null", 1)[1].split("name: ???")[0]
-    lines += ["", "keys (any key of a group too, such as method.hsf.k=10):"]
-    lines += [f"  {line}" for line in text.strip().splitlines()]
-    return "\n".join(lines)

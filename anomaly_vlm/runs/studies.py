@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.reporting.collect import collect_runs
 from anomaly_vlm.reporting.dashboards import METRICS, ROAD_METRICS, Study
-from anomaly_vlm.runs.compose import choices, conf_dir, parse
+from anomaly_vlm.runs.compose import parse
+from anomaly_vlm.runs.groups import choices, conf_dir
 from anomaly_vlm.runs.trust import read_config
 
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.runs.compose import conf_dir
+from anomaly_vlm.runs.groups import conf_dir
 from anomaly_vlm.runs.migrate import migrated
 
 # Classes that lie directly in these modules. A prefix would not do: Hydra follows attributes (`torch.optim.adam.os.system`).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anomaly_vlm.bench.precision import BOUND, METRICS, _line, learning_methods
-from anomaly_vlm.runs.compose import choices
+from anomaly_vlm.runs.groups import choices
 
 
 def test_every_method_that_learns_on_drawn_products_is_covered() -> None:

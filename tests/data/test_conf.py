@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from anomaly_vlm.data import AnomalyDataModule, FileSource, JointSource
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.compose import compose as whole_run
-from anomaly_vlm.runs.compose import own_launchers_and_sweepers
+from anomaly_vlm.runs.groups import own_launchers_and_sweepers
 from tests.data.made import PIXELS
 from tests.data.trees import mask, mvtec_category, picture, road_tree, visa_download, write_json
 from tests.support.conf import CONF

@@ -11,7 +11,8 @@ from anomaly_vlm.cli import benchmark, main
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.record import write_metrics
 from anomaly_vlm.reporting.tables import COSTS, POOLED, shown_columns
-from anomaly_vlm.runs.compose import choices, compose_job
+from anomaly_vlm.runs.compose import compose_job
+from anomaly_vlm.runs.groups import choices
 from anomaly_vlm.runs.sweeps import expand
 from tests.e2e.conftest import SMALL_PICTURES
 

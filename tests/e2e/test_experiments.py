@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from anomaly_vlm.cli import main
-from anomaly_vlm.runs.compose import choices, compose_job
+from anomaly_vlm.runs.compose import compose_job
+from anomaly_vlm.runs.groups import choices
 from anomaly_vlm.runs.sweeps import expand
 from tests.methods.test_every_method import PICTURES, SMALL, TINY, WORDS, trains_on
 

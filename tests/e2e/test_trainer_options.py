@@ -13,7 +13,8 @@ import torch
 
 from anomaly_vlm.cli import main
 from anomaly_vlm.runs.averaging import AHEAD
-from anomaly_vlm.runs.compose import choices, compose
+from anomaly_vlm.runs.compose import compose
+from anomaly_vlm.runs.groups import choices
 from tests.e2e.test_logging import TINY
 
 pytestmark = pytest.mark.e2e

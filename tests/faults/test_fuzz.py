@@ -24,8 +24,9 @@ from anomaly_vlm.data.readers.meta_json import read_meta_json
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.build import build
 from anomaly_vlm.runs.checkpoints import Checkpoint
-from anomaly_vlm.runs.compose import choices, compose
+from anomaly_vlm.runs.compose import compose
 from anomaly_vlm.runs.configs import checked, from_checkpoint
+from anomaly_vlm.runs.groups import choices
 from tests.faults.conftest import TINY, TRAIN
 from tests.support.fuzz import ODD, ODD_IN_FILES, ODD_WORDS, changes, places
 

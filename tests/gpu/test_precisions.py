@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from anomaly_vlm.cli import main
-from anomaly_vlm.runs.compose import choices
+from anomaly_vlm.runs.groups import choices
 from tests.gpu.conftest import COLUMNS, report_text
 from tests.methods.test_every_method import PICTURES, SMALL, TINY, WORDS, trains_on
 

@@ -16,7 +16,7 @@ from PIL import Image
 from anomaly_vlm import load_checkpoint
 from anomaly_vlm.cli import main
 from anomaly_vlm.options import option_defaults
-from anomaly_vlm.runs.compose import choices
+from anomaly_vlm.runs.groups import choices
 from anomaly_vlm.runs.instantiate import method_class
 from tests.support.conf import CONF
 

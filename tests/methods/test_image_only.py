@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from anomaly_vlm.cli import main
-from anomaly_vlm.runs.compose import choices, compose
+from anomaly_vlm.runs.compose import compose
+from anomaly_vlm.runs.groups import choices
 
 ABLE = [name.removeprefix("image_only/") for name in choices("loss") if name.startswith("image_only/")]
 WORDS = {"filo": ["method.mmci.kernels=[[1,1],[3,3]]"]}

@@ -21,7 +21,7 @@ from anomaly_vlm.nano.convnext import ARCHITECTURE, as_convnext, new_convnext
 from anomaly_vlm.nano.road_image import RoadStage, class_shares
 from anomaly_vlm.nano.road_views import RoadPool, draw_road_views, open_road_pool
 from anomaly_vlm.nano.train_convnext import train_convnext
-from anomaly_vlm.runs.compose import conf_dir
+from anomaly_vlm.runs.groups import conf_dir
 from tests.support.nano import break_off, plain_open_clip
 
 FILE = Path(anomaly_vlm.__file__).parent / "nano" / "nano_convnext.safetensors"

@@ -20,7 +20,7 @@ from anomaly_vlm.nano import text
 from anomaly_vlm.nano.compare import compare, row
 from anomaly_vlm.nano.model import ARCHITECTURE, STEM, new_model, save_model
 from anomaly_vlm.nano.words import token_rows
-from anomaly_vlm.runs.compose import conf_dir
+from anomaly_vlm.runs.groups import conf_dir
 from tests.support.nano import card_lines
 
 CARD = Path(__file__).parents[2] / "docs" / "nano_clip.md"

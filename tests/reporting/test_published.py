@@ -12,7 +12,7 @@ from anomaly_vlm.cli import main
 from anomaly_vlm.cli.compare import experiments_dir
 from anomaly_vlm.reporting.published import PROTOCOL, Study
 from anomaly_vlm.reporting.record import write_metrics
-from anomaly_vlm.runs.compose import choices
+from anomaly_vlm.runs.groups import choices
 
 STUDIES = sorted(path.parent.name for path in experiments_dir().glob("*/published.csv"))
 RESULTS = {"mean/image_auroc": 0.9, "metal_nut/pixel_f1_max": 0.25, "mean/pixel_f1_max": 0.5}

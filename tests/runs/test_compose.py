@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 from anomaly_vlm.cli import main
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checks import check_values
-from anomaly_vlm.runs.compose import choices, compose, compose_job, flat_keys, merge_overrides
+from anomaly_vlm.runs.compose import compose, compose_job, merge_overrides
+from anomaly_vlm.runs.groups import choices
+from anomaly_vlm.runs.mistakes import flat_keys
 from anomaly_vlm.runs.sweeps import expand
 from anomaly_vlm.runs.trainer import check_keys
 

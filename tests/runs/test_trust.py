@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from anomaly_vlm.cli import main
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checkpoints import Checkpoint
-from anomaly_vlm.runs.compose import choices, compose
+from anomaly_vlm.runs.compose import compose
+from anomaly_vlm.runs.groups import choices
 from anomaly_vlm.runs.instantiate import instantiate
 from anomaly_vlm.runs.trust import check_targets, foreign_config, read_config, shipped_targets
 
