@@ -9,6 +9,7 @@ from anomaly_vlm.cli import sweep
 from anomaly_vlm.cli.arguments import asks_for_help, pop_key
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checks import writable_folder
+from anomaly_vlm.runs.stopping import goes_on_with
 
 STUDIES = ("zero_shot", "few_shot", "texts")
 QUALITY = "image_auroc,pooled/image_auroc,image_ap,pixel_auroc,pixel_ap,pixel_aupro,pixel_aupro_limit0.05"
@@ -37,7 +38,8 @@ def run(arguments: Sequence[str]) -> int:
     for study in STUDIES:
         words = [f"experiment=benchmark/{study}", f"{sweep.FOLDER_KEY}={root / study}", *limits, *overrides]
         try:
-            sweep.run(words)
+            with goes_on_with("benchmark", *arguments, whole=True):
+                sweep.run(words)
         except UserError as error:
             if not any(root.joinpath(study).rglob("metrics.json")):
                 raise

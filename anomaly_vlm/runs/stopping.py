@@ -117,18 +117,19 @@ def stop() -> Stopped:
 
 
 @contextmanager
-def goes_on_with(*words: str, folder: Path | None = None) -> Iterator[None]:
+def goes_on_with(*words: str, folder: Path | None = None, whole: bool = False) -> Iterator[None]:
     """Names the command that goes on where this block is stopped; of nested blocks the innermost counts.
 
     Args:
         words: The command and its arguments.
         folder: Of a run: without a configuration in it there is nothing to go on from yet, and the outer block's command
             counts.
+        whole: The blocks inside are parts of this one, which goes on with all of them: its command counts.
     """
     try:
         yield
     except Stopped as error:
-        if not error.command and (folder is None or (folder / "config.yaml").is_file()):
+        if (whole or not error.command) and (folder is None or (folder / "config.yaml").is_file()):
             error.command = shlex.join(["anomaly-vlm", *words])
         raise
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import signal
 from pathlib import Path
 
 import pytest
 
-from anomaly_vlm.cli import benchmark, main
+from anomaly_vlm.cli import benchmark, main, sweep
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.record import write_metrics
 from anomaly_vlm.reporting.tables import COSTS, POOLED, shown_columns
 from anomaly_vlm.runs.compose import compose_job
 from anomaly_vlm.runs.groups import choices
+from anomaly_vlm.runs.stopping import Stopped, goes_on_with
 from anomaly_vlm.runs.sweeps import expand
 from tests.e2e.conftest import SMALL_PICTURES
 
@@ -73,6 +75,19 @@ def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UserError, match="limit=many: give a number of pictures"):
         benchmark.run(["limit=many"])
     assert not list(tmp_path.iterdir())
+
+
+def test_stopped_it_names_the_command_for_all_its_studies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def stopped(words: object) -> int:
+        with goes_on_with("sweep", "resume=outputs/benchmark/zero_shot"):
+            raise Stopped(signal.SIGTERM)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "run", stopped)
+    assert main(["benchmark", "limit=4"]) == 143
+    assert capsys.readouterr().err == "anomaly-vlm: stopped by SIGTERM; this goes on: anomaly-vlm benchmark limit=4\n"
 
 
 @pytest.mark.slow
