@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from anomaly_vlm.data.images import open_image
+from anomaly_vlm.data.images import as_rgb, open_image
 from anomaly_vlm.data.types import Drawn, Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import read_json
@@ -39,7 +39,7 @@ class Annotated:
 
     def draw(self) -> Drawn:
         """Reads the image, and draws the mask."""
-        picture = open_image(self.image).convert("RGB")
+        picture = as_rgb(open_image(self.image))
         mask = np.zeros(self.size[::-1], bool)
         for kind, values in self.regions:
             mask |= _polygon(values, self.size) if kind == "polygon" else _runs(values, self.size)
