@@ -57,7 +57,7 @@ def write_set(folder: Path, suffix: str, size: tuple[int, int], count: int) -> l
     samples = []
     for i in range(count):
         path, region = folder / f"{i:03}{suffix}", folder / f"{i:03}_mask.png"
-        picture(i, size).save(path, **({"quality": 92} if suffix == ".jpg" else {"compress_level": 6}))
+        picture(i, size).save(path, quality=92)
         if i % 2:
             write_mask(region, size)
         samples.append(Sample(str(path), "part", i % 2, (str(region),) if i % 2 else (), dataset="bench"))
@@ -75,7 +75,7 @@ def large_file(folder: Path, suffix: str) -> tuple[str, str]:
     """An image of `LARGE_SIDE` pixels a side and its mask."""
     size = (LARGE_SIDE, LARGE_SIDE)
     path, region = folder / f"large{suffix}", folder / f"large{suffix[1:]}_mask.png"
-    picture(0, size).save(path, **({"quality": 90} if suffix == ".jpg" else {"compress_level": 1}))
+    picture(0, size).save(path, quality=90, compress_level=1)
     write_mask(region, size)
     return str(path), str(region)
 

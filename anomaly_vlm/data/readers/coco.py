@@ -71,7 +71,7 @@ def read_coco(
         names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
         regions: dict[Any, list[tuple[str, list[Region]]]] = {}
         for entry in content["annotations"]:
-            found = _regions(entry["segmentation"], entry.get("bbox"))
+            found = regions_of(entry.get("segmentation"), entry.get("bbox"))
             regions.setdefault(entry["image_id"], []).append((names[entry["category_id"]], found))
         listed = [(str(e["file_name"]), (int(e["width"]), int(e["height"])), e["id"]) for e in content["images"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -109,8 +109,16 @@ def _image(root: Path, path: Path, name: str) -> Path:
     )
 
 
-def _regions(segmentation: Any, box: Sequence[float] | None) -> list[Region]:
-    """The regions of an annotation; its box where it has no segmentation."""
+def regions_of(segmentation: Any, box: Sequence[float] | None) -> list[Region]:
+    """The regions of an annotation; its box where it has no segmentation.
+
+    Args:
+        segmentation: Polygons, each a list x, y, x, y, ... in pixels; or run lengths, plain or compressed, under `counts`.
+        box: x, y, width and height.
+
+    Raises:
+        ValueError: There is neither.
+    """
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         return [("counts", tuple(int(c) for c in (_decoded(counts) if isinstance(counts, str) else counts)))]
