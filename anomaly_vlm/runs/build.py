@@ -287,7 +287,7 @@ def attach_cache(cfg: DictConfig, data: AnomalyData, method: AnomalyMethod) -> N
 def _pixel_cache(cfg: DictConfig) -> TokenCache:
     """Resized images on disk. What they depend on is in their keys, but for the version of what lies there."""
     return TokenCache(
-        {"weights": "none", "pixels": "resized images, version 1"},
+        {"weights": "none: resized images", "version": 1},
         folder=cache_folder("tokens", cfg.cache.folder),
         disk_bytes=int(cfg.cache.disk_gb * 1e9),
     )
