@@ -114,7 +114,7 @@ class AnomalyDataset(Dataset[Item]):
 
     def _item(self, epoch: int, i: int, pixels: Pixels) -> Item:
         sample, operations, crop = self.samples[i], self.augment.operations, self.augment.crop
-        image, mask, key = pixels.image.float().div(255), self._mask(sample, pixels), pixels.key
+        image, mask, key = pixels.image.float().div_(255), self._mask(sample, pixels), pixels.key
         if crop is not None:
             image, mask = crop(image, mask, self._random(epoch, i, CROP), self.preprocess.mean)
             key = None

@@ -10,12 +10,12 @@ from typing import Any
 
 from anomaly_vlm.data.checks import checked_size
 from anomaly_vlm.data.readers.coco import Annotated, Region, regions_of
+from anomaly_vlm.data.readers.listing import split_by_name
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import read_json
 
 log = logging.getLogger("anomaly_vlm")
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val"}  # any other subset is tested on
 REGIONS = ("polygon", "mask", "bbox")
 
 
@@ -72,7 +72,7 @@ def _sample(root: Path, path: Path, item: dict[str, Any], names: list[str], chos
         category=category,
         label=int(bool(marked)),
         defect=names[marked[0]["label_id"]] if marked else "good",
-        split=SPLITS.get(path.stem.lower(), "test"),
+        split=split_by_name(Path(path.name)),
         kind="image" if marked and not regions else "mask",
         drawing=Annotated(str(image), (width, height), tuple(regions)),
     )

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_vlm.caching.folders import cache_folder
-from anomaly_vlm.data.readers.listing import folders
+from anomaly_vlm.data.readers.listing import folders, split_by_name
 from anomaly_vlm.data.readers.parquet import Table
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import read_json, whole_bytes, write_text
 
 log = logging.getLogger("anomaly_vlm")
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 NORMAL = ("good", "normal", "ok", "0", "false", "no")
 METADATA = ("metadata.jsonl", "metadata.csv")
 INDEX = "index.json"
@@ -82,7 +81,7 @@ def read_hugging_face(
                     label=known,
                     masks=(region,) if region is not None and known else (),
                     defect=str(kind) if known else "" if known is None else "good",
-                    split=_split(path.relative_to(root)),
+                    split=split_by_name(path.relative_to(root)),
                     kind="none" if known is None else "image" if known and region is None else "mask",
                 )
             )
@@ -98,12 +97,6 @@ def _tables(root: Path) -> list[Path]:
         if found := [path for place in places for path in sorted(place.glob(pattern))]:
             return found
     return []
-
-
-def _split(path: Path) -> str:
-    """The split that the first word of a file's name says, or the name of one of its folders; else `test`."""
-    words = [re.split(r"[-_.]", path.name.lower())[0], *(part.lower() for part in reversed(path.parts[:-1]))]
-    return next((SPLITS[word] for word in words if word in SPLITS), "test")
 
 
 def _label_name(value: Any, classes: list[str] | None) -> str | None:
