@@ -171,7 +171,7 @@ def memory() -> list[Limit]:
         what = f"2 images of {LARGE_SIDE} px, {suffix}: peak of one decoded image's {megabytes:.0f} MB"
         found.append(at_most(what, ours[suffix] / megabytes, 1.3, "x"))
     found.append(
-        at_most(f"2 images of {LARGE_SIDE} px, drafts (their masks are whole)", drafts[".jpg"] / megabytes, 0.7, "x")
+        at_most(f"2 images of {LARGE_SIDE} px, drafts (their masks are whole)", drafts[".jpg"] / megabytes, 0.85, "x")
     )
     return found
 
