@@ -190,6 +190,30 @@ def anomalib(folder: str) -> Work:
     return work
 
 
+def aupimo_of(count: int, side: int, seed: int, thresholds: int) -> Work:
+    """AUPIMO of drawn images, ours and anomalib's, which takes `thresholds` equal steps between the scores of normal images.
+
+    A quarter of the images are normal. `side` is chosen so that both bounds of the false-positive rate are whole numbers of
+    their pixels: else anomalib takes the nearest rates that there are.
+    """
+    import torch
+    from anomalib.metrics.pimo.functional import aupimo_scores
+
+    from anomaly_vlm.bench._metric_data import draw
+    from anomaly_vlm.metrics.decisions import aupimo
+
+    maps, masks = (np.stack(part) for part in zip(*(draw(seed, i, side) for i in range(count)), strict=True))
+    anomalous = masks.any(axis=(1, 2))
+
+    def work() -> dict[str, Any]:
+        mine = np.asarray(aupimo(maps, masks))[anomalous]
+        found = aupimo_scores(torch.from_numpy(maps), torch.from_numpy(masks).long(), num_thresholds=thresholds)
+        theirs = found[4].numpy()[anomalous]
+        return {"difference": float(np.abs(mine - theirs).max()), "lowest": float(mine.min()), "images": len(mine)}
+
+    return work
+
+
 def ours(folder: str, half_maps: bool = False, **options: Any) -> Work:
     """`PixelMetrics(**options)`, fed image by image; `half_maps`: with float16 maps."""
     import torch

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from anomaly_vlm.bench._limits import Limit, StreamResult, judge, judge_stream
+from anomaly_vlm.bench._limits import Limit, StreamResult, at_most, judge, judge_stream
 from anomaly_vlm.bench._measure import Measured, measure
 from anomaly_vlm.bench._metric_data import write_set
 from anomaly_vlm.errors import UserError
@@ -71,7 +71,7 @@ def run(folder: Path, *, quick: bool) -> None:
         rows += show_set(title, results, references)
         limits += judge(title, count * side * side, results, references, main=number == 0, small=side < 512)
     if not quick:
-        limits += stream_check()
+        limits += stream_check() + aupimo_check()
     show_limits(limits, quick)
     write(folder, rows)
     say(f"written: {folder / 'metrics.csv'}, {folder / 'metrics.png'}")
@@ -147,6 +147,17 @@ def stream_check() -> list[Limit]:
         quarter, end = done.facts["peaks_mb"]
         limits += judge_stream(StreamResult(kind, count, done.memory, end - quarter, done.cpu))
     return limits
+
+
+def aupimo_check() -> list[Limit]:
+    """AUPIMO of single images beside anomalib's, where it is installed; the finer its thresholds, the closer it comes."""
+    if importlib.util.find_spec("anomalib") is None:
+        say("AUPIMO is not compared: anomalib is not installed")
+        return []
+    say("AUPIMO of single images beside anomalib's, with a million thresholds ...")
+    found = measure(f"{HERE}:aupimo_of", {"count": 8, "side": 500, "seed": SEED, "thresholds": 1_000_000}).facts
+    what = f"AUPIMO of {found['images']} images ({found['lowest']:.2f} and more), largest difference from anomalib's"
+    return [at_most(what, found["difference"], 1e-6)]
 
 
 def show_limits(limits: list[Limit], quick: bool) -> None:

@@ -30,7 +30,8 @@ from anomaly_vlm.bench._measure import measure
 from anomaly_vlm.bench._published import PublishedDualPath
 from anomaly_vlm.bench._training_data import draw_samples, preprocess, random_batch
 from anomaly_vlm.caching.tokens import TokenCache
-from anomaly_vlm.data.dataset import AnomalyDataset, PixelCache, collate
+from anomaly_vlm.data.dataset import AnomalyDataset, collate
+from anomaly_vlm.data.pixels import PixelCache
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms

@@ -9,6 +9,7 @@ AUTO = "auto"
 DEFAULTS = {  # kind -> environment variable, folder without it
     "tokens": ("ANOMALY_VLM_CACHE", "~/.cache/anomaly_vlm/tokens"),
     "detections": ("ANOMALY_VLM_DETECTIONS", "~/.cache/anomaly_vlm/detections"),
+    "unpacked": ("ANOMALY_VLM_UNPACKED", "~/.cache/anomaly_vlm/unpacked"),  # images of tables, for readers
 }
 
 
@@ -16,7 +17,7 @@ def cache_folder(kind: str, folder: str | Path = AUTO) -> Path:
     """The folder of a cache.
 
     Args:
-        kind: `tokens` or `detections`.
+        kind: `tokens`, `detections` or `unpacked`.
         folder: As the user gave it; `auto` for the environment's, or a folder below the home directory.
     """
     if str(folder) == AUTO:

@@ -22,6 +22,7 @@ BENCHES = {
     "predict": "images a second of predict, from file to table and picture, beside the bare tower",
     "frontier": "an image under the methods of 2024 to 2026, beside the bare tower; MuSc over 1,000 images",
     "precision": "what bf16-mixed changes, for every method that learns: trained and scored on drawn images",
+    "loader": "images a second at 518 px beside plain PIL and torchvision; memory of 8,000 px images",
     "metrics": "exact and binned metrics against the official routine and public libraries",
 }
 HELP = "usage: anomaly-vlm bench NAME [--quick] [good=FOLDER of coverage]\n\n" + "\n".join(

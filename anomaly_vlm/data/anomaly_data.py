@@ -11,10 +11,12 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.checks import check_categories, check_files, need_labels
-from anomaly_vlm.data.dataset import AnomalyDataset, Item, PixelCache, StoredTokens, collate
+from anomaly_vlm.data.dataset import AnomalyDataset, Item, StoredTokens, collate
 from anomaly_vlm.data.limits import balanced
+from anomaly_vlm.data.pixels import PixelCache
 from anomaly_vlm.data.references import ReferencePicks, Remembered, at_size, changed, positions_by_category
 from anomaly_vlm.data.sampler import BatchesSampler, EpochSampler, ShardSampler
 from anomaly_vlm.data.source import Source
@@ -100,7 +102,7 @@ class AnomalyData:
         self.remembered: Remembered | None = None
         self.evaluations = 1
         self._cache = PixelCache(cache_mb * 10**6) if num_workers == 0 and cache_mb else None
-        self._stored_tokens: StoredTokens | None = None
+        self._stores: dict[str, Any] = {}  # `stored_tokens` and `stored_pixels` of the data sets
         self._samples: dict[str, list[Sample]] = {}
         self._totals: dict[str, int] = {}
         self._datasets: dict[tuple[str, Preprocess], AnomalyDataset] = {}
@@ -111,7 +113,12 @@ class AnomalyData:
         Args:
             stored: Key of an image's pixels -> its tokens, or None where they are not stored.
         """
-        self._stored_tokens = stored
+        self._stores["stored_tokens"] = stored
+        self._datasets.clear()
+
+    def store_pixels(self, cache: TokenCache) -> None:
+        """From now on, the resized images of files are kept in a cache on disk, and read from it."""
+        self._stores["stored_pixels"] = cache
         self._datasets.clear()
 
     # ---- what there is -----------------------------------------------------------------------------------------------
@@ -177,7 +184,7 @@ class AnomalyData:
 
     def dataset_of(self, samples: Sequence[Sample], *, name: str = "") -> AnomalyDataset:
         """Further samples as a data set that is preprocessed, and served with tokens, as the sides are."""
-        return AnomalyDataset(samples, self._preprocess(), name=name, stored_tokens=self._stored_tokens)
+        return AnomalyDataset(samples, self._preprocess(), name=name, **self._stores)
 
     @property
     def augmented(self) -> bool:
@@ -208,7 +215,7 @@ class AnomalyData:
                 augment=self.augment if side == "train" else None,
                 cache=self._cache if self._is_read_again(side) else None,
                 name=side,
-                stored_tokens=self._stored_tokens,
+                **self._stores,
             )
         return self._datasets[key]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,13 +11,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.class_aware import class_aware_view
-from anomaly_vlm.data.images import read_bytes, shown_size
+from anomaly_vlm.data.images import as_rgb, read_bytes, shown_size
+from anomaly_vlm.data.pixels import PixelCache, Pixels, in_threads, pixel_key
 from anomaly_vlm.data.transforms import (
     mosaic,
     normalise,
     read_region,
+    read_resized,
     read_sample,
     resize_image,
     resize_labels,
@@ -30,6 +31,7 @@ from anomaly_vlm.errors import UserError
 
 MOSAIC, AUGMENT, CROP, CLASS_AWARE = 1, 2, 3, 4  # streams of random numbers
 StoredTokens = Callable[[str | None], dict[str, Tensor] | None]
+Position = int | tuple[int, int]
 
 
 @dataclass
@@ -50,48 +52,11 @@ class Item:
     semantic: Tensor | None = None
 
 
-class Pixels(NamedTuple):
-    """A preprocessed sample.
-
-    Attributes:
-        image: uint8 [3, S, S].
-        mask: uint8 [S, S] (the semantic labels of a sample that has some), or None.
-        key: Key of the exact pixels, or None.
-        label: Label of the pixels where it may differ from the sample's; else None.
-    """
-
-    image: Tensor
-    mask: Tensor | None
-    key: str | None
-    label: int | None = None
-
-
-class PixelCache:
-    """Preprocessed pixels in memory, up to a number of bytes, so that later epochs neither read nor draw them again.
-
-    What came first stays: under cyclic access, throwing out the oldest would throw out everything.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.used = limit, 0
-        self._entries: dict[tuple[object, ...], Pixels] = {}
-
-    def get(self, key: tuple[object, ...]) -> Pixels | None:
-        """The pixels stored under a key, or None."""
-        return self._entries.get(key)
-
-    def put(self, key: tuple[object, ...], pixels: Pixels) -> None:
-        """Stores pixels under a key, unless they would exceed the limit."""
-        size = pixels.image.nbytes + (0 if pixels.mask is None else pixels.mask.nbytes)
-        if self.used + size <= self.limit:
-            self._entries[key] = pixels
-            self.used += size
-
-
 class AnomalyDataset(Dataset[Item]):
     """Items of samples. `[i]` is sample i of epoch 0, `[epoch, i]` that of another epoch.
 
-    Everything random comes from (seed, epoch, i): order, batches and worker processes change nothing.
+    Everything random comes from (seed, epoch, i): order, batches, threads and worker processes change nothing. A loader asks
+    for a batch at once; where it has no worker processes, the files of the batch are read by threads, one a core.
 
     Args:
         samples: Samples of one side.
@@ -101,6 +66,7 @@ class AnomalyDataset(Dataset[Item]):
         cache: Cache of preprocessed pixels, or None.
         name: Name of this data set within the cache.
         stored_tokens: Key of an image's pixels -> its frozen tokens, where they are stored. None stores none.
+        stored_pixels: Cache on disk of the resized images of files, so that later epochs and runs decode nothing; or None.
     """
 
     def __init__(
@@ -113,10 +79,11 @@ class AnomalyDataset(Dataset[Item]):
         cache: PixelCache | None = None,
         name: str = "",
         stored_tokens: StoredTokens | None = None,
+        stored_pixels: TokenCache | None = None,
     ) -> None:
         self.samples, self.preprocess = samples, preprocess
         self.seed, self.augment = seed, augment or TrainingAugmentation()
-        self.cache, self.name, self.stored_tokens = cache, name, stored_tokens
+        self.cache, self.name, self.stored_tokens, self.stored_pixels = cache, name, stored_tokens, stored_pixels
         self._keys: dict[int, str] = {}
         self.has_masks = any(sample.kind in ("mask", "semantic") for sample in samples)
         self._category: dict[tuple[str, str], list[int]] = {}
@@ -126,15 +93,28 @@ class AnomalyDataset(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, position: int | tuple[int, int]) -> Item:
-        epoch, i = position if isinstance(position, tuple) else (0, position)
-        sample = self.samples[i]
-        tiles = self._tiles(epoch, i) or self._class_aware(epoch, i)
-        operations, crop = self.augment.operations, self.augment.crop
-        if tiles is None and operations is None and crop is None and (served := self._served(i)) is not None:
-            return served
-        pixels = tiles or self._pixels(i)
-        image, mask, key = pixels.image.float().div(255), self._mask(sample, pixels), pixels.key
+    def __getitem__(self, position: Position) -> Item:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[Position]) -> list[Item]:
+        """The items of a batch."""
+        places = [position if isinstance(position, tuple) else (0, position) for position in positions]
+        found = [self._served(epoch, i) for epoch, i in places]
+        missing = [place for place, item in zip(places, found, strict=True) if item is None]
+        made = (self._item(*place, pixels) for place, pixels in zip(missing, self._read(missing), strict=True))
+        return [next(made) if item is None else item for item in found]
+
+    def _read(self, places: Sequence[tuple[int, int]]) -> list[Pixels]:
+        """The pixels of samples, in their order; files by threads, as decoding and resizing leave the interpreter free."""
+        return in_threads(lambda place: self._view(*place), places, [self.samples[i] for _, i in places])
+
+    def _view(self, epoch: int, i: int) -> Pixels:
+        """What is made of a sample in an epoch before its pixels are changed: a mosaic, a view by class, or the sample."""
+        return self._tiles(epoch, i) or self._class_aware(epoch, i) or self._pixels(i)
+
+    def _item(self, epoch: int, i: int, pixels: Pixels) -> Item:
+        sample, operations, crop = self.samples[i], self.augment.operations, self.augment.crop
+        image, mask, key = pixels.image.float().div_(255), self._mask(sample, pixels), pixels.key
         if crop is not None:
             image, mask = crop(image, mask, self._random(epoch, i, CROP), self.preprocess.mean)
             key = None
@@ -154,7 +134,7 @@ class AnomalyDataset(Dataset[Item]):
 
     def original(self, i: int) -> np.ndarray:
         """The pixels of sample i at its own size, uint8 [H, W, 3]."""
-        return np.asarray(read_sample(self.samples[i])[0].convert("RGB"))
+        return np.asarray(as_rgb(read_sample(self.samples[i])[0]))
 
     def own_size(self, i: int) -> tuple[int, int]:
         """Width and height in pixels of sample i at its own size, where it lies in a file."""
@@ -168,13 +148,26 @@ class AnomalyDataset(Dataset[Item]):
         place = (self.name, self.preprocess, i)
         if self.cache is not None and (found := self.cache.get(place)) is not None:
             return found
-        image, mask = read_sample(self.samples[i])
-        pixels = resize_image(image, self.preprocess)
-        key = self._key(i) or self._named(pixels.numpy().data)
-        made = Pixels(pixels, None if mask is None else self._fitted(self.samples[i], mask), key)
+        made = self._stored(i) or self._decoded(i)
         if self.cache is not None:
             self.cache.put(place, made)
         return made
+
+    def _stored(self, i: int) -> Pixels | None:
+        """A file's pixels as an earlier epoch or run has resized and stored them; only its mask is decoded."""
+        if self.stored_pixels is None or (entry := self.stored_pixels.get(self._key(i))) is None:
+            return None
+        sample = self.samples[i]
+        mask = self._fitted(sample, read_region(sample)) if sample.masks else None
+        return Pixels(entry["image"], mask, self._key(i))
+
+    def _decoded(self, i: int) -> Pixels:
+        pixels, mask = read_resized(self.samples[i], self.preprocess)
+        key = self._key(i)
+        if self.stored_pixels is not None:
+            self.stored_pixels.put(key, {"image": pixels})
+        region = None if mask is None else self._fitted(self.samples[i], mask)
+        return Pixels(pixels, region, key or self._named(pixels.numpy().data))
 
     def _fitted(self, sample: Sample, mask: Image.Image) -> Tensor:
         return (resize_labels if sample.labels else resize_mask)(mask, self.preprocess)
@@ -190,9 +183,9 @@ class AnomalyDataset(Dataset[Item]):
             self._keys[i] = self._named(read_bytes(self.samples[i].path))
         return self._keys[i]
 
-    def _served(self, i: int) -> Item | None:
+    def _served(self, epoch: int, i: int) -> Item | None:
         """Sample i with its frozen tokens in place of the image, where the cache has them: a file is not even decoded."""
-        if self.stored_tokens is None:
+        if self.stored_tokens is None or self._is_changed(epoch, i):
             return None
         sample, key = self.samples[i], self._key(i)
         key, mask = (self._pixels(i).key, self._pixels(i).mask) if key is None else (key, None)
@@ -218,23 +211,40 @@ class AnomalyDataset(Dataset[Item]):
             self.cache.put(place, Pixels(torch.empty(0, dtype=torch.uint8), mask, None))
         return mask
 
+    def _is_changed(self, epoch: int, i: int) -> bool:
+        """Whether a sample's pixels differ from the file's in this epoch."""
+        always = self.augment.operations is not None or self.augment.crop is not None
+        return always or self._mosaic_draw(epoch, i) is not None or self._class_draw(epoch, i) is not None
+
+    def _mosaic_draw(self, epoch: int, i: int) -> np.random.Generator | None:
+        """What draws the sample's mosaic in this epoch; None where the first draw says that it gets none."""
+        random = self._random(epoch, i, MOSAIC)
+        if random.random() >= self.augment.mosaic or not self.augment.makes_mosaics_of(self.samples[i].dataset):
+            return None
+        return random
+
     def _tiles(self, epoch: int, i: int) -> Pixels | None:
         """The sample's mosaic in this epoch, where a draw says that it gets one."""
-        sample, random = self.samples[i], self._random(epoch, i, MOSAIC)
-        if random.random() >= self.augment.mosaic or not self.augment.makes_mosaics_of(sample.dataset):
+        sample, random = self.samples[i], self._mosaic_draw(epoch, i)
+        if random is None:
             return None
         pool = self._category[sample.dataset, sample.category]
         tiles = [read_sample(self.samples[pool[j]]) for j in random.integers(len(pool), size=4)]
         image, mask = mosaic(tiles)
         return Pixels(resize_image(image, self.preprocess), self._fitted(sample, mask), None)
 
-    def _class_aware(self, epoch: int, i: int) -> Pixels | None:
-        """A mosaic or a cell of a sample with masks, where a draw says that it gets one in this epoch."""
+    def _class_draw(self, epoch: int, i: int) -> np.random.Generator | None:
+        """What draws the sample's view by class in this epoch; None where it gets none."""
         sample, options = self.samples[i], self.augment.class_aware
         if not options.probability or sample.kind != "mask" or sample.labels:
             return None
         random = self._random(epoch, i, CLASS_AWARE)
-        if random.random() >= options.probability:
+        return None if random.random() >= options.probability else random
+
+    def _class_aware(self, epoch: int, i: int) -> Pixels | None:
+        """A mosaic or a cell of a sample with masks, where a draw says that it gets one in this epoch."""
+        sample, options, random = self.samples[i], self.augment.class_aware, self._class_draw(epoch, i)
+        if random is None:
             return None
         pool = [j for j in self._category[sample.dataset, sample.category] if sample.label or not self.samples[j].label]
 
@@ -256,13 +266,6 @@ class AnomalyDataset(Dataset[Item]):
         as_image = self.preprocess.fit != "square" and self.preprocess.mask_size is None
         size = tuple(pixels.image.shape[-2:]) if as_image else (self.preprocess.mask_side,) * 2
         return torch.full(size, VOID if unknown else 0, dtype=torch.uint8)
-
-
-def pixel_key(content: bytes | memoryview, preprocess: Preprocess) -> str:
-    """Names the pixels that a preprocessing makes of the content of a file, or of drawn pixels."""
-    digest = hashlib.blake2b(content, digest_size=16)
-    digest.update(repr(replace(preprocess, mask_resize="bilinear", mask_size=None)).encode())
-    return digest.hexdigest()
 
 
 def collate(items: Sequence[Item]) -> Batch:

@@ -57,7 +57,9 @@ def read_mask(path: str, threshold: int | None) -> MaskFile:
         anomalous = values > (threshold * 257 if wide else threshold)
         return MaskFile(anomalous, _coverage(anomalous) or _greyness(values, decoded.format, threshold))
     values, kind = _meaning(decoded.image, path)
-    present = np.unique(values)
+    form = decoded.format
+    del decoded  # a second copy of the pixels
+    present = _values_of(values)
     present = present[present != 0]
     if VOID_VALUE in present and len(present) > 1 and present[-2] < MANY_VALUES:
         shown = ", ".join(str(value) for value in (0, *present[:-1].tolist()[:3]))
@@ -65,7 +67,7 @@ def read_mask(path: str, threshold: int | None) -> MaskFile:
             f"mask '{path}' holds the values {shown} and 255, and 255 marks void pixels in some data sets: set"
             " mask_void=255 on the data set to leave them out, or mask_threshold=0 to count them as anomalous"
         )
-    grey = decoded.format == "JPEG" or len(present) > MANY_VALUES or (len(present) > 2 and present[-1] == WHITE)
+    grey = form == "JPEG" or len(present) > MANY_VALUES or (len(present) > 2 and present[-1] == WHITE)
     if not grey and len(present) > 1 and present[-1] >= MANY_VALUES and not kind:
         shown = ", ".join(f"{value:g}" for value in present[:3])
         kind = f"hold several values ({shown}), all of which are anomalous (mask_threshold=N says otherwise)"
@@ -73,7 +75,7 @@ def read_mask(path: str, threshold: int | None) -> MaskFile:
     if grey and len(present):
         limit = 127.0 if present[-1] > 127 else float(present[-1]) / 2
     anomalous = values > limit
-    return MaskFile(anomalous, _coverage(anomalous) or (_greyness(values, decoded.format, limit) if grey else kind))
+    return MaskFile(anomalous, _coverage(anomalous) or (_greyness(values, form, limit) if grey else kind))
 
 
 def _thresholded_values(image: Image.Image, path: str) -> np.ndarray:
@@ -110,6 +112,16 @@ def _meaning(image: Image.Image, path: str) -> tuple[np.ndarray, str]:
     return np.asarray(image).astype(np.uint8) if image.mode == "1" else np.asarray(image), ""
 
 
+def _values_of(values: np.ndarray) -> np.ndarray:
+    """The distinct values, ascending; the usual 0 and 255 are told by two comparisons, a fortieth of a sort."""
+    if values.dtype != np.uint8 or not values.size:
+        return np.unique(values)
+    counts = {value: np.count_nonzero(values == value) for value in (0, WHITE)}
+    if sum(counts.values()) == values.size:
+        return np.array([value for value, count in counts.items() if count], np.uint8)
+    return np.flatnonzero(Image.fromarray(values).histogram())
+
+
 def _coverage(anomalous: np.ndarray) -> str:
     if not anomalous.any():
         return "mark no pixel at all"
@@ -117,7 +129,7 @@ def _coverage(anomalous: np.ndarray) -> str:
 
 
 def _greyness(values: np.ndarray, form: str, limit: float) -> str:
-    count = len(np.unique(values))
+    count = len(_values_of(values))
     if form != "JPEG" and count <= 3:
         return ""
     return f"hold up to {count} grey values: those above {limit:g} are anomalous (mask_threshold=N says otherwise)"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from anomaly_vlm.data.dataset import AnomalyDataset
+from anomaly_vlm.data.images import as_rgb
 from anomaly_vlm.data.overlap import shared_images
 from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.transforms import preprocessed, read_sample
@@ -186,7 +187,7 @@ def at_size(samples: Sequence[Sample], preprocess: Preprocess, side: int) -> Ten
 
 def changed(samples: Sequence[Sample], preprocess: Preprocess, change: PixelChange) -> list[Tensor]:
     """Samples whose pixels are changed at their own size before the preprocessing, [1, 3, H, W] each."""
-    pictures = (read_sample(sample)[0].convert("RGB") for sample in samples)
+    pictures = (as_rgb(read_sample(sample)[0]) for sample in samples)
     return [preprocessed(change(np.asarray(picture), i), preprocess) for i, picture in enumerate(pictures)]
 
 

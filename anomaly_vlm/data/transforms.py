@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anomaly_vlm.data.images import mask_size_error, open_image, open_labels
+from anomaly_vlm.data.images import as_rgb, decode, eight_bit, mask_size_error, open_image, open_labels
 from anomaly_vlm.data.masks import open_mask
 from anomaly_vlm.data.types import Preprocess, Sample
 
@@ -29,6 +29,25 @@ def read_sample(sample: Sample) -> tuple[Image.Image, Image.Image | None]:
     return image, read_region(sample, image.size) if sample.masks else None
 
 
+def read_resized(sample: Sample, preprocess: Preprocess) -> tuple[Tensor, Image.Image | None]:
+    """What `resize_image` makes of a sample's image, and its mask at its own size, as `read_sample` gives it.
+
+    Of a file, the image is let go before the mask is read, and decoded as `preprocess.decode` says: 8,000 x 8,000 pixels are
+    256 MB.
+
+    Raises:
+        ReadError: A file cannot be read, or a mask has another size than its image.
+    """
+    if sample.drawing is not None:
+        image, mask = read_sample(sample)
+        return resize_image(image, preprocess), mask
+    decoded = decode(sample.path, draft=preprocess.draft)
+    size, image = decoded.size, eight_bit(decoded.image, sample.path, sample.max_value)
+    pixels = resize_image(image, preprocess)
+    del decoded, image
+    return pixels, read_region(sample, size) if sample.masks else None
+
+
 def read_region(sample: Sample, size: tuple[int, int] | None = None) -> Image.Image:
     """The union of a file sample's masks (mode L, 0 / 255), or its labels.
 
@@ -41,11 +60,12 @@ def read_region(sample: Sample, size: tuple[int, int] | None = None) -> Image.Im
     """
     if sample.labels:
         return _labels(sample, size)
-    union: np.ndarray | None = None if size is None else np.zeros(size[::-1], bool)
+    union: np.ndarray | None = None
     for path in sample.masks:
         mask = open_mask(path, sample.mask_threshold)
-        if union is not None and mask.shape != union.shape:
-            raise mask_size_error(path, mask.shape[::-1], union.shape[::-1])
+        expected = size if union is None else union.shape[::-1]
+        if expected is not None and mask.shape != expected[::-1]:
+            raise mask_size_error(path, mask.shape[::-1], expected)
         union = mask if union is None else union | mask
     assert union is not None
     return _grey(union)
@@ -60,22 +80,28 @@ def _labels(sample: Sample, size: tuple[int, int] | None) -> Image.Image:
 
 
 def _grey(mask: np.ndarray) -> Image.Image:
-    return Image.fromarray(mask.astype(np.uint8) * 255)
+    return Image.fromarray(mask.view(np.uint8) * np.uint8(255))
 
 
 def resize_image(image: Image.Image, preprocess: Preprocess) -> Tensor:
     """uint8 [3, S, S]: squash-resized, antialiased (PIL); or [3, H, W]: as `preprocess.fit` says."""
     if preprocess.fit == "native":
-        image = image.convert("RGB")
+        image = as_rgb(image)
         if preprocess.frame is not None:
             image = image.resize(preprocess.frame[::-1], Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return _channels_first(image)
     size = _short_side(image.size, preprocess.size) if preprocess.fit == "short_side" else (preprocess.size,) * 2
     if preprocess.rgb == "before":
-        image = image.convert("RGB")
+        image = as_rgb(image)
     bilinear = preprocess.interpolation == "bilinear"
-    pixels = image.resize(size, Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC).convert("RGB")
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
+    return _channels_first(
+        as_rgb(image.resize(size, Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC))
+    )
+
+
+def _channels_first(image: Image.Image) -> Tensor:
+    """uint8 [3, H, W], in memory of its own. NumPy copies, as threads call this and torch would start more of them."""
+    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
 
 
 def resize_mask(mask: Image.Image, preprocess: Preprocess) -> Tensor:
@@ -113,7 +139,7 @@ def _short_side(size: tuple[int, int], side: int) -> tuple[int, int]:
 def normalise(image: Tensor, preprocess: Preprocess) -> Tensor:
     """float32 [3, S, S] in [0, 1] -> zero mean and unit deviation of the weights' training images."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
-    return (image - mean) / std
+    return image.sub(mean).div_(std)
 
 
 def preprocessed(pixels: np.ndarray, preprocess: Preprocess) -> Tensor:
@@ -128,7 +154,7 @@ def mosaic(tiles: Sequence[tuple[Image.Image, Image.Image | None]]) -> tuple[Ima
     image, mask = Image.new("RGB", (2 * width, 2 * height)), Image.new("L", (2 * width, 2 * height))
     for i, (tile, region) in enumerate(tiles):
         corner = (i % 2 * width, i // 2 * height)
-        tile = tile.convert("RGB")
+        tile = as_rgb(tile)
         if tile.size != (width, height):
             tile = tile.resize((width, height), Image.Resampling.BICUBIC)
         image.paste(tile, corner)

@@ -95,6 +95,8 @@ class Preprocess:
             are.
         interpolation: Interpolation of images: `bicubic` (CLIP's own) or `bilinear` (AnoVL); a `frame` is always
             bilinear.
+        decode: `full`: the whole file, as the published codes do; `draft`: large JPEG files at a fraction of their size
+            (`images.decode`), with `fit` `square`.
     """
 
     size: int
@@ -106,6 +108,12 @@ class Preprocess:
     fit: Literal["square", "short_side", "native"] = "square"
     frame: tuple[int, int] | None = None
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    decode: Literal["full", "draft"] = "full"
+
+    @property
+    def draft(self) -> int | None:
+        """Side in pixels for which JPEG files may be decoded as drafts; None: not at all."""
+        return self.size if self.decode == "draft" and self.fit == "square" else None
 
     @property
     def mask_side(self) -> int:

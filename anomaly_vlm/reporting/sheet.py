@@ -1,7 +1,11 @@
-"""A contact sheet of a data set: each image beside itself with its mask outlined, or beside its labels in colours."""
+"""A contact sheet of a data set: each image beside itself with its mask outlined, or beside its labels in colours.
+
+Images of a set without masks stand there once.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from anomaly_vlm.files import whole_bytes
 from anomaly_vlm.names import shown
 from anomaly_vlm.reporting.pictures import INK, OUTLINE, PAPER, outline
 
-SIDE, GAP, LINE = 128, 6, 14  # pixels: height of a picture, between tiles, of a line of text
+SIDE, GAP, SEAM, LINE = 128, 6, 2, 14  # pixels: height of a picture, between tiles, inside a tile, of a line of text
 # Colours of train ids as Cityscapes shows them: road, sidewalk, building, wall, fence, pole, traffic light, traffic sign,
 # vegetation, terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle.
 CLASSES = (
@@ -31,7 +35,7 @@ def contact_sheet(samples: Sequence[Sample], path: Path | str, *, columns: int =
     Args:
         samples: Rows of an index, files or drawings.
         path: File to write; its folder is made.
-        columns: Square samples a row, fewer where they are wider.
+        columns: Square samples with masks a row, fewer where they are wider, twice as many without masks.
         limit: Largest number of samples shown.
 
     Raises:
@@ -42,15 +46,17 @@ def contact_sheet(samples: Sequence[Sample], path: Path | str, *, columns: int =
         raise UserError("the contact sheet has no sample to show: check the categories and the root of the data set")
     tiles = [read(sample) for sample in chosen]
     side = max(image.width for image, _ in tiles)
-    width, height = 2 * side + GAP, SIDE + 2 * LINE + GAP
-    columns = min(max(1, columns * SIDE // side), len(chosen))
+    shows_labels = any(sample.kind in ("mask", "semantic") for sample in chosen)
+    width, height = (2 * side + SEAM if shows_labels else side) + GAP, SIDE + 2 * LINE + GAP
+    columns = min(max(1, columns * (1 if shows_labels else 2) * SIDE // side), len(chosen))
     rows = -(-len(chosen) // columns)
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * height + GAP), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for i, (sample, (image, marked)) in enumerate(zip(chosen, tiles, strict=True)):
         left, top = GAP + (i % columns) * (width + GAP), GAP + (i // columns) * height
         sheet.paste(image, (left, top))
-        sheet.paste(marked, (left + side, top))
+        if shows_labels:
+            sheet.paste(marked, (left + side + SEAM, top))
         state = {0: "good", 1: sample.defect, None: "unknown"}[sample.label]
         draw.text(
             (left, top + SIDE), _fitting(shown(f"{sample.category}: {state}"), draw, font, width), fill=INK, font=font
@@ -68,12 +74,18 @@ def contact_sheet(samples: Sequence[Sample], path: Path | str, *, columns: int =
 
 
 def spread(samples: Sequence[Sample], limit: int) -> list[Sample]:
-    """At most `limit` samples, taken in turn from each (category, defect), then sorted as in the index."""
+    """At most `limit` samples: as many of each (category, defect), evenly spread over it, sorted as in the index."""
     groups: dict[tuple[str, str], list[int]] = {}
     for i, sample in enumerate(samples):
         groups.setdefault((sample.category, sample.defect), []).append(i)
-    turns = sorted((turn, i) for members in groups.values() for turn, i in enumerate(members))
-    return [samples[i] for i in sorted(i for _, i in turns[:limit])]
+    turns = sorted((turn, number) for number, members in enumerate(groups.values()) for turn in range(len(members)))
+    taken = Counter(number for _, number in turns[:limit])
+    chosen = [
+        members[len(members) * turn // taken[number]]
+        for number, members in enumerate(groups.values())
+        for turn in range(taken[number])
+    ]
+    return [samples[i] for i in sorted(chosen)]
 
 
 def read(sample: Sample) -> tuple[Image.Image, Image.Image]:

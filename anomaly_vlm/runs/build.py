@@ -255,8 +255,11 @@ def fit_references(run: Run, folder: Path, *, only_noted: bool = False) -> None:
 def attach_cache(cfg: DictConfig, data: AnomalyData, method: AnomalyMethod) -> None:
     """Gives a method whose image tower is frozen its token cache, and lets the data module serve from the same one.
 
-    Augmented images have no key, so that they pass it by.
+    Augmented images have no key, so that they pass it by. Resized images get a cache of their own where `cache.pixels`
+    says so.
     """
+    if cfg.cache.get("pixels"):
+        data.store_pixels(_pixel_cache(cfg))
     key = method.cache_key() if isinstance(method, FrozenTokens) else None
     if not isinstance(method, FrozenTokens) or key is None or cfg.cache.tokens == "off":
         return
@@ -279,6 +282,15 @@ def attach_cache(cfg: DictConfig, data: AnomalyData, method: AnomalyMethod) -> N
     data.serve_tokens(cache.get)
     if data.augmented:
         say("token cache: off for training images, as augmentation changes their pixels")
+
+
+def _pixel_cache(cfg: DictConfig) -> TokenCache:
+    """Resized images on disk. What they depend on is in their keys, but for the version of what lies there."""
+    return TokenCache(
+        {"weights": "none: resized images", "version": 1},
+        folder=cache_folder("tokens", cfg.cache.folder),
+        disk_bytes=int(cfg.cache.disk_gb * 1e9),
+    )
 
 
 def _pixels(cfg: DictConfig) -> dict[str, Any]:

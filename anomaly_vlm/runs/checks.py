@@ -38,6 +38,7 @@ CHOICES = {  # the default first: what configurations of older checkpoints lack
     "pixels.mask_resize": ("bilinear", "nearest"),
     "pixels.fit": ("square", "short_side", "native"),
     "pixels.interpolation": ("bicubic", "bilinear"),
+    "pixels.decode": ("full", "draft"),
     "train_on": ("dataset", "references", "nothing"),
     "texts": ("as_written", "nameless", "swapped", "random"),
     "callbacks.progress": ("auto", "rich", "log", "none"),

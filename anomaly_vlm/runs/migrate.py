@@ -164,6 +164,7 @@ TARGETS = {
 }
 # keys that came later, with the value that says what older versions did
 ADDED: dict[str, Any] = dict.fromkeys(("gradient_clip", "epochs_on", "head_rates", "detector", "segmenter"))
+ADDED_IN = {"pixels.decode": "full", "cache.pixels": False}  # the same, in a group where the configuration has it
 
 
 def migrated(config: Any) -> Any:
@@ -196,6 +197,9 @@ def migrated(config: Any) -> Any:
             moved[key] = "auto"  # a folder of this machine, not of the one that wrote the file
         if key.rpartition(".")[2] == "_target_" and isinstance(value, str):
             moved[key] = _moved_target(value)
+    for key, value in ADDED_IN.items():
+        if isinstance(config.get(key.partition(".")[0]), Mapping):
+            moved.setdefault(key, value)
     return {**ADDED, **_nested(moved)}
 
 

@@ -110,6 +110,7 @@ OR_NULL: dict[str, Check] = {
 }
 WHERE_THERE: dict[str, Check] = {  # absent in files of older versions
     "augment.class_aware_grids": counts,
+    "cache.pixels": flag,
     "choices": groups_of_choices,
     "trust": texts,
     "sweep_overrides": texts,

@@ -16,7 +16,7 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.compose import compose as whole_run
 from anomaly_vlm.runs.groups import own_launchers_and_sweepers
 from tests.data.made import PIXELS
-from tests.data.trees import mask, mvtec_category, picture, road_tree, visa_download, write_json
+from tests.data.trees import kaputt, mask, mvtec_category, picture, road_tree, visa_download, write_json
 from tests.support.conf import CONF
 
 SOURCES = sorted(path.stem for path in (CONF / "source").glob("*.yaml"))
@@ -40,15 +40,16 @@ def alone(group: str, name: str) -> DictConfig:
 
 
 @pytest.mark.parametrize("name", FILE_SOURCES)
-def test_file_source(name: str) -> None:
+def test_file_source(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (CONF / "source" / f"{name}.yaml").read_text()
     assert text.startswith("# "), "a head comment says what it is"
     source = instantiate(alone("source", name))
     assert isinstance(source, FileSource)
     assert source.name == name
+    monkeypatch.setattr("anomaly_vlm.data.source.find_spec", lambda _: None)  # as if no package of data were installed
     with pytest.raises(UserError, match=rf"^{name}: (no folder|package).*: expected .* set dataset\.test\.root=FOLDER"):
         source.samples("test")
-    assert source.origin or name in ("folder", "meta_json", "coco")
+    assert source.origin or name in ("folder", "meta_json", "coco", "datumaro", "hugging_face")
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -131,6 +132,19 @@ def grow(name: str, root: Path) -> None:
                 "annotations": [{"image_id": 2, "category_id": 5, "segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]]}],
             },
         )
+    elif name == "datumaro":
+        for i in (1, 2):
+            picture(root / f"images/default/{i}.png")
+        dent = {"type": "polygon", "label_id": 0, "points": [1, 1, 5, 1, 5, 5, 1, 5]}
+        items = [{"id": str(i), "image": {"path": f"{i}.png"}, "annotations": [dent][: i - 1]} for i in (1, 2)]
+        labels = {"label": {"labels": [{"name": "dent"}]}}
+        write_json(root / "annotations/default.json", {"categories": labels, "items": items})
+    elif name == "hugging_face":
+        for i in (0, 1):
+            picture(root / f"test/{i}.png")
+        (root / "test/metadata.csv").write_text("file_name,label\n0.png,0\n1.png,1\n")
+    elif name == "kaputt":
+        kaputt(root)
     elif name == "btad":
         mvtec_category(root / "01", normal="ok", defect="ko")
     elif name == "visa":

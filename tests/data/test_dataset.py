@@ -10,7 +10,7 @@ import torch
 
 from anomaly_vlm.data import AnomalyDataset, Item, Sample, collate
 from anomaly_vlm.data.augment import Augment, TrainingAugmentation
-from anomaly_vlm.data.dataset import PixelCache
+from anomaly_vlm.data.pixels import PixelCache
 from anomaly_vlm.errors import UserError
 from tests.data.made import PIXELS, Square, squares
 

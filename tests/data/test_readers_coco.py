@@ -74,6 +74,27 @@ def test_the_region_is_the_annotated_one(tmp_path: Path, segmentation: Any, keys
     np.testing.assert_array_equal(anomalous.drawing.draw().mask, RECTANGLE)
 
 
+@pytest.mark.parametrize(
+    "written, image",
+    [
+        ("annotations/instances_{split}.json", "images/{split}/{i}.png"),
+        ("annotations/instances_{split}2017.json", "{split}2017/{i}.png"),
+        ("{split}/_annotations.coco.json", "{split}/{i}.png"),
+    ],
+)
+def test_layouts_and_splits_of_labelling_tools(tmp_path: Path, written: str, image: str) -> None:
+    for split in ("train", "val"):
+        for i in (1, 2):
+            picture(tmp_path / image.format(split=split, i=i), size=(10, 8))
+        path = tmp_path / written.format(split=split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content([[3, 2, 8, 2, 8, 5, 3, 5]]))
+    found = read_coco(tmp_path)
+    assert [(s.split, s.label) for s in found] == [("train", 0), ("train", 1), ("val", 0), ("val", 1)]
+    assert all(Path(sample.path).is_file() for sample in found)
+    assert [s.split for s in read_coco(tmp_path, annotations=written.format(split="val"))] == ["val", "val"]
+
+
 @given(st.integers(0, 2**20 - 1))
 def test_compressed_run_lengths_come_back(bits: int) -> None:
     region = np.array([bits >> i & 1 for i in range(20)], bool).reshape(4, 5)

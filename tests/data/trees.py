@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 SIDE = 8
@@ -108,4 +109,28 @@ def road_tree(name: str, root: Path) -> Path:
             picture(root / f"leftImg8bit/test/{scene}/{scene}_000000_000010_leftImg8bit.png")
             labels(root / f"gtCoarse/test/{scene}/{scene}_000000_000010_gtCoarse_labelIds.png", [[0, 1], [7, 1]])
             labels(root / f"gtCoarse/test/{scene}/{scene}_000000_000010_gtCoarse_trainIds.png", [[255, 1], [2, 1]])
+    return root
+
+
+def kaputt(root: Path, *, prefix: str = "") -> Path:
+    """A normal item, one with minor and one with major damage, in the layout of the set; `prefix` is where its files lie."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = []
+    for i, (kinds, major) in enumerate((("", False), ("spillage", False), ("deformation,penetration", True))):
+        path = f"data/test/query-data/crop/{i}.jpg"
+        picture(root / prefix / path)
+        rows.append(
+            {
+                "capture_id": str(i),
+                "defect": bool(kinds),
+                "major_defect": major,
+                "defect_types": kinds,
+                "item_material": ("cardboard", "paper", "paper")[i],
+                "query_crop": path,
+                "query_mask": f"data/test/query-data/mask/{i}.png",
+            }
+        )
+    (root / "datasets").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), root / "datasets/query-test.parquet")
     return root

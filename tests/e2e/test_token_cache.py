@@ -22,6 +22,9 @@ from anomaly_vlm.caching import entries
 from anomaly_vlm.caching.entries import read_entry
 from anomaly_vlm.caching.tokens import list_caches
 from anomaly_vlm.cli import main
+from anomaly_vlm.data import dataset
+from anomaly_vlm.data.transforms import read_resized
+from anomaly_vlm.data.types import Preprocess, Sample
 from tests.e2e.conftest import QUICK, results
 
 pytestmark = pytest.mark.e2e
@@ -280,3 +283,21 @@ def test_the_processes_of_a_run_share_one_cache(tiles: Path, tmp_path: Path) -> 
         assert done.returncode == 0, done.stderr
     check_same_run(tmp_path / "disk", tmp_path / "off")
     assert [info.entries for info in list_caches(tmp_path / "cache")] == [6]
+
+
+@pytest.mark.slow
+def test_resized_images_are_read_by_the_next_run(tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+
+    def counting(sample: Sample, preprocess: Preprocess) -> Any:
+        decoded.append(sample.path)
+        return read_resized(sample, preprocess)
+
+    monkeypatch.setattr(dataset, "read_resized", counting)
+    for run, more, count in (("first", (), 6), ("again", (), 0), ("drafts", ("pixels.decode=draft",), 6)):
+        line = ["evaluate", "method=winclip", "backbone=tiny_random", "dataset=magnetic_tile", "image_size=32"]
+        line += [f"dataset.test.root={tiles}", "pictures.per_category=0", "cache.tokens=off", "cache.pixels=true"]
+        decoded.clear()
+        assert main([*line, f"output_dir={tmp_path / run}", *more]) == 0
+        assert len(decoded) == count, run
+    assert results(tmp_path / "again") == results(tmp_path / "first")

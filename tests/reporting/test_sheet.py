@@ -13,14 +13,14 @@ from anomaly_vlm.data.drawn.roads import ProceduralRoadSource
 from anomaly_vlm.data.types import UNKNOWN, Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.pictures import OUTLINE
-from anomaly_vlm.reporting.sheet import CLASSES, GAP, SIDE, contact_sheet, read, spread
+from anomaly_vlm.reporting.sheet import CLASSES, GAP, SEAM, SIDE, contact_sheet, read, spread
 
 
 def test_drawn_samples(tmp_path):
     samples = ProceduralSource(test_count=24, size=64).samples("test")
     contact_sheet(samples, tmp_path / "new" / "sheet.png", columns=4, limit=10)
     height, width, _ = np.asarray(Image.open(tmp_path / "new" / "sheet.png")).shape
-    assert width == 4 * (2 * SIDE + 2 * GAP) + GAP and height > 3 * SIDE
+    assert width == 4 * (2 * SIDE + SEAM + 2 * GAP) + GAP and height > 3 * SIDE
 
 
 def test_stored_sample_has_its_mask_outlined_on_the_right_half_only(tmp_path):
@@ -31,11 +31,19 @@ def test_stored_sample_has_its_mask_outlined_on_the_right_half_only(tmp_path):
     sample = Sample(str(tmp_path / "image.png"), "screw", 1, (str(tmp_path / "mask.png"),), defect="bent")
     contact_sheet([sample], tmp_path / "sheet.png")
     pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
-    left, right = (pixels[GAP : GAP + SIDE, start : start + SIDE] for start in (GAP, GAP + SIDE))
+    left, right = (pixels[GAP : GAP + SIDE, start : start + SIDE] for start in (GAP, GAP + SIDE + SEAM))
     marked = (right == OUTLINE).all(axis=2)
     assert (left == (10, 200, 10)).all() and marked.any() and (right[~marked] == (10, 200, 10)).all()
     rows, columns = np.nonzero(marked)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (32, 63, 32, 63)
+
+
+def test_images_without_masks_stand_there_once(tmp_path):
+    for i in range(13):
+        Image.new("RGB", (64, 64), (10, 200, 10)).save(tmp_path / f"{i}.png")
+    samples = [Sample(str(tmp_path / f"{i}.png"), "screw", i % 2, kind="image") for i in range(13)]
+    contact_sheet(samples, tmp_path / "sheet.png")
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).shape[1] == 12 * (SIDE + 2 * GAP) + GAP
 
 
 def test_class_labels_are_shown_in_colours_at_the_scenes_own_shape():
@@ -68,6 +76,9 @@ def test_the_choice_takes_turns_between_categories_and_defects():
     chosen = spread(samples, 8)
     assert Counter((s.category, s.defect) for s in chosen) == {(c, d): 2 for c in "ab" for d in ("good", "x")}
     assert [s.path for s in chosen] == sorted(s.path for s in chosen)
+    assert [s.path for s in chosen if s.path.startswith("ax")] == ["ax0", "ax4"]  # spread over the nine of them
+    few = spread(samples[:1] + samples[9:], 8)  # one of a kind leaves its turns to the others
+    assert [s.path for s in few if s.path.startswith("a")] == ["agood0", "ax0", "ax3", "ax6"]
 
 
 def test_nothing_to_show(tmp_path):

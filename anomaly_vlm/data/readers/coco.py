@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from anomaly_vlm.data.images import open_image
+from anomaly_vlm.data.images import as_rgb, open_image
+from anomaly_vlm.data.readers.listing import split_by_name
 from anomaly_vlm.data.types import Drawn, Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import read_json
@@ -39,7 +40,7 @@ class Annotated:
 
     def draw(self) -> Drawn:
         """Reads the image, and draws the mask."""
-        picture = open_image(self.image).convert("RGB")
+        picture = as_rgb(open_image(self.image))
         mask = np.zeros(self.size[::-1], bool)
         for kind, values in self.regions:
             mask |= _polygon(values, self.size) if kind == "polygon" else _runs(values, self.size)
@@ -49,29 +50,49 @@ class Annotated:
 
 
 def read_coco(
-    root: Path, *, annotations: str = "annotations.json", category: str = "object", defects: Iterable[str] | None = None
+    root: Path,
+    *,
+    annotations: str | None = None,
+    category: str = "object",
+    defects: Iterable[str] | None = None,
 ) -> list[Sample]:
-    """The images that a COCO file lists: anomalous where they have an annotation of a defect, else normal.
+    """The images that COCO files list: anomalous where they have an annotation of a defect, else normal.
 
     Args:
-        root: Folder of the images and of the annotation file; names in the file are relative to it, to `images/`, or to the
-            split's folder.
-        annotations: Name of the file below `root`.
+        root: Folder of the images and of the annotation files; names in a file are relative to its folder, to `root`, to
+            `images/`, or to the split's folder in one of these.
+        annotations: Name of the one file below `root`; None: `annotations.json`, `annotations/instances_SPLIT.json` (CVAT,
+            Datumaro, COCO itself) or `SPLIT/_annotations.coco.json` (Roboflow), all splits.
         category: Word of what the images show.
-        defects: Categories of the file that are defects; None for all.
+        defects: Categories of the files that are defects; None for all.
 
     Raises:
         UserError: No COCO file, an unknown category, or an image that is not there.
     """
-    path = root / annotations
-    if not path.is_file():
-        return []
+    wanted = None if defects is None else {str(name) for name in defects}
+    return [sample for path in _files(root, annotations) for sample in _samples(root, path, category, wanted)]
+
+
+def _files(root: Path, annotations: str | None) -> list[Path]:
+    if annotations is not None:
+        return [root / annotations] if (root / annotations).is_file() else []
+    patterns = (
+        "annotations.json",
+        "annotations/instances_*.json",
+        "*/_annotations.coco.json",
+        "_annotations.coco.json",
+    )
+    return next((found for pattern in patterns if (found := sorted(root.glob(pattern)))), [])
+
+
+def _samples(root: Path, path: Path, category: str, defects: set[str] | None) -> list[Sample]:
+    """The images of one file."""
     content = read_json(path, what="COCO file")
     try:
         names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
         regions: dict[Any, list[tuple[str, list[Region]]]] = {}
         for entry in content["annotations"]:
-            found = _regions(entry["segmentation"], entry.get("bbox"))
+            found = regions_of(entry.get("segmentation"), entry.get("bbox"))
             regions.setdefault(entry["image_id"], []).append((names[entry["category_id"]], found))
         listed = [(str(e["file_name"]), (int(e["width"]), int(e["height"])), e["id"]) for e in content["images"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -79,7 +100,7 @@ def read_coco(
             f"'{path}' is no COCO file ({type(error).__name__}: {error}): expected images, categories and annotations with"
             " segmentation"
         ) from error
-    wanted = set(names.values()) if defects is None else {str(name) for name in defects}
+    wanted = set(names.values()) if defects is None else defects
     if unknown := sorted(wanted - set(names.values())):
         raise UserError(
             f"defects names {unknown[0]}, which '{path}' does not have: choose of {', '.join(names.values())}"
@@ -94,6 +115,7 @@ def read_coco(
                 category=category,
                 label=int(bool(marked)),
                 defect=marked[0][0] if marked else "good",
+                split=split_by_name(path.relative_to(root)),
                 drawing=Annotated(str(image), size, tuple(region for _, found in marked for region in found)),
             )
         )
@@ -101,7 +123,9 @@ def read_coco(
 
 
 def _image(root: Path, path: Path, name: str) -> Path:
-    for place in (root, path.parent, root / "images", path.parent.parent / "images", root / "images" / path.stem):
+    subset = path.stem.removeprefix("instances_")
+    bases = (path.parent, root, root / "images", path.parent.parent / "images")
+    for place in (*bases, *(base / subset for base in bases)):
         if (place / name).is_file():
             return place / name
     raise UserError(
@@ -109,8 +133,16 @@ def _image(root: Path, path: Path, name: str) -> Path:
     )
 
 
-def _regions(segmentation: Any, box: Sequence[float] | None) -> list[Region]:
-    """The regions of an annotation; its box where it has no segmentation."""
+def regions_of(segmentation: Any, box: Sequence[float] | None) -> list[Region]:
+    """The regions of an annotation; its box where it has no segmentation.
+
+    Args:
+        segmentation: Polygons, each a list x, y, x, y, ... in pixels; or run lengths, plain or compressed, under `counts`.
+        box: x, y, width and height.
+
+    Raises:
+        ValueError: There is neither.
+    """
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         return [("counts", tuple(int(c) for c in (_decoded(counts) if isinstance(counts, str) else counts)))]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly_vlm.data.images import mask_size_error, open_image
+from anomaly_vlm.data.images import as_rgb, mask_size_error, open_image
 from anomaly_vlm.data.masks import open_mask
 from anomaly_vlm.data.readers.listing import Masks, child, folders, images
 from anomaly_vlm.data.readers.mvtec_ad import read_mvtec_ad
@@ -32,7 +32,7 @@ class Third:
 
     def draw(self) -> Drawn:
         """Cuts the third out of the image and its mask."""
-        image = open_image(self.image).convert("RGB")
+        image = as_rgb(open_image(self.image))
         mask = open_mask(self.mask, 0)
         if mask.shape != (image.height, image.width):
             raise mask_size_error(self.mask, (mask.shape[1], mask.shape[0]), image.size)

@@ -12,6 +12,14 @@ from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 
 log = logging.getLogger("anomaly_vlm")
+SPLITS = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}  # word -> split
 MASK_SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 IMAGE_SUFFIXES = MASK_SUFFIXES | {".gif", ".pgm", ".ppm"}
 MASK_ENDINGS = ("_mask", "_label", "_GT", "_Segmentation", "_segmentation")  # of published sets
@@ -79,6 +87,12 @@ def mask_folder(root: Path) -> Path | None:
         names = " and ".join(f"'{folder.name}'" for folder in found)
         raise UserError(f"'{root}' has several folders of masks, {names}: keep one of them there")
     return found[0] if found else None
+
+
+def split_by_name(path: Path) -> str:
+    """The split that a word of a file's name says, else one of its folders, the innermost first; else `test`."""
+    words = [word for name in (path.stem, *reversed(path.parts[:-1])) for word in re.split(r"[-_.]", name.lower())]
+    return next((SPLITS[word] for word in (re.sub(r"\d+$", "", word) for word in words) if word in SPLITS), "test")
 
 
 def without_mask_words(stem: str) -> str:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from anomaly_vlm.data.dataset import pixel_key
 from anomaly_vlm.data.images import open_image, read_bytes
+from anomaly_vlm.data.pixels import pixel_key
 from anomaly_vlm.data.transforms import normalise, preprocessed, resize_image
 from anomaly_vlm.data.types import Batch, PixelChange, Preprocess, References
 from anomaly_vlm.errors import UserError
@@ -200,7 +200,7 @@ def _changed(method: Any, pictures: Sequence[Image.Image], change: PixelChange) 
 def _key(picture: Image.Image, preprocess: Preprocess) -> str | None:
     """The key of a file's pixels, as data sets give it; None for an image from memory."""
     path = getattr(picture, "unchanged_file", None)
-    return None if path is None else pixel_key(read_bytes(path), preprocess)
+    return None if path is None else pixel_key(read_bytes(path), replace(preprocess, decode="full"))
 
 
 def _name(picture: Image.Image, number: int) -> str:
