@@ -102,7 +102,7 @@ def _tables(root: Path) -> list[Path]:
 def _label_name(value: Any, classes: list[str] | None) -> str | None:
     if value is None or value == -1:
         return None
-    if classes is not None and isinstance(value, int) and not isinstance(value, bool):
+    if classes is not None and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes):
         return str(classes[value])
     return str(value)
 
