@@ -51,7 +51,7 @@ def run(folder: Path, *, quick: bool) -> None:
     table = Table(title=f"{backbone}, one thread", title_justify="left", pad_edge=False)
     lines: list[tuple[str, ...]] = [("method", "ms an image", "of the bare tower", "MB")]
     lines += [
-        (row, f"{1000 * per_image(done):.1f}", f"{per_image(done) / bare:.2f}x", f"{done.memory:.0f}")
+        (row, f"{1000 * per_image(done):.1f}", f"{per_image(done) / bare:.2f}x", f"{max(done.memory, 0.0):.0f}")
         for row, done in rows.items()
     ]
     for column in lines[0]:

@@ -116,6 +116,7 @@ def test_a_sweep_over_methods_ends_in_one_table():
     assert [row["method"] for row in csv.DictReader(table.read_text().splitlines())] == ["winclip", "promptad"]
 
 
+@pytest.mark.slow
 def test_each_seed_is_a_run_of_its_own_in_wandb(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -125,12 +126,17 @@ def test_each_seed_is_a_run_of_its_own_in_wandb(monkeypatch: pytest.MonkeyPatch)
     assert [len(list(Path(f"run/seed_{seed}/wandb").glob("offline-run-*"))) for seed in (0, 1)] == [1, 1]
 
 
-def test_a_list_of_picks_is_used_as_it_is():
+def test_a_list_of_picks_is_used_as_it_is_and_its_checkpoint_needs_it_no_more(monkeypatch: pytest.MonkeyPatch):
+    """The list that a run was given may be out of reach when its checkpoint is evaluated, from another folder say."""
     assert main(["train", *QUICK, "shots=1", "output_dir=first"]) == 0
     assert main(["train", *QUICK, "shots=1", "seed=5", "shots_list=first/references.json", "output_dir=second"]) == 0
     first, second = (json.loads(Path(f"{name}/references.json").read_text()) for name in ("first", "second"))
     assert first["references"] == second["references"] and second["seed"] == 5
     assert results(Path("first")) == results(Path("second"))
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert main(["evaluate", "ckpt=../second/checkpoints/last.ckpt", "eval_limit=16", "output_dir=again"]) == 0
+    assert results(Path("again")) == results(Path("../second"))
 
 
 def test_a_checkpoint_knows_its_references():
@@ -138,16 +144,6 @@ def test_a_checkpoint_knows_its_references():
     assert main(["train", *QUICK, "shots=2", "output_dir=run"]) == 0
     assert main(["evaluate", "ckpt=run/checkpoints/last.ckpt", "eval_limit=16", "seed=9", "output_dir=again"]) == 0
     assert results(Path("again")) == results(Path("run"))
-
-
-def test_a_checkpoint_needs_no_list_of_picks(tmp_path, monkeypatch):
-    """The list that a run was given may be out of reach when its checkpoint is evaluated, from another folder say."""
-    assert main(["train", *QUICK, "shots=1", "output_dir=first"]) == 0
-    assert main(["train", *QUICK, "shots=1", "shots_list=first/references.json", "output_dir=run"]) == 0
-    Path("elsewhere").mkdir()
-    monkeypatch.chdir("elsewhere")
-    assert main(["evaluate", "ckpt=../run/checkpoints/last.ckpt", "eval_limit=16", "output_dir=again"]) == 0
-    assert results(Path("again")) == results(Path("../run"))
 
 
 def test_predict_compares_with_the_memory_of_a_run():

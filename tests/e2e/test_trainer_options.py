@@ -70,6 +70,11 @@ def test_the_average_is_what_is_evaluated_and_kept(tmp_path: Path) -> None:
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text())["results"] for name in ("ema", "again"))
     assert first == second
 
+
+@pytest.mark.slow
+def test_the_average_goes_on_with_the_training(tmp_path: Path) -> None:
+    words = ["callbacks=ema", "callbacks.ema.decay=0.75", "batch_size=4"]
+    trained(tmp_path / "ema", "epochs=1", *words)
     trained(tmp_path / "whole", "epochs=2", *words)
     assert main(["train", f"resume={tmp_path / 'ema'}", "epochs=2"]) == 0
     whole, resumed = state(tmp_path / "whole"), state(tmp_path / "ema")
