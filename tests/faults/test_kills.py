@@ -100,7 +100,7 @@ def answer(kind: str, folder: Path) -> object:
     if kind == "evaluation":
         return results(run), (run / "images.csv").read_text()
     if kind == "prediction":
-        return (run / "scores.csv").read_text(), sorted(path.name for path in (run / "pictures").iterdir())
+        return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
     if kind == "sweep":
         return (run / "sweep.csv").read_text(), [results(run / name) for name in "01"]
     return (run / "seeds.csv").read_text(), [results(run / f"seed_{name}") for name in "01"]
