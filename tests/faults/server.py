@@ -2,7 +2,7 @@
 
 A request is a line of JSON on standard input, the answer a line on standard output. In the forked process an audit hook sees
 every operation on files below a folder; at the one that is asked for the process is killed, sent a signal, or loses the
-folder. Nothing in the program itself knows of this.
+folder. The same at a call of one function. Nothing in the program itself knows of this.
 """
 
 from __future__ import annotations
@@ -39,6 +39,26 @@ def watch(request: dict[str, Any], counter: int) -> None:
             act(str(action), folder)
 
     sys.addaudithook(hook)
+
+
+def act_at_call(request: dict[str, Any]) -> None:
+    """Acts at call number `at` of the function `of`, given as `module:Class.name`."""
+    import importlib
+
+    module, _, path = request["call"]["of"].partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    function, left = getattr(owner, name), [int(request["call"]["at"])]
+
+    def counting(*arguments: Any, **keywords: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            act(str(request["action"]), str(request.get("watch")))
+        return function(*arguments, **keywords)
+
+    setattr(owner, name, counting)
 
 
 def act(action: str, folder: str) -> None:
@@ -99,6 +119,8 @@ def run(request: dict[str, Any], place: Path, counter: int) -> None:
             forbid_sockets()
         if request.get("watch"):
             watch(request, counter)
+        if request.get("call"):
+            act_at_call(request)
         from anomaly_vlm.cli import main
 
         sys.argv = ["anomaly-vlm", *request["words"]]
