@@ -24,14 +24,15 @@ START, MINUTE = 240.0, 60.0  # seconds; a loaded machine may take long to start
 
 
 def children(process: int) -> list[int]:
-    """The processes that another one has started, but for those that have ended."""
+    """The other processes of a run that the first one has started, but for those that have ended."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
             fields = (place / "stat").read_text().rpartition(")")[2].split()
+            ranked = b"LOCAL_RANK=1" in (place / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if int(fields[1]) == process and fields[0] != "Z":
+        if int(fields[1]) == process and fields[0] != "Z" and ranked:
             found.append(int(place.name))
     return found
 
