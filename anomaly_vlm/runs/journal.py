@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,9 +48,12 @@ class Finished:
 
     @classmethod
     def read(cls, line: bytes) -> Finished | None:
-        """What a line of the journal says; None for one that is torn or of another form."""
+        """What a line of the journal says; None for one that is torn, damaged or of another form."""
         try:
-            entry = cls(**json.loads(line))
+            digest, content = json.loads(line)
+            if digest != _digest(content):
+                return None
+            entry = cls(**content)
             entry = cls(entry.index, entry.path, tuple(entry.state), entry.row, entry.regions)  # type: ignore[arg-type]
             rows = [entry.row, *entry.regions]
             right = (
@@ -107,7 +111,13 @@ class Journal:
 
 
 def _line(entry: Finished) -> str:
-    return json.dumps(asdict(entry)) + "\n"
+    content = asdict(entry)
+    return json.dumps([_digest(content), content]) + "\n"
+
+
+def _digest(content: Any) -> int:
+    """CRC-32 of what a line says, which reveals a damaged one."""
+    return zlib.crc32(json.dumps(content).encode())
 
 
 def state_of(path: str) -> State:

@@ -98,7 +98,7 @@ def test_odd_words_of_every_method(method: str, counted: Callable[..., None]) ->
         told(lambda: try_word(method, f"{key}={value}", whole=True))
 
     each()
-    counted("overrides", EXAMPLES)
+    counted("odd words for the keys of every method, without the command line", EXAMPLES)
 
 
 def written(content: dict[str, Any], path: Path) -> Path:
