@@ -115,8 +115,8 @@ test: $(VENV)/.dev ## the tests, on all cores (about 10 minutes on 2); ARGS="-n 
 test-all: $(VENV)/.dev ## the slow tests too
 	@$(PYTEST) -m "not gpu and not faults" $(ARGS)
 
-test-faults: $(VENV)/.dev ## runs broken on purpose, 40 minutes on 2 cores; writes docs/reliability.md
-	@OMP_NUM_THREADS=1 ANOMALY_VLM_RELIABILITY=docs/reliability.md $(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+test-faults: $(VENV)/.dev ## runs broken on purpose, up to 40 minutes on 2 cores; writes docs/reliability.md
+	@OMP_NUM_THREADS=1 ANOMALY_VLM_RELIABILITY=docs/reliability.md $(BIN)/python -m pytest -n 2 --dist worksteal -m faults tests/faults $(ARGS)
 
 test-gpu: $(VENV)/.dev ## every method in every precision on a GPU; writes outputs/gpu_report.md, to send
 	@ANOMALY_VLM_GPU_REPORT=outputs/gpu_report.md $(BIN)/python -m pytest -m gpu $(ARGS)

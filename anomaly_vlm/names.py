@@ -10,6 +10,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 LONGEST = 80  # characters of a name that becomes part of a file's
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
@@ -46,6 +47,24 @@ def slug(text: str) -> str:
         return plain
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     return f"{plain.encode('utf-8', 'replace')[:LONGEST].decode('utf-8', 'ignore')}_{digest}"
+
+
+def picture_names(paths: Sequence[str]) -> dict[int, str]:
+    """By position, a name for the picture of each image that tells where the image lies, each once.
+
+    Args:
+        paths: Of the images, below the folder that all lie in.
+    """
+    found, taken = {}, set()
+    for i, path in enumerate(paths):
+        parts = [slug(part) for part in Path(path).parts if part not in ("/", "..")]
+        stem = "/".join(["pictures", *parts[:-1], slug(Path(path).stem)])
+        name, number = stem, 2
+        while name.lower() in taken:
+            name, number = f"{stem}_{number}", number + 1
+        taken.add(name.lower())
+        found[i] = f"{name}.png"
+    return found
 
 
 def shortest_names(keys: Sequence[str]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -266,9 +266,18 @@ class AnomalyData:
         need_labels(self.samples("test"), "the test set")
         return self._eval_loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Item]:
-        """The test side in order, labels or not."""
-        return self._eval_loader("test")
+    def predict_dataloader(self, done: Collection[int] = ()) -> DataLoader[Item]:
+        """The test side in order, labels or not.
+
+        Args:
+            done: Positions of images that are left out, by whole batches: the other batches are as they were.
+        """
+        if not done:
+            return self._eval_loader("test")
+        dataset, size = self.dataset("test"), self.eval_batch_size
+        batches = [list(range(i, min(i + size, len(dataset)))) for i in range(0, len(dataset), size)]
+        left = [batch for batch in batches if not all(i in done for i in batch)]
+        return DataLoader(dataset, batch_sampler=BatchesSampler(left), **self._options())
 
     def _eval_loader(self, side: str) -> DataLoader[Item]:
         dataset = self.dataset(side)

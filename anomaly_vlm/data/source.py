@@ -170,6 +170,9 @@ class FileSource:
         found = self.reader(root)
         if not found:
             raise self._absent(side, f"no images of {self.name} in '{root}'")
+        for path in (path for sample in found for path in (sample.path, *sample.masks)):
+            if "\0" in path:
+                raise UserError(f"{self.name} in '{root}' lists {path!r}, which no file can be called: mend the list")
         if not self.outside:
             self._check_places(side, root, found)
         if self.shares is None:

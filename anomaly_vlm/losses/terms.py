@@ -81,7 +81,7 @@ def build_terms(
         kind = options.pop("kind", None) if target is None else str(target)
         if target is not None and load is not None:
             function = load(kind)
-        elif kind in KINDS:
+        elif isinstance(kind, str) and kind in KINDS:
             function = KINDS[kind]
         else:
             raise unknown_choice(f"kind of loss.{name}", str(kind), KINDS)

@@ -12,7 +12,10 @@ MOST = 16  # calls that wait, so that what they hold does not fill the memory
 
 
 class Background:
-    """Calls functions in a thread, in order; an error in one of them surfaces at the next call, or at the end."""
+    """Calls functions in a thread, in order; an error in one of them surfaces at the next call, or at the end.
+
+    Where an error ends the block, calls that wait are dropped; where it is stopped, they are made.
+    """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1)
@@ -24,7 +27,11 @@ class Background:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        try:
+            self._pool.shutdown(wait=True, cancel_futures=kind is not None and issubclass(kind, Exception))
+        except BaseException:  # stopped while it waits
+            self._pool.shutdown(wait=True)
+            raise
         while kind is None and self._open:
             self._open.popleft().result()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
@@ -262,10 +262,20 @@ def read_rows(path: Path) -> list[list[str]]:
         raise UserError(f"'{path}' cannot be read ({error}): give another output_dir") from error
 
 
-def remove_pictures(folder: Path, table: str = "scores.csv") -> None:
-    """Removes the pictures that the table of an earlier run in this folder names, and nothing else."""
+def remove_pictures(folder: Path, names: Iterable[str]) -> None:
+    """Removes pictures of an earlier run, which its tables name, and nothing else.
+
+    Args:
+        folder: Of the run.
+        names: Of the pictures in the folder, as the tables have them; what is no picture below `pictures/` stays.
+    """
     pictures = (folder / "pictures").resolve()
-    for row in read_rows(folder / table):
-        place = (folder / row[-1]).resolve() if row and row[-1].endswith(".png") else None
+    for name in names:
+        place = (folder / name).resolve() if name.endswith(".png") and "\0" not in name else None
         if place is not None and place.is_relative_to(pictures):
             place.unlink(missing_ok=True)
+
+
+def named_pictures(table: Path) -> list[str]:
+    """What the last column of a table of an earlier run names."""
+    return [row[-1] for row in read_rows(table) if row]

@@ -73,8 +73,11 @@ def _without_hydra(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     with open_dict(cfg):
         del cfg["hydra"]
         cfg.choices = made
-        if cfg.get("dataset") is not None and cfg.dataset.get("name") is None:
-            cfg.dataset.name = data_name(cfg)
+        try:
+            if isinstance(cfg.get("dataset"), DictConfig) and cfg.dataset.get("name") is None:
+                cfg.dataset.name = data_name(cfg)
+        except OmegaConfBaseException as error:
+            raise translate(error, overrides) from error
     return cfg
 
 
@@ -86,9 +89,9 @@ def data_name(cfg: DictConfig) -> str:
     return f"{train}_to_{test}{shots}" if cfg.get("train_on", "dataset") == "dataset" else f"{test}{shots}"
 
 
-def _source_name(source: DictConfig | None) -> str:
-    """The name of a source: its own, or that of its folder; empty without a source."""
-    if source is None:
+def _source_name(source: Any) -> str:
+    """The name of a source: its own, or that of its folder; empty without a source, or for what is none."""
+    if not isinstance(source, DictConfig):
         return ""
     root = source.get("root")
     return str(source.get("name") or (expanded(root).resolve().name if root else "folder"))
@@ -103,8 +106,8 @@ def _compose(overrides: Sequence[str], config: str) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return hydra.compose(config, list(map(addable, overrides)), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise translate(error, overrides) from error
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
+        raise translate(error, overrides) from error  # the last two: Hydra met a list or a number where a name belongs
 
 
 def ask_hydra(words: Sequence[str]) -> None:
@@ -173,6 +176,8 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
     """
     parsed = parse(overrides)
     cfg = stored.copy()
+    if cfg.get("choices") is None:  # of an older version
+        OmegaConf.update(cfg, "choices", {}, force_add=True)
     made = dict(cfg.choices)
     groups = [o for o in parsed if o.key_or_group in GROUPS]
     fixed = (*fixed, "preset")  # values of several groups, which these have taken over

@@ -15,6 +15,7 @@ from anomaly_vlm.files import unique_folder, write_text
 from anomaly_vlm.runs.checks import check_values, not_writable, writable_folder
 from anomaly_vlm.runs.compose import compose, merge_overrides, parse
 from anomaly_vlm.runs.inherited import drop_limits_of_training
+from anomaly_vlm.runs.shapes import check_shapes
 from anomaly_vlm.runs.trust import read_config
 
 FOLDER_VARIABLE = "ANOMALY_VLM_RUN_FOLDER"  # tells the other processes of a DDP run where the first one writes
@@ -69,6 +70,7 @@ def resumed(folder: Path, overrides: Sequence[str]) -> DictConfig:
     if not path.is_file():
         raise UserError(f"resume={folder}: no config.yaml in there: give the folder of a run that 'train' started")
     stored = read_config(path, trusted=trusted_packages(overrides))
+    check_shapes(stored, source=f"'{path}': ")
     cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "dataset", "loss"))
     check_values(cfg)
     cfg.output_dir = str(writable_folder(folder))

@@ -28,7 +28,7 @@ from anomaly_vlm.reporting.curves import (
     write_histograms,
 )
 from anomaly_vlm.reporting.describe import describe_data
-from anomaly_vlm.reporting.pictures import Choice, choose, remove_pictures, save_panel
+from anomaly_vlm.reporting.pictures import Choice, choose, named_pictures, remove_pictures, save_panel
 from anomaly_vlm.reporting.plots import (
     CURVES_PICTURE,
     HISTOGRAMS_PICTURE,
@@ -86,7 +86,7 @@ def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mappi
     counts = decisions(result.rows, thresholds)
     if counts:
         facts["decisions"] = decision_record(counts, thresholds)
-    remove_pictures(folder, "images.csv")
+    remove_pictures(folder, named_pictures(folder / "images.csv"))
     pictures = write_pictures(run, result.rows, folder / "pictures") if run.cfg.pictures.per_category else {}
     write_images(folder / "images.csv", result.rows, thresholds, pictures)
     write_csv(folder / "results.csv", result.values, facts)

@@ -42,6 +42,8 @@ def predict(
 ) -> list[tuple[Path, str]]:
     """Predicts image by image; a row and a picture are written as soon as they are there.
 
+    Where the same prediction was stopped in this folder, it goes on with the images that are missing.
+
     Args:
         cfg: The composed configuration.
         images: A folder, a file, a pattern or a list, see `data.own_images`.
@@ -94,19 +96,21 @@ def _predict(
     precompute_detections(run, "test")
     writer = PredictionWriter(run, folder, root, pictures)
     fit_test_images(run, device_of(cfg))
-    ready = time.monotonic()
+    ready, left = time.monotonic(), len(files) - len(writer.kept)
     with writer.background:
-        batches = predictions(cfg, run.method, run.data.predict_dataloader())
+        batches = predictions(cfg, run.method, run.data.predict_dataloader(writer.kept))
         for batch, prediction in counted(
-            batches, len(files), what="predicting", size=lambda pair: len(pair[0]), kind=cfg.callbacks.progress
+            batches, left, what="predicting", size=lambda pair: len(pair[0]), kind=cfg.callbacks.progress
         ):
             writer.write(batch, prediction)
         writer.finish()
     seconds = time.monotonic() - ready
+    writer.journal.end()
     tracking.finish(writer.logged(f"predict/{folder.name}" if tracking.attached else "predict"))
     for line in writer.summary():
         say(line)
-    say(f"{seconds / len(files):.2g} s an image ({len(files):,} images), after {ready - started:.1f} s to start")
+    if left:
+        say(f"{seconds / left:.2g} s an image ({left:,} images), after {ready - started:.1f} s to start")
     shown = "" if pictures == "false" else f", pictures: {folder / 'pictures'}"
     say(f"scores: {folder / 'scores.csv'}{shown}")
     return unreadable

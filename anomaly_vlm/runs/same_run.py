@@ -48,9 +48,14 @@ def config_key(cfg: DictConfig) -> str:
     """The same short text for configurations that differ in nothing that matters but their seed."""
     one = cfg.copy()
     one.seed = 0
-    flat = _flat(OmegaConf.to_container(one, resolve=True))
-    kept = sorted((key, repr(value)) for key, value in flat.items() if not _has_no_effect(key) and key != "seeds")
+    kept = [entry for entry in what_matters(one) if entry[0] != "seeds"]
     return hashlib.blake2b(repr(kept).encode(), digest_size=6).hexdigest()
+
+
+def what_matters(cfg: DictConfig) -> list[tuple[str, str]]:
+    """Keys and values that some number depends on, in a fixed order."""
+    flat = _flat(OmegaConf.to_container(cfg, resolve=True))
+    return sorted((key, repr(value)) for key, value in flat.items() if not _has_no_effect(key))
 
 
 def check_same_run(cfg: DictConfig, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The places in Lightning's loops where a run that is asked to stop does so."""
+"""The places in Lightning's loops where a run that is asked to stop does so, and where its state is saved for that."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from anomaly_vlm.runs import stopping
 class StopPoint(Callback):
     """Ends a training after the step that a signal fell into, with its state saved; other loops end at once.
 
-    With several processes all of them end after the same step, whichever was sent the signal.
+    The state is also saved in front of every validation and at the end of the training: whatever is stopped or killed
+    there costs no step. A state that is saved after a step that a validation follows goes on with that validation.
+
+    With several processes all of them end after the same step, whichever was sent the signal. It belongs behind the other
+    callbacks, so that what it saves has their part of the step.
 
     Args:
         last: The state to go on from; None where nothing is trained.
@@ -22,6 +26,8 @@ class StopPoint(Callback):
 
     def __init__(self, last: Path | None = None) -> None:
         self.last = last
+        self._saved: tuple[int, int] | None = None  # the step of the newest state, see `_step`
+        self._validation_begins = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From now on a signal waits for the end of a step."""
@@ -34,12 +40,15 @@ class StopPoint(Callback):
         if trainer.world_size > 1:
             wanted = trainer.strategy.reduce_boolean_decision(wanted, all=False)
         if wanted:
-            if self.last is not None:
-                trainer.save_checkpoint(self.last, weights_only=False)
+            self._save(trainer)
             raise stopping.stop()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A validation learns nothing: a signal ends it at once."""
+        """A validation learns nothing: a signal ends it at once, and the steps before it are saved here."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._validation_begins = True
+            self._save(trainer)
+            self._validation_begins = False
         stopping.install()
         stopping.wait_for_safe_place(False)
         stopping.check()
@@ -50,9 +59,22 @@ class StopPoint(Callback):
         stopping.wait_for_safe_place(trainer.state.fn == "fit")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last step is over."""
+        """The last step is over; what follows, such as a calibration, may be long."""
+        self._save(trainer)
         stopping.wait_for_safe_place(False)
         stopping.check()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notes that there is a state of this step, and whether it goes on with a validation."""
+        if trainer.state.fn != "fit":
+            return
+        self._saved = _step(trainer)
+        if self._validation_begins or _validation_follows(trainer):
+            _begin_with_validation(checkpoint["loops"]["fit_loop"])
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if self.last is not None and self._saved != _step(trainer):
+            trainer.save_checkpoint(self.last, weights_only=False)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Whatever ended the loop, nothing waits any more."""
@@ -75,3 +97,33 @@ class StopPoint(Callback):
     def on_predict_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """See `on_test_batch_end`."""
         stopping.check()
+
+
+def _step(trainer: L.Trainer) -> tuple[int, int]:
+    """Steps of the optimiser, and batches, which several may make one step."""
+    return trainer.global_step, trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+
+def _validation_follows(trainer: L.Trainer) -> bool:
+    """Whether a batch of the training is about to end, and a validation comes after it.
+
+    Lightning has no public question for it, and takes the validation as done where a state was saved at this place.
+    """
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    batches: Any = loop.batch_progress.current
+    ends = trainer.training and batches.completed < batches.processed
+    return ends and trainer.enable_validation and fetcher is not None and loop._should_check_val_fx(fetcher)
+
+
+def _begin_with_validation(loops: dict[str, Any]) -> None:
+    """Turns the progress of a training's loops into that of one whose validation has begun and has no batch behind it.
+
+    This is how Lightning knows a state that was saved in the middle of a validation: it goes back there.
+    """
+    batch = loops["epoch_loop.batch_progress"]
+    for count in (batch["total"], batch["current"]):
+        count["completed"] = count["processed"]
+    validation = loops["epoch_loop.val_loop.batch_progress"]
+    validation["is_last_batch"] = False
+    for count, before in ((validation["total"], validation["total"]["completed"]), (validation["current"], 0)):
+        count.update(ready=before + 1, started=before + 1, processed=before, completed=before)

@@ -88,7 +88,7 @@ def build_trainer(
         trainer: L.Trainer = instantiate(
             cfg.trainer,
             trusted=cfg.trust,
-            callbacks=[StopPoint(last), *callbacks, *([bar] if bar is not None else []), *extra],
+            callbacks=[*callbacks, *([bar] if bar is not None else []), *extra, StopPoint(last)],
             logger=list(loggers) or False,
             enable_progress_bar=bar is not None,
             enable_checkpointing=any(type(callback).__name__ == "ModelCheckpoint" for callback in callbacks),

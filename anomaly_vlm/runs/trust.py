@@ -118,13 +118,26 @@ def read_config(path: Path, *, trusted: Sequence[str] = ()) -> DictConfig:
     if len(text) > MAX_BYTES:
         raise UserError(f"'{path}' has {len(text):,} bytes: no run writes a configuration of more than {MAX_BYTES:,}")
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise UserError(f"'{path}' uses YAML aliases, which no run writes: use another file")
+        _check_events(text, path)
         content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"'{path}' is no YAML ({reason}): use another file") from error
     return foreign_config(migrated(content), source=f"'{path}'", trusted=trusted)
+
+
+def _check_events(text: bytes, path: Path) -> None:
+    """Raises a `UserError` for what takes a YAML reader for ever: aliases that multiply, and deep nests."""
+    depth = 0
+    for event in yaml.parse(text):
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"'{path}' uses YAML aliases, which no run writes: use another file")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise UserError(f"'{path}' nests its configuration more than {MAX_DEPTH} deep: use another file")
 
 
 def _plain(value: Any, source: str, depth: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,12 +19,15 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.prediction import Prediction, boxes_of
 from anomaly_vlm.methods.base.verdict import Verdict, judge
 from anomaly_vlm.metrics.thresholds import NOT_OK, OK, Threshold
-from anomaly_vlm.names import csv_cell, slug
+from anomaly_vlm.names import csv_cell, picture_names
 from anomaly_vlm.reporting.background import Background
+from anomaly_vlm.reporting.console import say
 from anomaly_vlm.reporting.curves import score_histograms
-from anomaly_vlm.reporting.pictures import read_rows, remove_pictures, save_panel
+from anomaly_vlm.reporting.pictures import named_pictures, read_rows, remove_pictures, save_panel
 from anomaly_vlm.reporting.trackers import Logged
 from anomaly_vlm.runs.build import Run
+from anomaly_vlm.runs.journal import NAME as JOURNAL
+from anomaly_vlm.runs.journal import Batches, Finished, Journal, prediction_key, state_of, still_true
 
 Pictures = Literal["all", "worst", "false"]
 SCORES = ("path", "score", "percentile", "decision", "picture")
@@ -92,24 +95,39 @@ class Scored:
 class PredictionWriter:
     """Appends to `scores.csv` after every batch and writes `pictures/` beside, so that an interrupted run keeps its results.
 
-    Where the checkpoint has a threshold, rows have a decision, and `regions.csv` lists where the maps are above it. How maps
-    are drawn: `colours_of`.
+    A journal beside them says which images are finished: where the same prediction was stopped in this folder, their rows
+    and pictures stay, and `kept` names them. Where the checkpoint has a threshold, rows have a decision, and `regions.csv`
+    lists where the maps are above it. How maps are drawn: `colours_of`.
 
     Args:
         run: Its data and its method.
         folder: Existing folder of the run.
         root: Folder that all images lie in: pictures are named by what is below it.
         pictures: Of which images pictures are written: `all`, the `worst` ones at the end, or none (`false`).
+
+    Attributes:
+        kept: By position, the images that need not be scored again.
     """
 
     def __init__(self, run: Run, folder: Path, root: Path, pictures: Pictures = "all") -> None:
         self.run, self.folder, self.root, self.pictures = run, folder, root, pictures
         self.counts: Counter[tuple[str, str]] = Counter()
         self.background = Background()
-        self._names: set[str] = set()
         self._worst: list[tuple[float, int, Scored]] = []
+        self._paths = [sample.path for sample in run.data.samples("test")]
+        self._states = [state_of(path) for path in self._paths]
+        self._names = picture_names([self._below(path) for path in self._paths]) if pictures != "false" else {}
         clear_unfinished(folder)
-        remove_pictures(folder)
+        key = prediction_key(run, pictures=pictures, root=str(root), categories=repr(self._categories()))
+        self.journal = Journal(folder / JOURNAL, key)
+        same, before = self.journal.read()
+        self.kept = self._to_keep(before) if same else {}
+        self._written = 0  # images of which there is a row
+        named = {*named_pictures(folder / "scores.csv"), *(entry.row[-1] for entry in before.values())}
+        remove_pictures(folder, named - {entry.row[-1] for entry in self.kept.values()})
+        self.journal.begin(self.kept.values())
+        if same is not None:
+            say(self._goes_on(same))
         self._new("scores.csv", SCORES)
         (folder / "regions.csv").unlink(missing_ok=True)
         if run.method.decision_thresholds:
@@ -118,13 +136,14 @@ class PredictionWriter:
     def write(self, batch: Batch, prediction: Prediction) -> None:
         """Writes a batch's scores, and hands its pictures to the thread that draws them."""
         dataset, maps = self.run.data.dataset("test"), prediction.map.cpu().numpy()
+        self._write_kept(int(batch.index[0]))
         for i, score in enumerate(prediction.score.tolist()):
             index, threshold = int(batch.index[i]), self.run.method.decision_thresholds.get(batch.category[i])
             size = dataset.own_size(index) if threshold else (1, 1)
             verdict = judge(score, maps[i], size, threshold)
             self.counts[batch.category[i], verdict.decision] += 1
             path = batch.path[i]
-            picture = "" if self.pictures == "false" else self._name(path)
+            picture = self._names.get(index, "")
             note = f"; {prediction.notes[i]}" if prediction.notes else ""
             drawing = {
                 "heat": maps[i].copy(),
@@ -133,16 +152,21 @@ class PredictionWriter:
                 **colours_of(self.run.method, maps[i], threshold),
             }
             scored = Scored(path, index, verdict, picture, drawing)
-            self._append_rows(scored)
-            if self.pictures == "all":
-                self.background.call(self._draw, scored)
-            elif self.pictures == "worst":
+            finished = Finished(index, path, self._states[index], self._row(scored), self._region_rows(scored))
+            self._append_rows([finished])
+            self.background.call(self._complete, scored, finished)
+            if self.pictures == "worst":
                 heapq.heappush(self._worst, (score, -index, scored))
                 if len(self._worst) > WORST:
                     heapq.heappop(self._worst)
 
     def finish(self) -> None:
-        """Writes the pictures of the worst images, where these are wanted, and names them in `scores.csv`."""
+        """Writes what is left to write.
+
+        The rows of images that were kept, and the pictures of the worst images, where these are wanted, with their names in
+        `scores.csv`.
+        """
+        self._write_kept(len(self._paths))
         for _, _, scored in sorted(self._worst, key=lambda entry: entry[:2], reverse=True):
             self.background.call(self._draw, scored)
         if self.pictures == "worst":
@@ -187,6 +211,13 @@ class PredictionWriter:
                 lines.append(f"{good:,} OK, {bad:,} NOT OK at {threshold.score:.3g} ({threshold.summary})")
         return lines
 
+    def _complete(self, scored: Scored, finished: Finished) -> None:
+        """Draws an image's picture, where it has one by now; then it is finished."""
+        if self.pictures == "all":
+            self._draw(scored)
+        if not self.run.method.is_transductive:
+            self.journal.add(finished)
+
     def _draw(self, scored: Scored) -> None:
         """Draws one picture, of the user's own image in its own shape."""
         place = self.folder / scored.picture
@@ -208,25 +239,50 @@ class PredictionWriter:
         file = Path(path)
         return str(file.relative_to(self.root)) if file.is_relative_to(self.root) else str(file)
 
-    def _name(self, path: str) -> str:
-        """A name for the picture of an image that tells where the image lies, each once."""
-        parts = [slug(part) for part in Path(self._below(path)).parts if part not in ("/", "..")]
-        stem = "/".join(["pictures", *parts[:-1], slug(Path(path).stem)])
-        name, number = stem, 2
-        while name.lower() in self._names:
-            name, number = f"{stem}_{number}", number + 1
-        self._names.add(name.lower())
-        return f"{name}.png"
+    def _categories(self) -> list[str]:
+        return sorted({sample.category for sample in self.run.data.samples("test")})
 
-    def _append_rows(self, scored: Scored) -> None:
+    def _to_keep(self, before: Mapping[int, Finished]) -> dict[int, Finished]:
+        """What is finished and still true, by whole batches; with `worst` without what is drawn at the end."""
+        drawn = self.folder if self.pictures == "all" else None
+        true = still_true(before, self._paths, self._states, self._names, drawn)
+        batches = Batches(self.run.data.eval_batch_size, len(self._paths))
+        whole = batches.whole(set(true))
+        if self.pictures == "worst":
+            worst = heapq.nlargest(WORST, true.values(), key=lambda entry: (float(entry.row[1]), -entry.index))
+            whole -= batches.touched({entry.index for entry in worst})
+        return {i: true[i] for i in sorted(whole)}
+
+    def _goes_on(self, same: bool) -> str:
+        """What is said where a prediction was stopped in this folder."""
+        if not same:
+            return "the prediction that was stopped in this folder was another one: all images are scored"
+        if self.run.method.is_transductive:
+            return f"{self.run.facts['method']} scores all images together: all of them are scored again"
+        return f"goes on: {len(self.kept):,} of {len(self._paths):,} images are scored already"
+
+    def _write_kept(self, until: int) -> None:
+        """Appends the rows of kept images in front of a position."""
+        rows = [self.kept[i] for i in range(self._written, until) if i in self.kept]
+        self._written = until
+        self._append_rows(rows)
+        for finished in rows:
+            self.counts[self.run.data.samples("test")[finished.index].category, finished.row[3]] += 1
+
+    def _row(self, scored: Scored) -> list[str]:
         verdict = scored.verdict
         percentile = "" if verdict.percentile is None else f"{verdict.percentile:.4g}"
-        row = [csv_cell(scored.path), f"{verdict.score:.9g}", percentile, verdict.decision, scored.picture]
-        self._append("scores.csv", [row])
-        if verdict.regions:
-            path = csv_cell(scored.path)
-            rows = [[path, *region.box, region.area, f"{region.peak:.6g}"] for region in verdict.regions]
-            self._append("regions.csv", rows)
+        return [csv_cell(scored.path), f"{verdict.score:.9g}", percentile, verdict.decision, scored.picture]
+
+    def _region_rows(self, scored: Scored) -> list[list[str]]:
+        path = csv_cell(scored.path)
+        return [[path, *map(str, one.box), str(one.area), f"{one.peak:.6g}"] for one in scored.verdict.regions]
+
+    def _append_rows(self, finished: Sequence[Finished]) -> None:
+        if finished:
+            self._append("scores.csv", [entry.row for entry in finished])
+        if regions := [row for entry in finished for row in entry.regions]:
+            self._append("regions.csv", regions)
 
     def _new(self, name: str, columns: tuple[str, ...]) -> None:
         with (self.folder / name).open("w", newline="", encoding="utf-8") as file:

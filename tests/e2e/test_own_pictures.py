@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,10 @@ from PIL import Image
 
 from anomaly_vlm.cli import main
 from anomaly_vlm.cli.predict import SOME_UNREADABLE
+from anomaly_vlm.data.types import Batch
+from anomaly_vlm.methods.base.prediction import Prediction
+from anomaly_vlm.runs import predict as prediction
+from anomaly_vlm.runs.stopping import Stopped
 from tests.e2e.test_own_parts import TINY, part, rows
 
 pytestmark = pytest.mark.e2e
@@ -61,6 +67,70 @@ def test_some_pictures_or_none(ckpt: Path, parts: Path, tmp_path: Path, monkeypa
     assert not any(row["picture"] for row in rows(tmp_path / "out" / "scores.csv"))
     left = [path.name for path in (tmp_path / "out").rglob("*.png")]
     assert left == ["own.png"]  # pictures of the run before are gone, and nothing else
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the images that are scored; a run is stopped at one that is called as the first entry."""
+    found: list[str] = []
+    original = prediction.predictions
+
+    def predictions(*arguments: Any) -> Iterator[tuple[Batch, Prediction]]:
+        for pair in original(*arguments):
+            names = [Path(path).stem for path in pair[0].path]
+            if found and found[0] in names:
+                raise Stopped(signal.SIGTERM)
+            found.extend(names)
+            yield pair
+
+    monkeypatch.setattr(prediction, "predictions", predictions)
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("pictures", ["all", pytest.param("worst", marks=pytest.mark.faults)])
+def test_a_stopped_prediction_goes_on(
+    pictures: str, ckpt: Path, tmp_path: Path, scored: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    for i in range(5):
+        part(tmp_path / "new" / f"{'abcde'[i]}.png", i, defect=i > 1)
+    words = ["predict", f"ckpt={ckpt}", f"images={tmp_path / 'new'}", f"pictures={pictures}", "eval_batch_size=2"]
+    assert main([*words, f"output_dir={tmp_path / 'whole'}"]) == 0
+    scored[:] = ["e"]
+    out = tmp_path / "out"
+    assert main([*words, f"output_dir={out}"]) == 143
+    assert scored == ["e", "a", "b", "c", "d"]
+    (tmp_path / "new" / "c.png").touch()  # may have changed since: its batch of two is scored again
+    with (out / "predicted.jsonl").open("a") as file:
+        file.write('{"index": 4, "path"')  # a line that a kill has torn
+    capsys.readouterr()
+    scored.clear()
+    assert main([*words, f"output_dir={out}"]) == 0
+    if pictures == "all":
+        assert scored == ["c", "d", "e"]
+        assert "goes on: 2 of 5 images are scored already" in capsys.readouterr().out
+    assert contents(out) == contents(tmp_path / "whole")
+    assert any(name.endswith("regions.csv") for name in contents(out))
+    scored.clear()
+    assert main([*words, f"output_dir={out}"]) == 0  # a finished one starts anew
+    assert len(scored) == 5
+
+
+def test_another_prediction_keeps_nothing(
+    ckpt: Path, parts: Path, tmp_path: Path, scored: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    words = ["predict", f"ckpt={ckpt}", f"images={parts / 'good'}", f"output_dir={tmp_path / 'out'}"]
+    scored[:] = ["4"]
+    assert main([*words, "eval_batch_size=4"]) == 143
+    assert len(contents(tmp_path / "out")) > 4
+    scored.clear()
+    assert main([*words, "eval_batch_size=3", "pictures=false"]) == 0
+    assert len(scored) == 6
+    assert "another one: all images are scored" in capsys.readouterr().out
+    assert not list((tmp_path / "out").rglob("*.png"))
 
 
 def test_one_bad_file_does_not_stop_the_others(

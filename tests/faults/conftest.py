@@ -22,6 +22,7 @@ from anomaly_vlm.files import is_damaged
 from tests.faults.table import TABLE, write_table
 
 REPOSITORY = Path(__file__).parents[2]
+COUNTED = "fault"  # name of a property of tests
 TINY = [
     "method=adaclip",
     "backbone=tiny_random",
@@ -147,17 +148,26 @@ def check_whole(folder: Path) -> None:
 
 
 @pytest.fixture
-def counted() -> Callable[[str], None]:
-    """Counts a try of a kind of fault that ended as it must, for the table."""
+def counted(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Counts tries of a kind of fault that ended as they must, for the table."""
 
-    def count(kind: str) -> None:
-        TABLE[kind] = TABLE.get(kind, 0) + 1
+    def count(kind: str, tries: int = 1) -> None:
+        request.node.user_properties.append((COUNTED, f"{int(tries)} {kind}"))
 
     return count
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Adds up what the tests have counted, here or in the processes of pytest-xdist."""
+    if report.when == "call" and report.passed:
+        for name, value in report.user_properties:
+            if name == COUNTED:
+                tries, _, kind = str(value).partition(" ")
+                TABLE[kind] = TABLE.get(kind, 0) + int(tries)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Writes the table where no test has failed: a try that fails ends its test and is not counted."""
     target = os.environ.get("ANOMALY_VLM_RELIABILITY")
-    if target and not session.testsfailed:
+    if target and not session.testsfailed and not hasattr(session.config, "workerinput"):
         write_table(Path(target))

@@ -87,7 +87,7 @@ def test_the_folder_vanishes(server: Server, whole: Path, tmp_path: Path) -> Non
 def test_the_folder_vanishes_at_any_operation(
     server: Server, whole: Path, tmp_path: Path, counted: Callable[..., None]
 ) -> None:
-    for at in spread(operations(whole), 15)[1:-1]:
+    for at in spread(operations(whole), 8)[1:-1]:
         vanish(server, tmp_path, at)
         counted("output folder vanishes")
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from anomaly_vlm.cli import main
-from tests.faults.conftest import TINY, TRAIN
+from tests.faults.conftest import TINY, TRAIN, Server
+from tests.faults.test_kills import COMMANDS, command, images
+
+__all__ = ["images"]  # a fixture of another module
 
 
 @pytest.fixture
@@ -42,6 +47,30 @@ def test_train_evaluate_predict_and_fit_reach_no_network(
     winclip = ["method=winclip", *TINY[1:6], "trainer=cpu", "shots=1"]
     assert main(["fit", *winclip, f"good={images.parent}", "output_dir=fitted"]) == 0
     assert not blocked
+
+
+@pytest.mark.faults
+def test_commands_use_no_network(
+    server: Server, whole: Path, images: Path, tmp_path: Path, counted: Callable[..., None]
+) -> None:
+    """Any look-up of a name and any connection raises an error in these, see `server.forbid_sockets`."""
+    for kind in COMMANDS:
+        outcome = server(command(kind, whole, images), tmp_path, offline=True)
+        assert outcome.status == 0, outcome.err
+        counted("no network")
+        shutil.rmtree(tmp_path / "run")
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(whole, tmp_path / "runs" / "one")
+    for words in (
+        [*TRAIN, "train_limit=2", "epochs=1", "output_dir=run"],
+        ["fit", "method=winclip", *TINY[1:6], "shots=1", f"good={images}", "output_dir=fitted"],
+        ["report", "runs=runs"],
+        ["report", "run=runs/one"],
+        ["data", "dataset=procedural", "sheet=sheet.png"],
+    ):
+        outcome = server(words, tmp_path, offline=True)
+        assert outcome.status == 0, (words, outcome.err)
+        counted("no network")
 
 
 def test_weights_that_are_not_here_are_told_in_one_line(

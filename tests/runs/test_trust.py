@@ -72,6 +72,7 @@ def test_the_command_line_refuses_it_in_one_line(tmp_path: Path, capfd: pytest.C
         "method: !!python/object/apply:os.mkdir [ran]\n",
         "a: ${b}\nb: ${a}\n",
         "a: " + "[" * 200 + "]" * 200,
+        "[" * 20_000,
         "optimizer: {_target_: os.mkdir}\n",
         "\x00",
         "seed: ${missing.key}\n",

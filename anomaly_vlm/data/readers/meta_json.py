@@ -59,7 +59,7 @@ def _sample(path: Path, split: str, entry: dict[str, Any], has_masks: bool) -> S
         category=str(entry["cls_name"]),
         label=label,
         masks=tuple(str(path.parent / _slashes(mask)) for mask in masks) if label else (),
-        defect=(entry.get("specie_name") or "anomaly") if label else "good",
+        defect=str(entry.get("specie_name") or "anomaly") if label else "good",
         split=split,
         kind="mask" if has_masks else "image",
     )
