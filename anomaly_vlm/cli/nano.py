@@ -6,8 +6,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from anomaly_vlm.errors import UserError
 
 CONFIGS = {"vit": "nano", "convnext": "nano_convnext"}
+# What may differ when an interrupted run goes on.
+FREE = ("output_dir", "weights", "pool", "threads", "every", "validate_every", "val_count", "image.steps")
 HELP = """usage: anomaly-vlm nano [key=value ...]                  train the nano CLIP (a ViT); conf/nano.yaml lists the keys
        anomaly-vlm nano model=convnext [key=value ...]   train nano_convnext; conf/nano_convnext.yaml lists the keys
 
@@ -33,6 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     folder = writable_folder(Path(cfg.output_dir))
     options = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(options, dict)
+    check_same_run(cfg, folder)
     import torch
 
     from anomaly_vlm.nano.train import train_nano
@@ -50,3 +56,28 @@ def run(arguments: Sequence[str]) -> int:
         shutil.copyfile(path, cfg.weights)
         say(f"copied to {cfg.weights}")
     return 0
+
+
+def check_same_run(cfg: Any, folder: Path) -> None:
+    """Raises a `UserError` where `folder` holds a run with other settings than `cfg`, which cannot go on with these."""
+    from omegaconf import OmegaConf
+
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return
+    before = OmegaConf.load(path)
+    for key in _leaves(cfg):
+        kept = OmegaConf.select(before, key)
+        if key not in FREE and kept is not None and kept != OmegaConf.select(cfg, key):
+            raise UserError(f"{folder} holds a run with {key}={kept}: give that, or another output_dir")
+
+
+def _leaves(cfg: Any, above: str = "") -> list[str]:
+    """The dotted keys of all values."""
+    from omegaconf import DictConfig
+
+    return [
+        key
+        for name in cfg
+        for key in (_leaves(cfg[name], f"{above}{name}.") if isinstance(cfg[name], DictConfig) else [f"{above}{name}"])
+    ]

@@ -20,7 +20,10 @@ from anomaly_vlm.errors import UserError
 class Stage(Protocol):
     """What is trained: its parameters, the losses of a batch, a running average of the weights."""
 
-    parameters: list[nn.Parameter]
+    @property
+    def parameters(self) -> list[nn.Parameter] | list[dict[str, Any]]:
+        """For the optimiser; groups may have a `share` of the learning rate (1 where none is given)."""
+        ...
 
     def losses(self, views: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """Unweighted terms of a batch."""
@@ -81,13 +84,8 @@ def train_stage(
         validate: Gives values in percent by name.
         tell: Takes a line of progress.
     """
-    optimizer = torch.optim.AdamW(stage.parameters, lr=plan.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = _optimizer(stage, plan.lr)
     warm = min(40, plan.steps // 10 + 1)
-
-    def rate(step: int) -> float:
-        fallen = 0.5 * (1 + math.cos(math.pi * min(1.0, step / plan.steps)))
-        return min(1.0, (step + 1) / warm) * (0.01 + 0.99 * fallen)
-
     done = 0
     if plan.kept.is_file():
         state = torch.load(plan.kept, weights_only=True)
@@ -97,15 +95,8 @@ def train_stage(
     started, first = time.monotonic(), done
     sums: dict[str, list[float]] = {}
     for step in range(done, plan.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.lr * rate(step)
-        number = step + 10_000_000 * (plan.number + 1)
-        values = stage.losses(draw(number), torch.Generator().manual_seed(number))
-        optimizer.zero_grad()
-        stage.total(values).backward()
-        torch.nn.utils.clip_grad_norm_(stage.parameters, 1.0)
-        optimizer.step()
-        stage.follow(min(0.999, (step + 1) / (step + 10)))
+        lr = plan.lr * min(1.0, (step + 1) / warm) * _fallen(step / plan.steps)
+        values = _take_step(stage, optimizer, draw, step, lr=lr, first=10_000_000 * (plan.number + 1))
         for name, value in values.items():
             sums.setdefault(name, []).append(value.item())
         last = step + 1 == plan.steps
@@ -125,6 +116,57 @@ def train_stage(
             append(plan.curve, row, plan.columns)
             sums = {}
             keep({"stage": stage.state_dict(), "optimizer": optimizer.state_dict(), "done": step + 1}, plan.kept)
+
+
+class Budgeted:
+    """A training that spends CPU seconds of the process, in as many turns as one likes.
+
+    The learning rate rises over the first twentieth of the budget and falls as a cosine, as over the steps of a `Plan`.
+
+    Args:
+        stage: What is trained, in place.
+        draw: Gives the views of a batch as a function of its number alone.
+        lr: The highest learning rate.
+        seconds: The budget.
+    """
+
+    def __init__(self, stage: Stage, draw: Callable[[int], Any], *, lr: float, seconds: float) -> None:
+        self.stage, self.draw, self.lr, self.seconds = stage, draw, lr, seconds
+        self.optimizer = _optimizer(stage, lr)
+        self.steps, self.spent = 0, 0.0
+
+    def spend(self, seconds: float) -> None:
+        """Goes on until `seconds` of the budget are spent in all."""
+        while self.spent < seconds:
+            started, progress = time.process_time(), min(1.0, self.spent / self.seconds)
+            now = self.lr * min(1.0, 20 * progress + 0.05) * _fallen(progress)
+            _take_step(self.stage, self.optimizer, self.draw, self.steps, lr=now, first=10_000_000)
+            self.steps += 1
+            self.spent += time.process_time() - started
+
+
+def _optimizer(stage: Stage, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(stage.parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
+
+
+def _fallen(progress: float) -> float:
+    """Share of the learning rate that a cosine leaves after a share of the way."""
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _take_step(
+    stage: Stage, optimizer: torch.optim.Optimizer, draw: Callable[[int], Any], step: int, *, lr: float, first: int
+) -> dict[str, Tensor]:
+    """One step, on the batch of number `first + step`; returns its terms."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("share", 1.0)
+    values = stage.losses(draw(first + step), torch.Generator().manual_seed(first + step))
+    optimizer.zero_grad()
+    stage.total(values).backward()
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+    stage.follow(min(0.999, (step + 1) / (step + 10)))
+    return values
 
 
 def pass_gate(facts: dict[str, float], folder: Path, tell: Callable[[str], None], *, accuracy: str) -> None:

@@ -13,13 +13,15 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from anomaly_vlm.backbone import ClipBackbone, HybridStem, put_stem
+from anomaly_vlm.errors import UserError
 from anomaly_vlm.nano import teacher
 from anomaly_vlm.nano.words import FALLBACK
 
+WIDTH, LAYERS = 128, 8  # of the image tower
 ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 128,
     "quick_gelu": False,
-    "vision_cfg": {"image_size": 224, "layers": 8, "width": 128, "head_width": 32, "patch_size": 16},
+    "vision_cfg": {"image_size": 224, "layers": LAYERS, "width": WIDTH, "head_width": 32, "patch_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 3},
 }
 STEM: dict[str, Any] = {"name": teacher.NAME, "stages": teacher.STAGES}
@@ -27,16 +29,37 @@ TEMPERATURE = 0.07  # what similarities are divided by in training, and in most 
 DAMPING = 0.1  # of what each block adds to its input at the start of training
 
 
-def new_model(seed: int, network: nn.Module | None = None) -> open_clip.CLIP:
+def architecture(*, width: int, layers: int) -> dict[str, Any]:
+    """open_clip's description of the model with an image tower of `layers` blocks of that width.
+
+    Raises:
+        UserError: A width that heads of 32 channels do not share out, or no block.
+    """
+    head = ARCHITECTURE["vision_cfg"]["head_width"]
+    if width < head or width % head:
+        raise UserError(f"width is {width}: give a multiple of {head}, such as 128 or 192")
+    if layers < 1:
+        raise UserError(f"layers is {layers}: give 1 or more")
+    return {**ARCHITECTURE, "vision_cfg": {**ARCHITECTURE["vision_cfg"], "width": width, "layers": layers}}
+
+
+def new_model(
+    seed: int, network: nn.Module | None = None, *, width: int = WIDTH, layers: int = LAYERS
+) -> open_clip.CLIP:
     """The model as training starts it: the teacher's first stages under blocks that change next to nothing.
 
     Args:
         seed: Of the blocks that are drawn at random.
         network: The teacher; None leaves the stem untrained.
+        width: Channels of the image tower's tokens.
+        layers: Blocks of the image tower.
+
+    Raises:
+        UserError: See `architecture`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = open_clip.CLIP(**ARCHITECTURE)
+        model = open_clip.CLIP(**architecture(width=width, layers=layers))
         put_stem(model, STEM)
         _quiet_start(model.visual)
         nn.init.normal_(model.token_embedding.weight, std=0.3)

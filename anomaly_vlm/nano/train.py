@@ -12,10 +12,10 @@ from torch import nn
 from anomaly_vlm.data.drawn.products import ProceduralSource
 from anomaly_vlm.data.drawn.products.families import FAMILIES
 from anomaly_vlm.nano import text
-from anomaly_vlm.nano.crops import Crops, open_crops
-from anomaly_vlm.nano.image import ImageStage
+from anomaly_vlm.nano.crops import FACTS, FreshViews, open_crops
+from anomaly_vlm.nano.image import ImageStage, check_distil
 from anomaly_vlm.nano.loop import Plan, keep, pass_gate, train_stage
-from anomaly_vlm.nano.model import as_backbone, new_model, save_model, stem_of
+from anomaly_vlm.nano.model import ARCHITECTURE, as_backbone, new_model, save_model
 from anomaly_vlm.nano.pool import open_pool
 from anomaly_vlm.nano.teacher import load_teacher
 from anomaly_vlm.nano.words import token_rows
@@ -35,11 +35,17 @@ def train_nano(cfg: dict[str, Any], folder: Path, tell: Callable[[str], None]) -
     `nano.safetensors`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    seed, options = cfg["seed"], cfg["image"]
+    check_distil(options["distil"])
     network = load_teacher()
-    model = new_model(cfg["seed"], network)
+    model = new_model(seed, network, width=cfg["width"], layers=cfg["layers"])
     directions = _text_stage(model, cfg, folder, tell)
-    crops = _crops(model, network, cfg, tell)
-    stage = ImageStage(model, crops, directions, seed=cfg["seed"], distil=cfg["image"]["distil"])
+    root, tuned = Path(cfg["pool"]).expanduser(), options["tune_stem"]
+    views = fresh_views(model, network, root, seed=seed, twins=cfg["twins"], tell=tell)
+    count = min(cfg["crops"], FACTS) if tuned else cfg["crops"]
+    crops = open_crops(root / f"crops_seed{seed}_{cfg['twins']}_{count}", views, count=count, tell=tell)
+    fresh = views if tuned else None
+    stage = ImageStage(model, crops, directions, seed=seed, distil=options["distil"], fresh=fresh)
     _image_stage(stage, cfg, folder, tell)
     trained: Any = stage.averaged()
     pass_gate(text.gate(trained, directions, seed=cfg["seed"]), folder, tell, accuracy="noun_accuracy")
@@ -61,21 +67,12 @@ def _text_stage(model: Any, cfg: dict[str, Any], folder: Path, tell: Callable[[s
     return directions
 
 
-def _crops(model: Any, network: nn.Module, cfg: dict[str, Any], tell: Callable[[str], None]) -> Crops:
-    """The fixed pool of views behind the stem."""
-    backbone, root, seed = as_backbone(model), Path(cfg["pool"]).expanduser(), cfg["seed"]
-    return open_crops(
-        root / f"crops_seed{seed}_{cfg['twins']}_{cfg['crops']}",
-        open_pool(root, seed=seed, each=cfg["twins"], tell=tell),
-        stem_of(model),
-        network,
-        seed=seed,
-        count=cfg["crops"],
-        side=backbone.image_size,
-        mean=backbone.mean,
-        std=backbone.std,
-        tell=tell,
-    )
+def fresh_views(
+    model: Any, network: nn.Module, root: Path, *, seed: int, twins: int, tell: Callable[[str], None]
+) -> FreshViews:
+    """What draws views of the pool below `root`, which is drawn first where it is not there."""
+    pool = open_pool(root, seed=seed, each=twins, tell=tell)
+    return FreshViews(pool, model, network, seed=seed, side=ARCHITECTURE["vision_cfg"]["image_size"])
 
 
 def _image_stage(stage: ImageStage, cfg: dict[str, Any], folder: Path, tell: Callable[[str], None]) -> None:

@@ -7,6 +7,7 @@ looked at, the same for every set.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from anomaly_vlm.backbone import ClipBackbone
 from anomaly_vlm.data import AnomalyData, Preprocess
 from anomaly_vlm.data.source import Source
+from anomaly_vlm.data.types import Batch
 from anomaly_vlm.methods.shared.maps import upsample
 from anomaly_vlm.nano.model import TEMPERATURE
 
@@ -55,26 +57,36 @@ def text_axis(backbone: ClipBackbone, word: str) -> Tensor:
 def scores_and_maps(backbone: ClipBackbone, images: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
     """Scores [B] and maps [B, H, W] of normalised images [B, 3, H, W]; `axis` [B, C] as of `text_axis`."""
     tokens = backbone.encode_image(images, layers=[backbone.num_layers])
-    patches = F.normalize(backbone.project(tokens.patches[0]), dim=-1)
-    margin = (F.normalize(tokens.cls, dim=-1) * axis).sum(1) / TEMPERATURE
-    local = torch.einsum("bnc,bc->bn", patches, axis) / TEMPERATURE
-    top = local.topk(max(1, round(TOP * local.shape[1])), dim=1).values.mean(1)
-    maps = upsample(
-        torch.sigmoid(local).unflatten(1, tokens.grid), (images.shape[-2], images.shape[-1]), align_corners=False
-    )
-    return torch.sigmoid(margin) + torch.sigmoid(top), maps
+    score, local = scores_and_cells(backbone, tokens.cls, tokens.patches[0], axis)
+    maps = upsample(local.unflatten(1, tokens.grid), (images.shape[-2], images.shape[-1]), align_corners=False)
+    return score, maps
 
 
-def score_set(
-    backbone: ClipBackbone, source: Source, *, side: str = "test", size: int | None = None, batch: int = 16
-) -> Scored:
+def scores_and_cells(backbone: ClipBackbone, cls: Tensor, patches: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores [B] and values of the patches [B, N] by the last block's `cls` [B, C] and `patches` [B, N, Dv]."""
+    margin = (F.normalize(cls, dim=-1) * axis).sum(1) / TEMPERATURE
+    local = torch.einsum("bnc,bc->bn", F.normalize(backbone.project(patches), dim=-1), axis) / TEMPERATURE
+    return torch.sigmoid(margin) + torch.sigmoid(top_mean(local)), torch.sigmoid(local)
+
+
+def top_mean(cells: Tensor) -> Tensor:
+    """Mean [B] of the top 2 % of values [B, N]."""
+    return cells.topk(max(1, round(TOP * cells.shape[1])), dim=1).values.mean(1)
+
+
+def loader(backbone: ClipBackbone, source: Source, *, side: str) -> Iterable[Batch]:
     """Every picture of a side, with the pixels that the suite's methods see."""
-    data = AnomalyData(test=source, eval_batch_size=batch, cache_mb=0)
-    data.preprocess = Preprocess(size=size or backbone.image_size, mean=backbone.mean, std=backbone.std)
+    data = AnomalyData(test=source, eval_batch_size=16, cache_mb=0)
+    data.preprocess = Preprocess(size=backbone.image_size, mean=backbone.mean, std=backbone.std)
     data._samples["test"] = source.samples(side)
+    return data.test_dataloader()
+
+
+def score_set(backbone: ClipBackbone, source: Source, *, side: str = "test") -> Scored:
+    """Scores every picture of a side."""
     axes: dict[str, Tensor] = {}
     parts: dict[str, list[Any]] = {name: [] for name in ("score", "label", "category", "maps", "masks", "paths")}
-    for item in data.test_dataloader():
+    for item in loader(backbone, source, side=side):
         for word in item.category:
             if word not in axes:
                 axes[word] = text_axis(backbone, word)

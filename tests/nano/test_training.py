@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import timm
 import torch
 
+from anomaly_vlm.backbone import load_backbone
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.nano import teacher, text
 from anomaly_vlm.nano import train as training
-from anomaly_vlm.nano.crops import Crops, on_grid, open_crops, statistics, teach
+from anomaly_vlm.nano.crops import Crops, FreshViews, on_grid, open_crops, statistics, teach
 from anomaly_vlm.nano.image import ImageStage, away
-from anomaly_vlm.nano.model import new_model, stem_of
+from anomaly_vlm.nano.loop import Budgeted
+from anomaly_vlm.nano.model import STEM, architecture, new_model, stem_of
 from anomaly_vlm.nano.pool import Pool, open_pool
 from anomaly_vlm.nano.views import draw_views
 from anomaly_vlm.nano.words import COLOURS, GENERIC_NOUN, NOUNS, PLACES, STATES, Caption
@@ -39,18 +42,11 @@ def network() -> torch.nn.Module:
 
 
 def made_crops(place: Path, pool: Pool, model: Any, network: torch.nn.Module, count: int = COUNT) -> Crops:
-    return open_crops(
-        place,
-        pool,
-        stem_of(model),
-        network,
-        seed=0,
-        count=count,
-        side=64,
-        mean=open_clip.OPENAI_DATASET_MEAN,
-        std=open_clip.OPENAI_DATASET_STD,
-        tell=lambda _: None,
-    )
+    return open_crops(place, made_views(pool, model, network), count=count, tell=lambda _: None)
+
+
+def made_views(pool: Pool, model: Any, network: torch.nn.Module) -> FreshViews:
+    return FreshViews(pool, model, network, seed=0, side=64)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +130,7 @@ def test_crops_are_made_once(tmp_path: Path, pool: Pool, network: torch.nn.Modul
     model = new_model(0, network).eval()
     made = made_crops(tmp_path, pool, model, network)
     assert len(made) == COUNT and made.stem.shape[1:] == (112, 4, 4) and made.dense.shape[1:] == (320, 2, 2)
-    assert np.array_equal(made.stem, crops.stem) and np.array_equal(made.place, crops.place)
+    assert np.array_equal(made.stem, crops.stem) and np.array_equal(made.told["place"], crops.told["place"])
     before = (tmp_path / "stem.npy").stat().st_mtime_ns
     made_crops(tmp_path, pool, model, network)
     assert (tmp_path / "stem.npy").stat().st_mtime_ns == before
@@ -186,15 +182,64 @@ def test_gradients_leave_the_stem_alone(crops: Crops, network: torch.nn.Module):
     stem = stem_of(model)
     assert all(p.grad is None for part in (stem.normalise, stem.conv_stem, stem.blocks) for p in part.parameters())
     assert model.token_embedding.weight.grad is None
-    plain = ImageStage(new_model(0, network), crops, text.Directions(128, 0), seed=0, distil=False)
+    plain = ImageStage(new_model(0, network), crops, text.Directions(128, 0), seed=0, distil=[])
     assert set(plain.losses(plain.draw(0, 4), torch.Generator())) == {"caption", "text"}
+    assert not list(plain.heads.parameters())
+
+
+def test_the_dense_loss_can_be_left_out(crops: Crops, network: torch.nn.Module):
+    stage = ImageStage(new_model(0, network), crops, text.Directions(128, 0), seed=0, distil=["global"])
+    assert set(stage.losses(stage.draw(0, 4), torch.Generator())) == {"global", "caption", "text"}
+    with pytest.raises(UserError, match="unknown image"):
+        ImageStage(new_model(0, network), crops, text.Directions(128, 0), seed=0, distil=["patches"])
+
+
+def test_a_tuned_stem_learns_slowly_from_views_drawn_anew(crops: Crops, pool: Pool, network: torch.nn.Module):
+    model: Any = new_model(0, network)
+    fresh = made_views(pool, model, network)
+    stage = ImageStage(model, crops, text.Directions(128, 0), seed=0, fresh=fresh)
+    step, again, other = (stage.draw(number, 4) for number in (0, 0, 1))
+    assert step.seen.images is not None and other.seen.images is not None and again.seen.images is not None
+    assert torch.equal(step.seen.images, again.seen.images) and not torch.equal(step.seen.images, other.seen.images)
+
+    stem = stem_of(model)
+    torch.testing.assert_close(stem.features(step.seen.images), step.seen.stem)
+    before = {name: value.clone() for name, value in stem.state_dict().items()}
+    training = Budgeted(stage, lambda number: stage.draw(number, 4), lr=0.01, seconds=1e-6)
+    training.spend(1e-6)  # one step
+    assert [group["lr"] for group in training.optimizer.param_groups] == pytest.approx([0.0005, 0.00005])
+    changed = {name for name, value in stem.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"conv_stem.weight", "bn1.weight", "blocks.4.2.conv_pwl.weight", "project.weight"} <= changed
+    assert not any("running" in name or name.startswith("normalise") for name in changed)
+    kept = stage.averaged().state_dict()["visual.conv1.conv_stem.weight"]
+    assert not torch.equal(kept, before["conv_stem.weight"])
+    taught = fresh.look(5, 2)
+    assert torch.equal(
+        taught.stem, made_views(pool, new_model(0, network), network).look(5, 2).stem
+    )  # by the teacher's own
+
+
+def test_a_tower_of_another_width_and_depth(crops: Crops, network: torch.nn.Module):
+    model: Any = new_model(0, network, width=192, layers=2)
+    stage = ImageStage(model, crops, text.Directions(128, 0), seed=0)
+    stage.total(stage.losses(stage.draw(0, 4), torch.Generator())).backward()
+    assert (stage.backbone.width, stage.backbone.num_layers) == (192, 2)
+    assert all(p.grad is not None for p in stage.trained.values())
+    features = torch.randn(2, 112, 4, 4)
+    std = stage.facts.stem[1]  # the projection starts as an isometry, so that nothing of the stem is lost
+    away = ((features[0] - features[1]) / std[:, None, None]).norm(dim=0)
+    made = stem_of(model).project(features)
+    torch.testing.assert_close((made[0] - made[1]).norm(dim=0), away, rtol=1e-3, atol=1e-3)
+    for wrong in ({"width": 100}, {"layers": 0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            new_model(0, **wrong)
 
 
 def test_sentences_follow_seed_and_step(crops: Crops, network: torch.nn.Module):
     stage = ImageStage(new_model(0, network), crops, text.Directions(128, 0), seed=0)
     first, again, other = (stage.draw(number, 6) for number in (5, 5, 6))
     assert first.said == again.said and first.said != other.said
-    assert first.same.diagonal().all() and len(set(first.rows.tolist())) == 6
+    assert first.same.diagonal().all() and len({row.numpy().tobytes() for row in first.seen.stem}) == 6
 
 
 # ---- a whole run -----------------------------------------------------------------------------------------------------
@@ -203,8 +248,10 @@ SMALL: dict[str, Any] = {
     "seed": 0,
     "twins": 1,
     "crops": 6,
+    "width": 128,
+    "layers": 8,
     "text": {"steps": 3, "batch": 8, "lr": 0.001},
-    "image": {"steps": 5, "batch": 4, "lr": 0.001, "distil": True},
+    "image": {"steps": 5, "batch": 4, "lr": 0.001, "distil": ["global", "dense"], "tune_stem": False},
     "every": 2,
     "validate_every": 100,
     "val_count": 42,
@@ -231,6 +278,18 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path: Path, untaught, 
             training.train_nano(cfg, tmp_path / "broken", lambda _: None)
     again = training.train_nano(cfg, tmp_path / "broken", lambda _: None)
     assert again.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_of_another_tower_with_a_tuned_stem(tmp_path: Path, untaught):
+    image = {**SMALL["image"], "steps": 2, "distil": ["global"], "tune_stem": True}
+    cfg = {**SMALL, "width": 64, "layers": 2, "image": image, "pool": str(tmp_path / "pool")}
+    path = training.train_nano(cfg, tmp_path / "run", lambda _: None)
+    with (tmp_path / "run" / "curve.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert row["global"] and not row["dense"]
+    backbone = load_backbone("small", weights=str(path), architecture=architecture(width=64, layers=2), stem=STEM)
+    assert backbone.width == 64 and backbone.num_layers == 2
 
 
 def test_a_text_tower_that_says_nothing_is_refused(
