@@ -23,7 +23,7 @@ BENCHES = {
     "frontier": "an image under the methods of 2024 to 2026, beside the bare tower; MuSc over 1,000 images",
     "precision": "what bf16-mixed changes, for every method that learns: trained and scored on drawn images",
     "loader": "images a second at 518 px beside plain PIL and torchvision; memory of 8,000 px images",
-    "nano": "what each choice of the nano CLIP's recipe brings at equal CPU seconds (seconds=300; needs the extra nano)",
+    "nano": "what each choice of the nano CLIP's recipe brings at equal CPU seconds (seconds=120; needs the extra nano)",
     "metrics": "exact and binned metrics against the official routine and public libraries",
 }
 ELSEWHERE = {"nano": "anomaly_vlm.nano.ablation"}  # stands on more than a benchmark may

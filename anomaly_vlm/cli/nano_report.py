@@ -14,6 +14,7 @@ from anomaly_vlm.runs.checks import writable_folder
 
 if TYPE_CHECKING:
     from anomaly_vlm.nano.compare import Row
+    from anomaly_vlm.runs.checkpoints import Checkpoint
 
 HELP = """usage: anomaly-vlm nano-report [magnetic_tile=FOLDER] [brain_mri=FOLDER] [ckpt=FILE] [limit=N]
 
@@ -46,6 +47,7 @@ def execute(roots: dict[str, str], ckpt: str | None, limit: int | None, folder: 
     from anomaly_vlm.nano.model import ARCHITECTURE, STEM
     from anomaly_vlm.reporting.console import say
     from anomaly_vlm.runs.build import build_data
+    from anomaly_vlm.runs.checkpoints import Checkpoint
     from anomaly_vlm.runs.compose import compose
     from anomaly_vlm.runs.instantiate import instantiate
 
@@ -62,41 +64,41 @@ def execute(roots: dict[str, str], ckpt: str | None, limit: int | None, folder: 
         ):
             raise UserError("the default run of AdaCLIP failed: its message stands above")
         ckpt = str(run_folder / "checkpoints" / "last.ckpt")
+    learned = Checkpoint.read(ckpt)
     nano = instantiate(composed[0].backbone)
     random = load_backbone("random weights", random_seed=0, architecture=ARCHITECTURE, stem=STEM)
     tables: dict[str, list[Row]] = {}
     for cfg in composed:
         source = Limited(instantiate(cfg.dataset.test), limit)
-        extra = {"nano + AdaCLIP": adaclip(cfg, ckpt, source)}
+        extra = {"nano + AdaCLIP": adaclip(cfg, learned, source)}
         backbones = {"random weights": random, "nano zero-shot": nano}
         tables[source.name] = compare(source, backbones, extra=extra, tell=say)
-        show_table(source.name, len(source.samples("test")), tables[source.name])
+        show_table(f"{source.name}, {len(source.samples('test')):,} images", learned.trained_on, tables[source.name])
     write(folder / "report.csv", tables)
     say(f"written: {folder / 'report.csv'}")
 
 
-def adaclip(cfg: Any, ckpt: str, source: Any) -> tuple[Any, Any]:
+def adaclip(cfg: Any, learned: Checkpoint, source: Any) -> tuple[Any, Any]:
     """Scores [N] and maps [N, S, S] of a trained AdaCLIP on a set."""
     import torch
 
     from anomaly_vlm.runs.build import build
-    from anomaly_vlm.runs.checkpoints import Checkpoint
 
     run = build(cfg, sides=("test",), test=source)
-    Checkpoint.read(ckpt).load_into(run.method)
+    learned.load_into(run.method)
     run.method.eval()
     with torch.inference_mode():
         made = [run.method.predict(batch).checked(batch) for batch in run.data.test_dataloader()]
     return torch.cat([one.score for one in made]).numpy(), torch.cat([one.map for one in made]).half().numpy()
 
 
-def show_table(name: str, count: int, rows: list[Row]) -> None:
-    """Prints the table of one data set, in percent."""
+def show_table(tested_on: str, trained_on: str, rows: list[Row]) -> None:
+    """Prints the table of one data set, in percent; AdaCLIP learned from `trained_on`."""
     from rich.table import Table
 
     from anomaly_vlm.reporting.console import show
 
-    title = f"nano CLIP, procedural data: {name}, {count:,} images, percent"
+    title = f"nano CLIP: {tested_on}, percent; AdaCLIP trained on {trained_on}"
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
     for column in ("", "image AUROC", "minus best trivial, 95 %", "pixel AUROC", "pixel AUPRO"):
         table.add_column(column, justify="left" if column == "" else "right")

@@ -59,11 +59,10 @@ VARIANTS = {
     "distillation off": Variant(distil=()),
     "stem tuned": Variant(tune_stem=True),
     "width 192": Variant(tower={"width": 192}),
-    "6 blocks": Variant(tower={"layers": 6}),
 }
 
 
-def run(folder: Path, *, quick: bool, seconds: str = "300") -> None:
+def run(folder: Path, *, quick: bool, seconds: str = "120") -> None:
     """Prints the table, writes `nano.csv` into `folder`.
 
     Args:
