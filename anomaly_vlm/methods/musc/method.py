@@ -153,12 +153,11 @@ class MuSc(FrozenTokens, Transductive):
                 batch = images[i]
                 tokens.append(self.frozen_tokens(batch))
                 sizes.append(batch.size)
-                names[i], features[i] = image_name(batch), tokens[-1]["cls"][0].float()
+                names[i], features[i] = image_name(batch), tokens[-1].pop("cls")[0].float()
                 keys.update(key for key in batch.key if key is not None)
             size = sizes[0]
             grid = (size[0] // self.backbone.patch_size, size[1] // self.backbone.patch_size)
-            joined = {name: torch.cat([one[name] for one in tokens]) for name in tokens[0] if name != "cls"}
-            patch_maps = self.patch_maps(joined, grid)
+            patch_maps = self.patch_maps(joined(tokens), grid)
             for row, i in enumerate(members):
                 self._patch_maps[names[i]] = patch_maps[row].cpu()
                 peaks[i] = self.maps(patch_maps[row : row + 1], grid, size).amax()
@@ -215,3 +214,8 @@ class MuSc(FrozenTokens, Transductive):
         patch_maps = torch.stack([self._patch_maps[name] for name in names]).to(self.device)
         score = torch.stack([self._scores[name] for name in names]).to(self.device)
         return Prediction(score, self.maps(patch_maps, grid, batch.size))
+
+
+def joined(tokens: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tokens `[1, N, D]` of images as `[n, N, D]` for each block, taken out of the images: a block is never there twice."""
+    return {name: torch.cat([one.pop(name) for one in tokens]) for name in list(tokens[0])}
