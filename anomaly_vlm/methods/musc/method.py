@@ -217,5 +217,5 @@ class MuSc(FrozenTokens, Transductive):
 
 
 def joined(tokens: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tokens `[1, N, D]` of images as `[n, N, D]` for each block, taken out of the images: a block is never there twice."""
+    """The tokens `[1, N, D]` of images as `[n, N, D]` for each block, which are taken out of the images."""
     return {name: torch.cat([one.pop(name) for one in tokens]) for name in list(tokens[0])}
