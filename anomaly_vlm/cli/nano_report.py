@@ -93,12 +93,12 @@ def adaclip(cfg: Any, learned: Checkpoint, source: Any) -> tuple[Any, Any]:
 
 
 def show_table(tested_on: str, trained_on: str, rows: list[Row]) -> None:
-    """Prints the table of one data set, in percent; AdaCLIP learned from `trained_on`."""
+    """Prints the table of one data set, in percent; `trained_on` says what AdaCLIP learned from."""
     from rich.table import Table
 
     from anomaly_vlm.reporting.console import show
 
-    title = f"nano CLIP: {tested_on}, percent; AdaCLIP trained on {trained_on}"
+    title = f"nano CLIP: {tested_on}, percent; AdaCLIP: {trained_on}"
     table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
     for column in ("", "image AUROC", "minus best trivial, 95 %", "pixel AUROC", "pixel AUPRO"):
         table.add_column(column, justify="left" if column == "" else "right")

@@ -19,7 +19,7 @@ def test_the_report_says_what_adaclip_learned_from(
     monkeypatch.setattr(compare, "DRAWS", 5)
     assert main(["nano-report", "ckpt=package:adaclip", "limit=12"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "procedural, 12 images" in told and "AdaCLIP trained on drawn pictures of 48 families" in told
+    assert "procedural, 12 images" in told and "AdaCLIP: trained on drawn pictures of 48 families" in told
     with (tmp_path / "outputs" / "nano_report" / "report.csv").open() as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     assert {"random weights", "nano zero-shot", "nano + AdaCLIP", "mean brightness"} <= set(rows)
