@@ -102,6 +102,7 @@ def test_it_trains_evaluates_and_goes_on(bins: Path, tmp_path: Path) -> None:
     assert "asks to run 'own_method." in refused.stderr and "trust=[own_method]" in refused.stderr
 
 
+@pytest.mark.slow
 def test_installed_it_needs_neither_folder_nor_trust(installed: Path, tmp_path: Path) -> None:
     words = ["method=text_probe", *QUICK, "eval_limit=12", f"output_dir={tmp_path / 'run'}"]
     run = call("train", *words, installed=installed)

@@ -31,7 +31,7 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         pytest.param(["method=anomalyclip", *TRAINS], marks=pytest.mark.slow),
         pytest.param(["method=april_gan", *TRAINS], marks=pytest.mark.slow),
         pytest.param(["method=faprompt", *TRAINS], marks=pytest.mark.slow),
-        ["method=adaclip", "method.hsf.enabled=false", *TRAINS],
+        pytest.param(["method=adaclip", "method.hsf.enabled=false", *TRAINS], marks=pytest.mark.slow),
         pytest.param(["method=winclip", "train_on=nothing", "shots=1"], marks=pytest.mark.slow),
         pytest.param(["method=promptad", "shots=1", "epochs=1"], marks=pytest.mark.slow),
         pytest.param(["method=winclip", "train_on=nothing", "shots=0"], marks=pytest.mark.slow),
