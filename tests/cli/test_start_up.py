@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from anomaly_vlm.cli import main, set_up_process
+from anomaly_vlm.methods.base import WITHOUT_LIGHTNING
 
 NOT_NEEDED = ("kornia", "lightning", "matplotlib", "pandas", "scipy", "sklearn", "torchmetrics")
 PROGRAM = """
@@ -38,12 +39,15 @@ def test_predict_with_a_shipped_checkpoint(tmp_path: Path) -> None:
     assert not loaded & set(NOT_NEEDED)
 
 
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # restored afterwards
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    assert main(["--version"]) == 0 and "OMP_WAIT_POLICY" not in os.environ  # a program that calls it has its own
+def test_waiting_threads_sleep_where_nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", WITHOUT_LIGHTNING):
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+    assert main(["--version"]) == 0  # a program that calls it has settings of its own
     set_up_process(["train"])
-    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    assert "OMP_WAIT_POLICY" not in os.environ and WITHOUT_LIGHTNING not in os.environ
+    set_up_process(["predict"])
+    assert os.environ["OMP_WAIT_POLICY"] == "passive" and WITHOUT_LIGHTNING in os.environ
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    set_up_process(["train"])
+    set_up_process(["serve"])
     assert os.environ["OMP_WAIT_POLICY"] == "active"
