@@ -107,15 +107,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     found.process.wait(timeout=60)
 
 
-@pytest.fixture(scope="session")
-def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the unbroken training."""
-    folder = tmp_path_factory.mktemp("whole")
-    outcome = server([*TRAIN, "output_dir=run"], folder, watch=str(folder / "run"))
+def unbroken(server: Server, words: list[str], folder: Path) -> Path:
+    """Runs a command whole, notes its operations and seconds in `folder`, and returns the folder of its run."""
+    outcome = server([*words, "output_dir=run"], folder, watch=str(folder / "run"))
     assert outcome.status == 0, outcome.err
     (folder / "operations").write_text(str(outcome.operations))
     (folder / "seconds").write_text(str(outcome.seconds))
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the unbroken training."""
+    return unbroken(server, TRAIN, tmp_path_factory.mktemp("whole"))
 
 
 def results(folder: Path) -> dict[str, Any]:

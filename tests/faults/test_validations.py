@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults.conftest import TRAIN, Server, same_run
+from tests.faults.conftest import TRAIN, Server, same_run, unbroken
 from tests.faults.test_kills import SEED, spread
 from tests.faults.test_signals import STATUS
 
@@ -26,12 +26,7 @@ CHOSEN = [  # two validations an epoch, of two batches each; 3 and 6 are steps a
 @pytest.fixture(scope="module")
 def chosen(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the unbroken training."""
-    folder = tmp_path_factory.mktemp("chosen")
-    outcome = server([*CHOSEN, "output_dir=run"], folder, watch=str(folder / "run"))
-    assert outcome.status == 0, outcome.err
-    (folder / "operations").write_text(str(outcome.operations))
-    (folder / "seconds").write_text(str(outcome.seconds))
-    return folder / "run"
+    return unbroken(server, CHOSEN, tmp_path_factory.mktemp("chosen"))
 
 
 def steps_of(folder: Path, name: str = "last") -> int:
