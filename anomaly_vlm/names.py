@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+PICTURE_SUFFIX = ".jpg"  # of the pictures that a run draws for people
 LONGEST = 80  # characters of a name that becomes part of a file's
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
 
@@ -63,8 +64,18 @@ def picture_names(paths: Sequence[str]) -> dict[int, str]:
         while name.lower() in taken:
             name, number = f"{stem}_{number}", number + 1
         taken.add(name.lower())
-        found[i] = f"{name}.png"
+        found[i] = f"{name}{PICTURE_SUFFIX}"
     return found
+
+
+def category_and_metric(key: str) -> tuple[str, str]:
+    """The two parts of a result's key: `gear` and `pixel_auroc` of `gear/pixel_auroc`; the first may be empty.
+
+    The bounds of a binned value belong to its name: `gear` and `pixel_auroc/lower`.
+    """
+    base = key.removesuffix("/lower").removesuffix("/upper")
+    category, _, name = base.rpartition("/")
+    return category, name + key[len(base) :]
 
 
 def shortest_names(keys: Sequence[str]) -> dict[str, str]:

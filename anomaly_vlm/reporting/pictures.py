@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import IO, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import whole_bytes
-from anomaly_vlm.names import shown
+from anomaly_vlm.names import PICTURE_SUFFIX, shown
 from anomaly_vlm.reporting.curves import ScoredImage
 
 TILE = 256  # side of one square picture in the panel, pixels
@@ -24,6 +24,9 @@ STOPS = np.array(
     [[48, 18, 59], [65, 105, 225], [38, 190, 205], [110, 235, 110], [235, 215, 60], [245, 125, 40], [122, 4, 3]],
     np.float32,
 )
+_PLACES = np.linspace(0, len(STOPS) - 1, 1024)
+_CHANNELS = [np.interp(_PLACES, np.arange(len(STOPS)), channel) for channel in STOPS.T]
+COLOURS = np.stack(_CHANNELS, axis=-1).round().astype(np.uint8)
 
 
 class ScoredRow(ScoredImage, Protocol):
@@ -89,11 +92,18 @@ def _why(row: ScoredRow, turn: int, earlier: int, limit: float | None) -> str:
     return f"{kind}, {rank}{'highest' if turn < 2 else 'lowest'} score"
 
 
+def save_for_people(picture: Image.Image, file: IO[bytes], *, lossless: bool) -> None:
+    """Writes a picture as PNG, or as JPEG, which takes a twentieth of the time and a quarter of the place."""
+    if lossless:
+        picture.save(file, "PNG", compress_level=1)
+    else:
+        picture.save(file, "JPEG", quality=92, subsampling=0)  # full colour, so that thin lines and words stay sharp
+
+
 def colour_map(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1], any shape -> RGB uint8 [..., 3]."""
-    place = np.clip(values, 0, 1) * (len(STOPS) - 1)
-    channels = [np.interp(place, np.arange(len(STOPS)), STOPS[:, c]) for c in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
+    """Values in [0, 1], any shape -> RGB uint8 [..., 3], in 1,024 steps."""
+    colours: np.ndarray = COLOURS[(np.clip(values, 0, 1) * (len(COLOURS) - 1)).round().astype(np.int16)]
+    return colours
 
 
 def outline(mask: np.ndarray) -> np.ndarray:
@@ -117,10 +127,10 @@ def save_panel(
     blend: Literal["blend", "heat"] = "blend",
     contour: float | None = None,
 ) -> None:
-    """Writes one PNG: input, truth (where known), overlay with the truth outlined, map; boxes on the input and the map.
+    """Writes one picture: input, truth (where known), overlay with the truth outlined, map; boxes on the input and the map.
 
     Args:
-        path: File to write; its folder is made.
+        path: File to write, a PNG where its name ends so, else a JPEG; its folder is made.
         image: uint8 [H, W, 3]; the tiles have its shape.
         heat: Float [h, w], higher = more anomalous, of the whole image.
         mask: [h, w] of 0 / 1 / 255, of the whole image, or None.
@@ -146,7 +156,7 @@ def save_panel(
     ]
     path.parent.mkdir(exist_ok=True)  # not the folders above: where these have vanished, that is said
     with whole_bytes(path, durable=False) as file:
-        _in_a_row(tiles, size, shown(title)).save(file, "PNG", compress_level=1)
+        save_for_people(_in_a_row(tiles, size, shown(title)), file, lossless=path.suffix == ".png")
 
 
 def overlay_picture(
@@ -271,7 +281,7 @@ def remove_pictures(folder: Path, names: Iterable[str]) -> None:
     """
     pictures = (folder / "pictures").resolve()
     for name in names:
-        place = (folder / name).resolve() if name.endswith(".png") and "\0" not in name else None
+        place = (folder / name).resolve() if name.endswith((PICTURE_SUFFIX, ".png")) and "\0" not in name else None
         if place is not None and place.is_relative_to(pictures):
             place.unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ from anomaly_vlm.methods.base.evaluation import EvaluationResult
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.prediction import ImageRow, Prediction, boxes_of
 from anomaly_vlm.metrics.thresholds import Threshold
-from anomaly_vlm.names import csv_cell, slug
+from anomaly_vlm.names import PICTURE_SUFFIX, category_and_metric, csv_cell, slug
 from anomaly_vlm.reporting.console import is_first_process, say, show
 from anomaly_vlm.reporting.curves import (
     CURVES,
@@ -116,7 +116,7 @@ def logged(outcome: RunResult, stage: str) -> Logged:
     folder, rows = outcome.folder or Path(), {row.index: row for row in outcome.rows}
     of_category: dict[str, dict[str, Any]] = {}
     for key, value in outcome.values.items():
-        category, _, name = key.rpartition("/")
+        category, name = category_and_metric(key)
         of_category.setdefault(category or "all", {})[name] = None if math.isnan(value) else value
     names = list(dict.fromkeys(name for values in of_category.values() for name in values))
     pictures: dict[str, list[tuple[Path, str]]] = {}
@@ -231,7 +231,7 @@ def write_pictures(run: Run, rows: Sequence[ImageRow], folder: Path) -> dict[int
             note = "".join(f"; {text}" for text in prediction.notes)
             threshold = thresholds.get(category)
             decided = "" if threshold is None else f"{threshold.decision(row.score)}: "
-            file = place / f"{slug(why)}_{slug(Path(row.path).stem)}_{row.index}.png"
+            file = place / f"{slug(why)}_{slug(Path(row.path).stem)}_{row.index}{PICTURE_SUFFIX}"
             save_panel(
                 file,
                 dataset.original(row.index) if run.cfg.pixels.fit == "square" else dataset.picture(row.index),

@@ -74,7 +74,7 @@ def test_shapes_that_do_not_go_together_are_told(parts: Path, refused: Callable[
 
 def test_predicted_heat_maps_show_something(parts: Path) -> None:
     assert main(["predict", *QUICK, "output_dir=said", f"images={parts / 'dent'}", "category=gear"]) == 0
-    pictures = sorted(Path("said/pictures").glob("*.png"))
+    pictures = sorted(Path("said/pictures").glob("*.jpg"))
     assert len(pictures) == 2
     for path in pictures:
         panel = np.asarray(Image.open(path).convert("RGB")).astype(int)

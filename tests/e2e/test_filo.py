@@ -59,7 +59,7 @@ def test_a_run_is_labelled_and_draws_its_boxes(run: Path) -> None:
     assert record["method"] == "filo (components)" and record["choices"]["detector"] == "components"
     with (run / "results.csv").open() as file:
         assert {row["method"] for row in csv.DictReader(file)} == {"filo (components)"}
-    pictures = list((run / "pictures").rglob("*.png"))
+    pictures = list((run / "pictures").rglob("*.jpg"))
     inputs = [np.asarray(Image.open(path).convert("RGB"))[52:298, 12:262] for path in pictures]
     assert any((pixels == BOX).all(axis=2).sum() > 20 for pixels in inputs), "no box on any picture"
     with (run / "logs" / "version_0" / "metrics.csv").open() as file:
@@ -112,10 +112,11 @@ def test_boxes_from_a_file(run: Path, tmp_path: Path) -> None:
     words = ["detector=file", f"detector.path={tmp_path / 'boxes.json'}", f"output_dir={tmp_path / 'out'}"]
     assert main(["predict", ckpt, f"images={images}", "category=gear", *words]) == 0
     shown = [
-        np.asarray(Image.open(path).convert("RGB")) for path in sorted((tmp_path / "out" / "pictures").glob("*.png"))
+        np.asarray(Image.open(path).convert("RGB")) for path in sorted((tmp_path / "out" / "pictures").glob("*.jpg"))
     ]
     tile = shown[0][44:300, 8:264]
-    assert (tile[32, 32:159] == BOX).all() and (tile[32:159, 32] == BOX).all()  # [8, 8, 40, 40] times 4
+    for line in (tile[32, 32:159], tile[32:159, 32]):  # [8, 8, 40, 40] times 4, as JPEG keeps it
+        assert np.abs(line.astype(int) - BOX).max() < 40
 
 
 def test_a_detector_that_is_not_there(

@@ -49,10 +49,10 @@ def test_pictures_are_traceable_and_in_their_own_shape(ckpt: Path, parts: Path, 
     out = tmp_path / "out"
     assert main(["predict", f"ckpt={ckpt}", f"images={parts / 'new'}", f"output_dir={out}"]) == 0
     names = [row["picture"] for row in rows(out / "scores.csv")]
-    assert sorted(names) == [f"pictures/{sub}/{i}.png" for sub in ("NOK", "OK") for i in (0, 1)]
+    assert sorted(names) == [f"pictures/{sub}/{i}.jpg" for sub in ("NOK", "OK") for i in (0, 1)]
     with Image.open(out / names[0]) as panel:
         assert panel.width > 3 * 300  # three tiles of 3 : 2
-    assert {str(p.relative_to(out)) for p in out.rglob("pictures/**/*.png")} == set(names)
+    assert {str(p.relative_to(out)) for p in out.rglob("pictures/**/*.jpg")} == set(names)
 
 
 def test_some_pictures_or_none(ckpt: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,11 +62,11 @@ def test_some_pictures_or_none(ckpt: Path, parts: Path, tmp_path: Path, monkeypa
     found = rows(tmp_path / "out" / "scores.csv")
     worst = max(found, key=lambda row: float(row["score"]))
     assert [row["picture"] for row in found if row["picture"]] == [worst["picture"]]
-    (tmp_path / "out/pictures/own.png").write_bytes(b"the user's")
+    (tmp_path / "out/pictures/own.jpg").write_bytes(b"the user's")
     assert main(["predict", *words, "pictures=false"]) == 0
     assert not any(row["picture"] for row in rows(tmp_path / "out" / "scores.csv"))
-    left = [path.name for path in (tmp_path / "out").rglob("*.png")]
-    assert left == ["own.png"]  # pictures of the run before are gone, and nothing else
+    left = [path.name for path in (tmp_path / "out").rglob("*.jpg")]
+    assert left == ["own.jpg"]  # pictures of the run before are gone, and nothing else
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_another_prediction_keeps_nothing(
     assert main([*words, "eval_batch_size=3", "pictures=false"]) == 0
     assert len(scored) == 6
     assert "another one: all images are scored" in capsys.readouterr().out
-    assert not list((tmp_path / "out").rglob("*.png"))
+    assert not list((tmp_path / "out").rglob("*.jpg"))
 
 
 def test_one_bad_file_does_not_stop_the_others(

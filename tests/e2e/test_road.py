@@ -48,7 +48,7 @@ def test_the_road_table(road_run: Path) -> None:
     with (road_run / "results.csv").open(newline="") as file:
         rows = [row["category"] for row in csv.DictReader(file)]
     assert rows[:4] == ["max", "rba", "max_inside", "margin"]
-    (picture,) = (road_run / "pictures").rglob("*.png")
+    (picture,) = (road_run / "pictures").rglob("*.jpg")
     with Image.open(picture) as panel:
         assert panel.width / 4 > panel.height  # wide tiles: the scenes' own shape
     assert (road_run / "scenes.png").is_file()
@@ -81,7 +81,7 @@ def test_predict_pictures_of_any_size(road_run: Path, tmp_path: Path) -> None:
     assert main(["predict", *words, "method.passes.window=[32,64]"]) == 0
     with (tmp_path / "out" / "scores.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 2
-    assert len(list((tmp_path / "out" / "pictures").glob("*.png"))) == 2
+    assert len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) == 2
 
 
 @pytest.mark.parametrize(

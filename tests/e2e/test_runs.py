@@ -37,7 +37,7 @@ def test_a_run_leaves_everything(trained: Path) -> None:
     assert float(table[-2]["image_auroc"]) == pytest.approx(results(trained)["mean/image_auroc"])
     images = rows(trained / "images.csv")
     assert len(images) == 13 and {row["label"] for row in images} == {"0", "1"}
-    pictures = list((trained / "pictures").rglob("*.png"))
+    pictures = list((trained / "pictures").rglob("*.jpg"))
     assert len(pictures) == len({row["category"] for row in images})
     log = rows(trained / "logs" / "version_0" / "metrics.csv")
     assert any(row["train/loss_epoch"] for row in log) and log[-1]["test/image_auroc"]
@@ -80,9 +80,9 @@ def test_predict_on_unlabelled_images_of_any_kind(trained: Path, tmp_path: Path)
         "sixteen.png",
     ]
     assert all(0 <= float(row["score"]) <= 1 for row in scores)
-    pictures = sorted((out / "pictures").rglob("*.png"))
+    pictures = sorted((out / "pictures").rglob("*.jpg"))
     assert len(pictures) == 4
-    with Image.open(out / "pictures" / "more" / "alpha.png") as panel:
+    with Image.open(out / "pictures" / "more" / "alpha.jpg") as panel:
         assert panel.width == 3 * 264 + 8  # no truth
 
 

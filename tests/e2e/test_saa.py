@@ -59,7 +59,7 @@ def test_without_weights_results_say_so(run: Path) -> None:
     made = record(run)
     assert made["method"] == "saa+ (components, contrast)" and made["choices"]["segmenter"] == "contrast"
     assert made["backbone"] == "nano ConvNeXt, procedural data"
-    assert len(list((run / "pictures").rglob("*.png"))) > 0
+    assert len(list((run / "pictures").rglob("*.jpg"))) > 0
 
 
 def test_a_checkpoint_predicts_pictures_of_any_size(run: Path, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_checkpoint_predicts_pictures_of_any_size(run: Path, tmp_path: Path) -
     ckpt = f"ckpt={run / 'checkpoints' / 'last.ckpt'}"
     assert main(["predict", ckpt, f"images={images}", "category=gear", f"output_dir={tmp_path / 'out'}"]) == 0
     assert len((tmp_path / "out" / "scores.csv").read_text().splitlines()) == 3
-    assert len(list((tmp_path / "out" / "pictures").glob("*.png"))) == 2
+    assert len(list((tmp_path / "out" / "pictures").glob("*.jpg"))) == 2
 
 
 def test_its_own_models_are_asked_once(

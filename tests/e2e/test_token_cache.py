@@ -137,9 +137,9 @@ def test_heat_maps_of_images_that_come_from_the_cache(tiles: Path, tmp_path: Pat
     """Their pixels were not read for the evaluation; the pictures are those of the run without a cache."""
     for run, more in (("off", "cache.tokens=off"), ("kept", "cache.tokens=disk")):
         assert main(words(tiles, "anomalyclip", tmp_path / run, "epochs=1", "pictures.per_category=2", more)) == 0
-    pictures = sorted(path.relative_to(tmp_path / "off") for path in (tmp_path / "off" / "pictures").rglob("*.png"))
+    pictures = sorted(path.relative_to(tmp_path / "off") for path in (tmp_path / "off" / "pictures").rglob("*.jpg"))
     assert pictures == sorted(
-        path.relative_to(tmp_path / "kept") for path in (tmp_path / "kept" / "pictures").rglob("*.png")
+        path.relative_to(tmp_path / "kept") for path in (tmp_path / "kept" / "pictures").rglob("*.jpg")
     )
     assert pictures
     for name in pictures:
@@ -151,7 +151,7 @@ def test_heat_maps_of_images_that_come_from_the_cache(tiles: Path, tmp_path: Pat
         encoded.clear()
         assert main(["predict", f"ckpt={ckpt}", f"images={images}", f"output_dir={tmp_path / run}"]) == 0
     assert encoded == []
-    assert len(list((tmp_path / "second" / "pictures").glob("*.png"))) == len(list(images.iterdir()))
+    assert len(list((tmp_path / "second" / "pictures").glob("*.jpg"))) == len(list(images.iterdir()))
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------

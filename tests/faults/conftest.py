@@ -140,7 +140,7 @@ def check_whole(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.suffix == ".json":
             json.loads(path.read_text(encoding="utf-8"))
-        elif path.suffix == ".png":
+        elif path.suffix in (".png", ".jpg"):
             with Image.open(path) as image:
                 image.load()
         elif path.suffix == ".ckpt":

@@ -60,6 +60,18 @@ def test_panel_shows_input_truth_overlay_and_map(tmp_path: Path) -> None:
         assert flat.width == 3 * (TILE + GAP) + GAP
 
 
+def test_a_jpeg_shows_what_the_png_shows(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    heat = np.zeros((12, 16))
+    heat[4:8, 5:9] = 1.0
+    for name in ("a.png", "a.jpg"):
+        save_panel(tmp_path / name, image, heat, None, score=1.0, title="part", scale=(0.0, 1.0), contour=0.5)
+    with Image.open(tmp_path / "a.png") as exact, Image.open(tmp_path / "a.jpg") as small:
+        assert small.format == "JPEG" and exact.size == small.size
+        assert np.abs(np.asarray(exact, np.float32) - np.asarray(small, np.float32)).mean() < 4
+    assert (tmp_path / "a.jpg").stat().st_size < 0.6 * (tmp_path / "a.png").stat().st_size
+
+
 def test_a_panel_has_the_pictures_own_shape_and_a_contour(tmp_path: Path) -> None:
     heat = np.zeros((10, 10))
     heat[4:6, 4:6] = 2.0
