@@ -16,7 +16,7 @@ from PIL import Image
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import read_json
 from anomaly_vlm.metrics.thresholds import NOT_OK, Proportion
-from anomaly_vlm.names import shown
+from anomaly_vlm.names import category_and_metric, shown
 from anomaly_vlm.reporting.page_curves import (
     Panel,
     Rows,
@@ -84,7 +84,7 @@ class RunPage:
         """Metrics by category and name."""
         nested: dict[str, dict[str, Any]] = {}
         for key, value in self.record.get("results", {}).items():
-            category, _, name = key.rpartition("/")
+            category, name = category_and_metric(key)
             nested.setdefault(category or "all", {})[name] = value
         return nested
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.names import category_and_metric
 from anomaly_vlm.reporting.studies import Group, Run
 from anomaly_vlm.reporting.study_table import Cell, StudyTable
 from anomaly_vlm.reporting.tables import COLUMNS, SELECTION_NOTE, percent
@@ -200,7 +201,7 @@ def _triple(published: float | None, group: Group, category: str, metric: str) -
 def _measured(run: Run, category: str, metric: str) -> float | None:
     """A run's value; the names of categories are compared without what separates their words."""
     for key, value in run["results"].items():
-        name, _, found = key.rpartition("/")
+        name, found = category_and_metric(key)
         if found == metric and _plain(name) == _plain(category):
             return None if value is None else float(value)
     return None

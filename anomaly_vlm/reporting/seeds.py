@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from anomaly_vlm.files import whole_file, write_text
-from anomaly_vlm.names import csv_cell
+from anomaly_vlm.names import category_and_metric, csv_cell
 from anomaly_vlm.reporting.collect import FACTS, spread
 from anomaly_vlm.reporting.tables import COLUMNS, SELECTION_NOTE, categories, empty_table, plain
 
@@ -36,7 +36,7 @@ def seeds_table(rows: Sequence[dict[str, Any]], *, csv_path: Path, json_path: Pa
         "deviation": {key: statistics.stdev(column) for key, column in defined.items() if len(column) > 1},
     }
     write_text(json_path, json.dumps(summary, indent=1) + "\n")
-    names = list(dict.fromkeys(key.rpartition("/")[2] for key in keys))
+    names = list(dict.fromkeys(category_and_metric(key)[1] for key in keys))
     groups = [*(categories(rows[0]["results"]) if rows else []), "mean"]
     with whole_file(csv_path) as file:
         writer = csv.writer(file)

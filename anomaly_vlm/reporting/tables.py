@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from anomaly_vlm.files import whole_file
-from anomaly_vlm.names import csv_cell, shown
+from anomaly_vlm.names import category_and_metric, csv_cell, shown
 
 COLUMNS = {
     "image_auroc": "image AUROC",
@@ -74,7 +74,7 @@ def percent(value: float | None) -> str:
 
 def categories(results: Mapping[str, float]) -> list[str]:
     """Category names in the order of the results."""
-    names = dict.fromkeys(key.rpartition("/")[0] for key in results)
+    names = dict.fromkeys(category_and_metric(key)[0] for key in results)
     return [name for name in names if name not in ("mean", "mean_count", "pooled", "")]
 
 
@@ -126,7 +126,7 @@ def write_csv(path: Path, results: Mapping[str, float], facts: Mapping[str, Any]
     Columns: method, backbone, data, seed, category, then the metrics' names. Undefined values are empty.
     """
     rows = [*categories(results), "mean", "pooled"]
-    names = list(dict.fromkeys(key.rpartition("/")[2] for key in results))
+    names = list(dict.fromkeys(category_and_metric(key)[1] for key in results))
     with whole_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(["method", "backbone", "data", "seed", "category", *names])

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.names import category_and_metric
 from anomaly_vlm.reporting.collect import collect_runs
 from anomaly_vlm.reporting.dashboards import METRICS, ROAD_METRICS, Study
 from anomaly_vlm.runs.compose import parse
@@ -37,7 +38,12 @@ def study_of_folder(folder: Path, *, trusted: Sequence[str] = ()) -> Study:
             f"study={folder}: its runs are of no common group: give the folder of one sweep, or of several seeds"
         )
     road = "mean/component_f1" in rows[0]["results"]
-    names = {key.rpartition("/")[0] for row in rows for key in row["results"]} - {"mean", "pooled", "mean_count", ""}
+    names = {category_and_metric(key)[0] for row in rows for key in row["results"]} - {
+        "mean",
+        "pooled",
+        "mean_count",
+        "",
+    }
     methods = ", ".join(dict.fromkeys(str(row["method"]) for row in rows))
     data = "; ".join(dict.fromkeys(str(row["data"]) for row in rows))
     return Study(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -44,9 +45,31 @@ def test_metrics_that_are_asked_for(
     assert title in capsys.readouterr().out
 
 
+def test_binned_metrics_bound_the_exact_ones(tmp_path: Path) -> None:
+    for name in ("good/0.png", "good/1.png", "dent/0.png"):
+        picture(tmp_path / "parts" / name, size=(60, 60))
+    mask(tmp_path / "parts/ground_truth/dent/0.png", size=(60, 60), box=(5, 5, 30, 30))
+    found = {}
+    for mode in ("exact", "binned"):
+        words = [*WORDS, f"dataset.test.root={tmp_path / 'parts'}", f"output_dir={tmp_path / mode}"]
+        assert main(["evaluate", *words, f"metrics.mode={mode}"]) == 0
+        found[mode] = json.loads((tmp_path / mode / "metrics.json").read_text())["results"]
+    for name in ("pixel_auroc", "pixel_ap", "pixel_aupro"):
+        low, high = (found["binned"][f"mean/{name}/{bound}"] for bound in ("lower", "upper"))
+        assert low <= found["exact"][f"mean/{name}"] <= high
+    with (tmp_path / "binned" / "results.csv").open(newline="") as file:
+        assert [row["category"] for row in csv.DictReader(file)] == ["object", "mean", "pooled"]
+
+
 @pytest.mark.parametrize(
     "option",
-    ["metrics.aupimo=[3]", "metrics.calibration_bins=0", "metrics.seg_f1_sigmas=nan", "metrics.aupro_limits=[2]"],
+    [
+        "metrics.aupimo=[3]",
+        "metrics.calibration_bins=0",
+        "metrics.seg_f1_sigmas=nan",
+        "metrics.aupro_limits=[2]",
+        "metrics.mode=rough",
+    ],
 )
 def test_wrong_options_are_told_before_any_work(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

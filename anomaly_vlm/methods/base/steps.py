@@ -12,6 +12,7 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.base.module import Module
 from anomaly_vlm.methods.base.prediction import Prediction
+from anomaly_vlm.names import category_and_metric
 
 if TYPE_CHECKING:
     from anomaly_vlm.methods.base.evaluation import Evaluation
@@ -92,6 +93,6 @@ class TrainerSteps(Module):
     def _finish(self, stage: str) -> None:
         """Ends the pass, and logs the means that are numbers."""
         for key, value in self.evaluation.finish(self, testing=stage == "test").values.items():
-            row, _, name = key.rpartition("/")
+            row, name = category_and_metric(key)
             if row in ("mean", "") and value == value:
                 self.log(f"{stage}/{name}", value, rank_zero_only=False, sync_dist=False)
