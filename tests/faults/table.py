@@ -30,12 +30,13 @@ EXPECTED = {  # kind -> what must follow
     "a process of several dies": "all end within a minute, with a line",
     "hostile names": "status 0; nothing that steers a terminal, a spreadsheet or a table",
     "overrides": "status 0 or 2, one line",
-    "odd words for the keys of every method, without the command line": "the run is built, or one line",
+    "odd words for every key of every method, without the command line": "the run is built, or one line",
     "broken checkpoint": "status 2, one line",
     "broken file of a run, a cache or an index": "status 0 or 2, one line",
     "no network": "the command runs",
     "thousands of images, prediction": "resident memory flat within 2 % after the first tenth, no handle left",
     "thousands of images, evaluation": "resident memory flat within 2 % after the first tenth, no handle left",
+    "thousands of images with masks, binned": "resident memory flat within 2 % after the first tenth, no handle left",
     "evaluations in one process": "resident memory flat within 2 % after the fifth, no handle left",
 }
 

@@ -6,8 +6,10 @@ sets; the others are a few of each kind.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,19 +25,20 @@ from anomaly_vlm.cli import dispatch
 from anomaly_vlm.data.readers.coco import read_coco
 from anomaly_vlm.data.readers.meta_json import read_meta_json
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.options import option_defaults, option_names
 from anomaly_vlm.runs.build import build
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.compose import compose
 from anomaly_vlm.runs.configs import checked, from_checkpoint
 from anomaly_vlm.runs.groups import choices
+from anomaly_vlm.runs.instantiate import method_class
 from tests.faults.conftest import TINY, TRAIN
 from tests.support.fuzz import ODD, ODD_IN_FILES, ODD_WORDS, changes, places
 
 FEW = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 # Of the harness; what it finds is told as it is, as shrinking it takes as long as all the rest.
-EXAMPLES = int(os.environ.get("ANOMALY_VLM_FUZZ", "12"))
-SOME = settings(FEW, max_examples=EXAMPLES, phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False)
-MANY = settings(SOME, max_examples=4 * EXAMPLES)
+EXAMPLES = int(os.environ.get("ANOMALY_VLM_FUZZ", "4"))  # words for each of a method's own keys
+MANY = settings(FEW, max_examples=12 * EXAMPLES, phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False)
 METHODS = [name for name in choices("method") if name not in ("dinov2", "sam")]  # these need downloaded weights
 
 
@@ -65,11 +68,28 @@ def base_overrides(method: str) -> list[str]:
     return [f"method={method}", f"backbone={backbone}", "trainer=cpu", "cache.tokens=off", *data, *shots]
 
 
-def keys_of(method: str) -> list[str]:
-    """All keys of a method's configuration, its constructor's options included."""
+def shared_keys(method: str) -> list[str]:
+    """The keys of a method's composed configuration that are not its constructor's, such as `epochs`."""
     content = OmegaConf.to_container(compose(base_overrides(method)))
     found = [".".join(map(str, place)) for place in places(content) if all(isinstance(key, str) for key in place)]
-    return [key for key in found if not key.startswith(("choices", "output_dir", "trainer"))]
+    return [key for key in found if not key.startswith(("choices", "output_dir", "trainer", "method."))]
+
+
+def own_keys(method: str) -> list[str]:
+    """The options of a method's constructor as keys, with the fields of those that are groups: `method.hsf.k`."""
+    chosen = method_class(compose(base_overrides(method)).method)
+    defaults, found = option_defaults(chosen), ["method._target_"]
+    for name in option_names(chosen):
+        group = defaults.get(name)
+        fields = dataclasses.fields(group) if dataclasses.is_dataclass(group) else ()
+        found += [f"method.{name}", *(f"method.{name}.{field.name}" for field in fields)]
+    return found
+
+
+def words_for(method: str, key: str, count: int) -> list[str]:
+    """Some odd values of a key, others for each key, the same in each run."""
+    chosen = random.Random(f"{method} {key}").sample(ODD_WORDS, min(count, len(ODD_WORDS)))
+    return [f"{'++' if key.startswith('method.') else ''}{key}={value}" for value in chosen]
 
 
 def try_word(method: str, word: str, *, whole: bool) -> None:
@@ -83,7 +103,7 @@ def try_word(method: str, word: str, *, whole: bool) -> None:
 @given(data=st.data())
 def test_odd_words_compose_or_are_told(data: st.DataObject) -> None:
     method = data.draw(st.sampled_from(METHODS))
-    key = data.draw(st.sampled_from(keys_of(method)))
+    key = data.draw(st.sampled_from([*own_keys(method), *shared_keys(method)]))
     word = f"{key}={data.draw(st.sampled_from(ODD_WORDS))}"
     told(lambda: try_word(method, word, whole=False))
 
@@ -91,15 +111,18 @@ def test_odd_words_compose_or_are_told(data: st.DataObject) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("method", METHODS)
 def test_odd_words_of_every_method(method: str, counted: Callable[..., None]) -> None:
-    keys = keys_of(method)
-
-    @SOME
-    @given(st.sampled_from(keys), st.sampled_from(ODD_WORDS))
-    def each(key: str, value: str) -> None:
-        told(lambda: try_word(method, f"{key}={value}", whole=True))
-
-    each()
-    counted("odd words for the keys of every method, without the command line", EXAMPLES)
+    """Every key is tried; a method's own ones are built with several words, the others composed, and built in turns."""
+    words = [(word, True) for key in own_keys(method) for word in words_for(method, key, EXAMPLES)]
+    for i, key in enumerate(shared_keys(method), METHODS.index(method)):
+        words += [(word, i % 3 == 0) for word in words_for(method, key, 1)]
+    said = {}
+    for word, whole in words:
+        try:
+            told(lambda word=word, whole=whole: try_word(method, word, whole=whole))
+        except Exception as error:  # whatever comes out in place of one line: all of them are told together
+            said[word] = f"{type(error).__name__}: {error}"
+    assert not said
+    counted("odd words for every key of every method, without the command line", len(words))
 
 
 def written(content: dict[str, Any], path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +30,21 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(np.roll(pixels[i % 16], i // 16, axis=0)).save(
             root / ("good" if i % 4 else "dent") / f"{i:05d}.bmp"
         )
+    return root
+
+
+@pytest.fixture(scope="module")
+def masked(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures with a mask for each that has a defect."""
+    root = tmp_path_factory.mktemp("masked")
+    (root / "ground_truth" / "dent").mkdir(parents=True)
+    for kind in ("good", "dent"):
+        (root / kind).symlink_to(parts / kind)
+    for picture in (parts / "dent").iterdir():
+        mask = np.zeros((40, 48), np.uint8)
+        place = int(picture.stem) % 30
+        mask[place : place + 8, 10:20] = 255
+        Image.fromarray(mask).save(root / "ground_truth" / "dent" / f"{picture.stem}.png")
     return root
 
 
@@ -78,9 +94,19 @@ def test_prediction_needs_no_more_memory_in_the_end(parts: Path, tmp_path: Path,
 
 
 def test_evaluation_needs_no_more_memory_in_the_end(parts: Path, tmp_path: Path, counted: Callable[..., None]) -> None:
-    """Without masks: exact pixel metrics hold the scores of all pixels."""
     check_flat(["evaluate", "dataset=folder", f"dataset.test.root={parts}", "pictures.per_category=0"], tmp_path)
     counted("thousands of images, evaluation", IMAGES)
+
+
+def test_evaluation_with_masks_needs_no_more_memory_where_bins_bound_it(
+    masked: Path, tmp_path: Path, counted: Callable[..., None]
+) -> None:
+    """Exact metrics of pixels keep every pixel's score, as they must."""
+    words = ["evaluate", "dataset=folder", f"dataset.test.root={masked}", "pictures.per_category=0"]
+    check_flat([*words, "metrics.mode=binned"], tmp_path)
+    results = json.loads((tmp_path / "run" / "metrics.json").read_text())["results"]
+    assert results["mean/pixel_auroc"] is not None
+    counted("thousands of images with masks, binned", IMAGES)
 
 
 AGAIN = """
