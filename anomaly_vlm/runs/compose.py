@@ -24,7 +24,7 @@ from anomaly_vlm.runs.own_conf import KEY, check_search_path, with_search_path
 from anomaly_vlm.runs.path_words import literal_paths
 
 # Nodes whose constructors know more keys than their YAMLs list.
-ADDABLE = ("method.", "trainer.", "optimizer.", "scheduler.", "callbacks.")
+ADDABLE = ("method.", "backbone.", "trainer.", "optimizer.", "scheduler.", "callbacks.")
 
 
 def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:

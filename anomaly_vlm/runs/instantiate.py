@@ -62,7 +62,7 @@ def check_options(node: Any, name: str, *, trusted: Sequence[str] = ()) -> None:
     options = plain(node)
     if "_target_" not in options:
         raise UserError(f"{name}.{next(iter(options))} is set, but there is no {name}: choose one with {name}=NAME")
-    parameters = inspect.signature(target_class(node, trusted=trusted)).parameters
+    parameters = inspect.signature(own_function(str(options["_target_"]), trusted=trusted)).parameters
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
         return
     for key in options:
@@ -112,7 +112,7 @@ def method_class(node: Any, *, trusted: Sequence[str] = ()) -> Any:
 
 
 def own_function(name: str, *, trusted: Sequence[str] = ()) -> Any:
-    """A function of a package that the user trusts, such as a loss.
+    """A function or class of this suite, or of a package that the user trusts, such as a loss.
 
     Raises:
         UserError: The package is not trusted, or has no such function.

@@ -50,6 +50,9 @@ def test_names(refused: Refused, tmp_path: Path) -> None:
     assert "unknown data set 'vissa': choose one of visa" in refused(["train", "method=adaclip", "dataset=vissa"])
     assert "did you mean vit_l14_336" in refused(["train", "method=adaclip", "backbone=vit_l14_363"])
     assert "nearest are epochs" in refused(["train", "method=adaclip", "epoch=3"])
+    assert "unknown key of backbone 'wieghts'" in refused(["train", *QUICK, "backbone.wieghts=a.pt"])
+    told = refused(["train", *QUICK, "backbone=vit_b16", "backbone.pretrained=null"])
+    assert "backbone.random_seed=0 for untrained ones" in told
     assert "image_size 60" in refused(["train", *QUICK, "image_size=60"])
     assert "image_size is -64" in refused(["train", *QUICK, "image_size=-64"])
     assert "layers [1, 9]" in refused(["train", *QUICK, "method.layers=[1,9]"])
