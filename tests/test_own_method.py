@@ -33,12 +33,23 @@ QUICK = [
 OWN_CONF = ["--config-dir", "own_method/conf"]
 
 
-def call(*words: str, installed: Path | None = None) -> subprocess.CompletedProcess:
-    """Runs a command from the template's folder; `installed` holds what an installation leaves of the package."""
+IN_TURN = "import json, sys; from anomaly_vlm.cli import main; print([main(w) for w in json.loads(sys.argv[1])])"
+
+
+def call(*commands: list[str], installed: Path | None = None) -> subprocess.CompletedProcess:
+    """Runs commands from the template's folder in one process, which prints their exit statuses last.
+
+    `installed` holds what an installation leaves of the package.
+    """
     places = [*([installed] if installed else []), FOLDER, FOLDER.parents[1]]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
-    command = [sys.executable, "-m", "anomaly_vlm.cli", *words]
+    command = [sys.executable, "-c", IN_TURN, json.dumps(commands)]
     return subprocess.run(command, cwd=FOLDER, env=env, capture_output=True, text=True, timeout=300)
+
+
+def statuses(done: subprocess.CompletedProcess) -> list[int]:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -80,38 +91,35 @@ def test_it_trains_evaluates_and_goes_on(bins: Path, tmp_path: Path) -> None:
         "callbacks.gradient_log.every=1",
         "trainer.log_every_n_steps=1",
     ]
-    first = call(
-        "train", "method=text_probe", *OWN_CONF, *own, *QUICK, "callbacks.gradient_log.every=1", f"output_dir={run}"
+    ckpt = f"ckpt={run / 'checkpoints' / 'last.ckpt'}"
+    done = call(
+        ["train", "method=text_probe", *OWN_CONF, *own, *QUICK, f"output_dir={run}"],
+        ["evaluate", ckpt, "trust=[own_method]", f"output_dir={tmp_path / 'again'}"],
+        ["evaluate", ckpt, f"output_dir={tmp_path / 'refused'}"],
     )
-    assert first.returncode == 0, first.stderr
-    assert "tested on two_bins (8 images)" in first.stdout
+    assert statuses(done) == [0, 0, 2], done.stderr
+    assert "tested on two_bins (8 images)" in done.stdout
     log = (run / "logs" / "version_0" / "metrics.csv").read_text()
     assert "train/dice" in log and "gradients/probe.weight" in log
     results = json.loads((run / "metrics.json").read_text())["results"]
     assert results["mean/pixel_auroc"] is not None
-    ckpt = f"ckpt={run / 'checkpoints' / 'last.ckpt'}"
-    again = call("evaluate", ckpt, "trust=[own_method]", f"output_dir={tmp_path / 'again'}")
-    assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "again" / "metrics.json").read_text())["results"] == results
-    longer = call("train", f"resume={run}", "epochs=3", "trust=[own_method]")
-    assert longer.returncode == 0, longer.stderr
-    assert json.loads((run / "metrics.json").read_text())["epochs"] == 3
+    line = done.stderr.splitlines()[-1]
+    assert "asks to run 'own_method." in line and "trust=[own_method]" in line
 
-    refused = call("evaluate", ckpt, f"output_dir={tmp_path / 'refused'}")
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-    assert "asks to run 'own_method." in refused.stderr and "trust=[own_method]" in refused.stderr
+    assert statuses(call(["train", f"resume={run}", "epochs=3", "trust=[own_method]"])) == [0]
+    assert json.loads((run / "metrics.json").read_text())["epochs"] == 3
 
 
 @pytest.mark.slow
 def test_installed_it_needs_neither_folder_nor_trust(installed: Path, tmp_path: Path) -> None:
     words = ["method=text_probe", *QUICK, "eval_limit=12", f"output_dir={tmp_path / 'run'}"]
-    run = call("train", *words, installed=installed)
-    assert run.returncode == 0, run.stderr
-    assert "text_probe on tiny_random" in run.stdout
+    run = call(["train", *words], installed=installed)
+    assert statuses(run) == [0] and "text_probe on tiny_random" in run.stdout
 
 
 def test_help_and_messages_know_the_choices() -> None:
-    shown = call("train", "--help", *OWN_CONF)
+    shown = call(["train", "--help", *OWN_CONF])
     lines = {line.split("=")[0].strip(): line for line in shown.stdout.splitlines() if "= " in line}
     for group, name in (("method", "text_probe"), ("dataset", "two_bins"), ("callbacks", "gradient_log")):
         assert name in lines[group] and name not in choices(group)
