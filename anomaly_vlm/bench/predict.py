@@ -141,7 +141,8 @@ def beside_anomalib(images: Path) -> list[Limit]:
             engine.predict(model=model, data_path=folder)
 
     limits = []
-    for what, pictures, drawn in (("without", "false", False), ("with", "all", True)):
+    cases: list[tuple[str, Pictures, bool]] = [("without", "false", False), ("with", "all", True)]
+    for what, pictures, drawn in cases:
         ours = best(partial(marginal, partial(winclip, pictures), images), 1)
         with mock.patch("open_clip.create_model_and_transforms", lambda *_, **__: (tower, None, None)):
             model = WinClip(class_name="object", post_processor=False, visualizer=drawn)
