@@ -107,7 +107,7 @@ def fit_good_parts(
         run = _built(cfg, good, checkpoint, typed_shots)
         tracking.start(run, folder, "fit")
         learns = checkpoint is None and cfg.train_on != "nothing" and bool(run.method.loss_terms)
-        path, threshold = _fitted(run, folder, good, bad, options, tracking.loggers if learns else None)
+        path, threshold = _fitted(run, folder, good, bad, options, learns=learns, loggers=tracking.loggers)
         tracking.finish(Logged("fit", {"threshold": threshold.score}, files=[folder / "good_parts.csv"]))
         return path
 
@@ -118,10 +118,12 @@ def _fitted(
     good: FileSource,
     bad: FileSource | None,
     options: VerdictOptions,
-    training_loggers: Sequence[Logger] | None,
+    *,
+    learns: bool,
+    loggers: Sequence[Logger],
 ) -> tuple[Path, Threshold]:
-    """The checkpoint and the threshold in it; trains first where there are loggers for that, if only an empty list."""
-    cfg, learns = run.cfg, training_loggers is not None
+    """Trains if `learns`, chooses the threshold, and returns the checkpoint and its threshold."""
+    cfg = run.cfg
     write_config(cfg, folder)
     say(f"{run.facts['method']} on {run.facts['backbone']}")
     held = run.data.remembered or Remembered(frozenset(sample.path for sample in run.data.picks.samples()))
@@ -135,9 +137,9 @@ def _fitted(
     if len(memory) == 1:
         leave_out = []  # without it there is nothing to compare with
     if run.data.remembered is None:
-        fit_references(run, folder, only_noted=bool(leave_out) and training_loggers is None)
-    if training_loggers is not None:
-        _train(run, folder, training_loggers)
+        fit_references(run, folder, only_noted=bool(leave_out) and not learns)
+    if learns:
+        _train(run, folder, loggers)
     scored = left_out(run, memory, leave_out)
     scored += score_samples(run, rest)
     defective = [] if bad is None else score_samples(run, bad.samples("test"))

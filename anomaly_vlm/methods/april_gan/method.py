@@ -153,7 +153,7 @@ class AprilGAN(CategoryScores, MemoryMethod):
 
     def _upsampled(self, values: Tensor, batch: Batch) -> Tensor:
         """Upsamples values `[..., N]` of the patches to `[..., H, W]`."""
-        grid = (batch.size[0] // self.backbone.patch_size, batch.size[1] // self.backbone.patch_size)
+        grid = self.backbone.grid_of(batch.size)
         return upsample(to_grid(values, grid), batch.size, align_corners=True)
 
     # ---- few-shot ------------------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ class UniADet(MemoryMethod):
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches of an image of this height and width."""
-        return size[0] // self.backbone.patch_size, size[1] // self.backbone.patch_size
+        return self.backbone.grid_of(size)
 
     def zero_shot_scores(self, classes: Tensor, maps: Tensor) -> Tensor:
         """Image scores `[B]` of class probabilities `[L, B]` and maps `[L, B, H, W]`."""
