@@ -17,7 +17,7 @@ from anomaly_vlm.data.checks import check_categories, check_files, need_labels
 from anomaly_vlm.data.dataset import AnomalyDataset, Item, StoredTokens, collate
 from anomaly_vlm.data.limits import balanced
 from anomaly_vlm.data.pixels import PixelCache
-from anomaly_vlm.data.references import ReferencePicks, Remembered, at_size, changed, positions_by_category
+from anomaly_vlm.data.references import MemoryImages, ReferencePicks, at_size, changed, positions_by_category
 from anomaly_vlm.data.sampler import BatchesSampler, EpochSampler, ShardSampler
 from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.types import Batch, Preprocess, References, Sample
@@ -69,7 +69,7 @@ class AnomalyData:
     Attributes:
         preprocess: Set once the backbone is built, before any loader is asked for.
         selection_side: `val` or `test`, which `val_dataloader` serves; None for no validation loop.
-        remembered: Reference images in a checkpoint's memory, which leave the test set in place of the picks.
+        memory_images: Reference images in a checkpoint's memory, which leave the test set in place of the picks.
         evaluations: How often the test side is read. Pixels are held in memory only of sides that are read again.
         trainer: Lightning's, which knows the other processes and where a resumed training goes on; None for neither.
     """
@@ -99,7 +99,7 @@ class AnomalyData:
         self.picks, self.train_on = picks or ReferencePicks(), train_on
         self.preprocess: Preprocess | None = None
         self.selection_side: Literal["val", "test"] | None = None
-        self.remembered: Remembered | None = None
+        self.memory_images: MemoryImages | None = None
         self.evaluations = 1
         self._cache = PixelCache(cache_mb * 10**6) if num_workers == 0 and cache_mb else None
         self._stores: dict[str, Any] = {}  # `stored_tokens` and `stored_pixels` of the data sets
@@ -159,9 +159,9 @@ class AnomalyData:
         """Test samples without the reference images of this run or of the checkpoint's memory."""
         if not self.picks.num_shots:
             return found
-        if self.remembered is None:
-            return Remembered(frozenset(sample.path for sample in self.picks.samples())).without(found)
-        left = self.remembered.without(found)
+        if self.memory_images is None:
+            return MemoryImages(frozenset(sample.path for sample in self.picks.samples())).without(found)
+        left = self.memory_images.without(found)
         if len(left) < len(found):
             log.warning(
                 "%d of %d test images are in the checkpoint's memory and left out", len(found) - len(left), len(found)
@@ -196,7 +196,7 @@ class AnomalyData:
     def check(self) -> None:
         """Looks at every file of all sides, in threads; see `check_files`."""
         sides = [self.samples(side) for side, source in self.sources.items() if source is not None]
-        picked = self.picks.samples() if self.remembered is None else []
+        picked = self.picks.samples() if self.memory_images is None else []
         check_files(sample for samples in (*sides, picked) for sample in samples)
 
     # ---- loaders -----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from anomaly_vlm.files import expanded, read_json, write_text
 
 
 @dataclass(frozen=True)
-class Remembered:
+class MemoryImages:
     """The reference images in a checkpoint's memory, which leave the test set.
 
     Attributes:

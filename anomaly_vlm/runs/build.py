@@ -23,7 +23,7 @@ from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.class_aware import ClassAware
 from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.data.overlap import content_keys, shared_images
-from anomaly_vlm.data.references import ReferencePicks, Remembered, write_list
+from anomaly_vlm.data.references import MemoryImages, ReferencePicks, write_list
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.base.few_shot import FewShot
@@ -70,7 +70,7 @@ def build(
     *,
     sides: tuple[str, ...],
     test: Source | None = None,
-    remembered: Remembered | None = None,
+    memory_images: MemoryImages | None = None,
     with_trainer: bool = True,
 ) -> Run:
     """Builds data first, as what they need is checked before any weights are read, then backbone and method.
@@ -79,7 +79,7 @@ def build(
         cfg: The composed configuration.
         sides: Of `train`, `val`, `test` those that the command needs.
         test: A test set of the caller's own; None for that of the configuration.
-        remembered: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
+        memory_images: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
         with_trainer: Whether a Lightning trainer will run it, and not `runs.scoring` alone, which needs no Lightning.
     """
     flush_denormals()
@@ -91,7 +91,7 @@ def build(
     create = partial(instantiate, trusted=cfg.trust)
     collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None}
     data = build_data(cfg, sides, test=test, with_trainer=with_trainer)
-    data.remembered = remembered
+    data.memory_images = memory_images
     data.check()
     backbone: Any = create(cfg.backbone, kind=FrozenTower)
     if cfg.get("compile"):

@@ -83,6 +83,8 @@ def tracked(cfg: DictConfig, folder: Path, command: str, *, training: Path | Non
     found = Tracking(attached=attached)
     for node in cfg.logger.values():
         check_logger(node)
+    if cfg.logger:
+        quiet_loggers()
     for node in cfg.logger.values():
         kind = kind_of(node)
         kept = ids.get(kind, {})
@@ -106,13 +108,17 @@ def check_logger(node: DictConfig) -> None:
             f"logger={kind} needs the package {kind}: install it with pip install 'anomaly-vlm[{kind}]' (in a clone: make"
             f" setup EXTRAS={kind}), or use logger=csv"
         )
-    for variable, value in QUIET.items():
-        os.environ.setdefault(variable, value)
     if kind != "wandb":
         return
     online = not node.get("offline", False) and os.environ.get("WANDB_MODE", "online") == "online"
     if online and not (os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()):
         raise UserError("logger=wandb online needs a key: run 'wandb login', or set logger.wandb.offline=true")
+
+
+def quiet_loggers() -> None:
+    """Silences the loggers' own console output, unless the user has set these variables."""
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
 
 
 def kind_of(node: DictConfig) -> str:
