@@ -14,7 +14,7 @@ from anomaly_vlm.files import os_error_line
 from anomaly_vlm.methods.base import WITHOUT_LIGHTNING
 from anomaly_vlm.names import shown
 from anomaly_vlm.runs import processes
-from anomaly_vlm.runs.stopping import Stopped, goes_on_with, requested, stoppable
+from anomaly_vlm.runs.stopping import Stopped, requested, resume_command, stoppable
 
 DEBUG = "--debug"
 TRAIN_NOTHING = ("predict", "watch", "serve")  # nor evaluate: they start without Lightning, in half the time
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         with stoppable():
-            with goes_on_with(*arguments):
+            with resume_command(*arguments):
                 status = dispatch(*arguments)
             sys.stdout.flush()
             return status

@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
 
     wanted = pictures_wanted(pictures)
     folder = run_folder(cfg, overrides)
-    with stopping.goes_on_with(*stopping.same_command("predict", arguments, output_dir=folder)):
+    with stopping.resume_command(*stopping.same_command("predict", arguments, output_dir=folder)):
         unreadable = predict(cfg, images, folder, category=known, checkpoint=checkpoint, pictures=wanted)
     return SOME_UNREADABLE if unreadable else 0
 

@@ -69,9 +69,9 @@ class AnomalyData:
     Attributes:
         preprocess: Set once the backbone is built, before any loader is asked for.
         selection_side: `val` or `test`, which `val_dataloader` serves; None for no validation loop.
-        memory_images: Reference images in a checkpoint's memory, which leave the test set in place of the picks.
+        memory_images: Reference images in a checkpoint's memory; they, and not the picks, are removed from the test set.
         evaluations: How often the test side is read. Pixels are held in memory only of sides that are read again.
-        trainer: Lightning's, which knows the other processes and where a resumed training goes on; None for neither.
+        trainer: Lightning's, which knows the other processes and where a resumed training continues; None for neither.
     """
 
     trainer: Any = None
@@ -108,7 +108,7 @@ class AnomalyData:
         self._datasets: dict[tuple[str, Preprocess], AnomalyDataset] = {}
 
     def serve_tokens(self, stored: StoredTokens) -> None:
-        """From now on, images whose frozen tokens are stored come as these, and are not even decoded.
+        """Serves stored frozen tokens in place of images, which are then not decoded.
 
         Args:
             stored: Key of an image's pixels -> its tokens, or None where they are not stored.
@@ -117,7 +117,7 @@ class AnomalyData:
         self._datasets.clear()
 
     def store_pixels(self, cache: TokenCache) -> None:
-        """From now on, the resized images of files are kept in a cache on disk, and read from it."""
+        """Keeps resized images of files in a cache on disk and reads them from there."""
         self._stores["stored_pixels"] = cache
         self._datasets.clear()
 
@@ -236,7 +236,7 @@ class AnomalyData:
     def train_dataloader(self) -> DataLoader[Item]:
         """The training side, shuffled; of references one batch a category, the same on every process.
 
-        After a resume, the first epoch goes on where the checkpoint stopped.
+        After a resume, the first epoch continues where the checkpoint stopped.
         """
         dataset = self.dataset("train")
         if self.train_on == "references":
@@ -289,8 +289,8 @@ class AnomalyData:
         # A generator of its own: a loader that draws from torch's global one would change a method's random numbers.
         return {
             "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers
-            > 0,  # they would start anew in each epoch, and import everything again
+            # without this, workers would restart and re-import everything in each epoch
+            "persistent_workers": self.num_workers > 0,
             "collate_fn": collate,
             "generator": torch.Generator().manual_seed(self.seed),
         }
@@ -299,7 +299,7 @@ class AnomalyData:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _progress(self, batches: int) -> tuple[int, int]:
-        """The epoch to go on with, and how many of its batches a resumed run has used already."""
+        """The epoch to continue with, and how many of its batches a resumed run has used already."""
         if self.trainer is None:
             return 0, 0
         limit = self.trainer.limit_train_batches

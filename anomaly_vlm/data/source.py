@@ -43,7 +43,8 @@ class Source(Protocol):
 class FileSource:
     """A data set in files.
 
-    The zero-shot protocol takes a set's own test split on both sides, so the split is an option and the side is not asked.
+    Zero-shot protocols use a set's own test split for training and testing alike, so the split is an option and does not
+    follow from the side.
 
     Args:
         name: Name of the data set, for tables; None: that of its folder.

@@ -79,11 +79,11 @@ def build(
         cfg: The composed configuration.
         sides: Of `train`, `val`, `test` those that the command needs.
         test: A test set of the caller's own; None for that of the configuration.
-        memory_images: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
+        memory_images: Reference images in a checkpoint's memory; they, and no new picks, are removed from the test set.
         with_trainer: Whether a Lightning trainer will run it, and not `runs.scoring` alone, which needs no Lightning.
     """
     flush_denormals()
-    if next(_BUILT):  # what an earlier run of this process has left: towers, and a trainer that refers to them and back
+    if next(_BUILT):  # free the towers of an earlier run in this process: its trainer and they reference each other
         gc.collect()
     check_gpu(cfg)
     if with_trainer:
@@ -239,7 +239,7 @@ def fit_references(run: Run, folder: Path, *, only_noted: bool = False) -> None:
     Args:
         run: Its data and its method.
         folder: Of the run.
-        only_noted: Whether the method gets them later, in another way.
+        only_noted: Whether to record the references only, because the caller fits the method later.
     """
     method, picks = run.method, run.data.picks
     if not run.cfg.shots or not isinstance(method, FewShot):

@@ -198,7 +198,7 @@ class Checkpoint:
         return known_category(self.categories, asked)
 
     def memory_images(self, cfg: DictConfig) -> MemoryImages | None:
-        """The reference images in the checkpoint's memory, which leave the test set.
+        """Reference images that the checkpoint's memory holds; they are removed from the test set.
 
         None where it has no memory, so that `shots` images of each category are picked now. Published files name none.
 

@@ -60,7 +60,7 @@ def resumed(folder: Path, overrides: Sequence[str]) -> DictConfig:
     """The configuration of a stopped run with overrides on top, such as more epochs.
 
     Args:
-        folder: Of the run; it is where the run goes on.
+        folder: Of the run; it is where the run resumes.
         overrides: Method, backbone, data and loss stay.
 
     Raises:

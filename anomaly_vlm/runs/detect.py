@@ -25,7 +25,7 @@ def precompute_detections(run: Run, *sides: str) -> None:
 def detect(method: AnomalyMethod, samples: Iterable[Sample]) -> None:
     """Fills `method.detections` for these images, where the method has a detector that looks at images.
 
-    Answers that the detector has stored on disk are read; a stopped run goes on where it was.
+    Answers that the detector has stored on disk are read; a stopped run resumes where it was.
     """
     if not isinstance(method, UsesDetections) or not isinstance(method.detector, Detector):
         return

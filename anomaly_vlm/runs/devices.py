@@ -42,12 +42,12 @@ def adapt_to_machine(cfg: DictConfig, *, processes: bool) -> None:
     """Adapts a stored trainer configuration to this machine, and says so in one line where results may change.
 
     Args:
-        cfg: A stored configuration; without its GPU it goes on with the CPU in float32.
+        cfg: A stored configuration; without its GPU it continues on the CPU in float32.
         processes: Whether several processes are allowed.
     """
     absent = lacks_gpu(cfg)
     if absent:
-        say("trained on a GPU, none is here: goes on with the CPU in float32 (trainer=... chooses another)")
+        say("trained on a GPU, none is here: continues on the CPU in float32 (trainer=... chooses another)")
         cfg.trainer.accelerator, cfg.trainer.precision = "cpu", "32-true"
     if absent or not processes:
         cfg.trainer.devices = 1

@@ -1,8 +1,7 @@
-"""What a prediction has finished so far, on disk, so that the same command goes on where it was stopped.
+"""What a prediction has finished so far, on disk, so that the same command resumes where it was stopped.
 
-The file's first line says of which prediction it is, each further one what came of one image. A line is added when all of
-its image is written, in one step, so that a kill leaves it whole or, at worst, torn as the last one, which then does not
-count.
+The first line identifies the prediction; each further line records one finished image. A line is appended in one write once
+everything about its image is on disk, so a kill can tear at most the last line, which is then ignored.
 """
 
 from __future__ import annotations

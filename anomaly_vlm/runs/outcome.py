@@ -92,9 +92,8 @@ def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mappi
     write_csv(folder / "results.csv", result.values, facts)
     if result.curves:
         write_plots(folder, result)
-    write_metrics(
-        folder / "metrics.json", result.values, {**facts, "environment": environment()}
-    )  # last: it says "done"
+    # last: metrics.json marks the run as finished
+    write_metrics(folder / "metrics.json", result.values, {**facts, "environment": environment()})
     show(results_table(result.values, head=table_head(facts)))
     for line in compare_lines(result.values, facts.get("untrained", {})):
         say(line)

@@ -42,7 +42,7 @@ def predict(
 ) -> list[tuple[Path, str]]:
     """Predicts image by image; a row and a picture are written as soon as they are there.
 
-    Where the same prediction was stopped in this folder, it goes on with the images that are missing.
+    Where the same prediction was stopped in this folder, it resumes with the images that are missing.
 
     Args:
         cfg: The composed configuration.

@@ -68,7 +68,7 @@ def build_trainer(
         loggers: See `runs.tracking`.
         fitting: Whether it trains: the callbacks that the configuration names are there only then.
         validating: Whether an epoch is chosen; without it there is no validation loop.
-        last: The state to go on from, which is also written where the training is stopped.
+        last: The state to resume from, which is also written where the training is stopped.
 
     Raises:
         UserError: The trainer does not fit this machine.

@@ -69,7 +69,7 @@ class Arrivals:
 def watch(
     method: AnomalyMethod, folder: Path, output: Path, *, category: str, every: float = 1.0, looks: int | None = None
 ) -> int:
-    """Scores images as they arrive and appends a row for each; goes on where tables of an earlier watch end.
+    """Scores images as they arrive and appends a row for each; continues where tables of an earlier watch end.
 
     Args:
         method: With learned weights and, where it has one, a threshold.

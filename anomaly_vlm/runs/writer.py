@@ -127,7 +127,7 @@ class PredictionWriter:
         remove_pictures(folder, named - {entry.row[-1] for entry in self.kept.values()})
         self.journal.begin(self.kept.values())
         if same is not None:
-            say(self._goes_on(same))
+            say(self._resumed(same))
         self._new("scores.csv", SCORES)
         (folder / "regions.csv").unlink(missing_ok=True)
         if run.method.decision_thresholds:
@@ -161,10 +161,9 @@ class PredictionWriter:
                     heapq.heappop(self._worst)
 
     def finish(self) -> None:
-        """Writes what is left to write.
+        """Completes `scores.csv`: appends the remaining kept rows.
 
-        The rows of images that were kept, and the pictures of the worst images, where these are wanted, with their names in
-        `scores.csv`.
+        With `pictures=worst` it also draws the highest-scoring images; rows of other images then name no picture.
         """
         self._write_kept(len(self._paths))
         for _, _, scored in sorted(self._worst, key=lambda entry: entry[:2], reverse=True):
@@ -203,7 +202,7 @@ class PredictionWriter:
         )
 
     def summary(self) -> list[str]:
-        """What the person at the terminal is told: `17 OK, 7 NOT OK at 0.18 (at most 5 % false alarms; ...)`."""
+        """Lines for the console, such as `17 OK, 7 NOT OK at 0.18 (at most 5 % false alarms; ...)`."""
         lines = []
         for category, threshold in self.run.method.decision_thresholds.items():
             good, bad = (self.counts[category, decision] for decision in (OK, NOT_OK))
@@ -253,13 +252,13 @@ class PredictionWriter:
             whole -= batches.touched({entry.index for entry in worst})
         return {i: true[i] for i in sorted(whole)}
 
-    def _goes_on(self, same: bool) -> str:
-        """What is said where a prediction was stopped in this folder."""
+    def _resumed(self, same: bool) -> str:
+        """The line for the console where a prediction was stopped in this folder."""
         if not same:
             return "the prediction that was stopped in this folder was another one: all images are scored"
         if self.run.method.is_transductive:
             return f"{self.run.facts['method']} scores all images together: all of them are scored again"
-        return f"goes on: {len(self.kept):,} of {len(self._paths):,} images are scored already"
+        return f"resumes: {len(self.kept):,} of {len(self._paths):,} images are scored already"
 
     def _write_kept(self, until: int) -> None:
         """Appends the rows of kept images in front of a position."""

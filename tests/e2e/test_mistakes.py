@@ -199,7 +199,7 @@ def test_a_gpu_that_is_not_there(trained: Path, tmp_path: Path, refused, capfd: 
     torch.save(stored, tmp_path / "gpu.ckpt")
     ckpt = f"ckpt={tmp_path / 'gpu.ckpt'}"
     assert main(["evaluate", ckpt, LIMIT, f"output_dir={tmp_path / 'again'}"]) == 0
-    assert "goes on with the CPU" in capfd.readouterr().out
+    assert "continues on the CPU" in capfd.readouterr().out
     assert results(tmp_path / "again") == results(trained)
     (tmp_path / "parts").mkdir()
     Image.new("RGB", (60, 50)).save(tmp_path / "parts" / "one.png")

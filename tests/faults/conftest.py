@@ -68,7 +68,7 @@ class Outcome:
     @property
     def goes_on_by(self) -> list[str]:
         """The words of the command that the line names."""
-        _, found, command = self.line.partition("this goes on: ")
+        _, found, command = self.line.partition("resume with: ")
         assert found, self.line
         return shlex.split(command)[1:]
 

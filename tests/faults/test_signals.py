@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a status, one line, and a command that goes on."""
+"""Ctrl-C and SIGTERM: a status, one line, and a command that resumes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KIND = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C"}
 
 
 def stop_training(server: Server, whole: Path, folder: Path, action: str, **when: object) -> bool:
-    """Stops a training and goes on as the line says; whether it was stopped before its end."""
+    """Stops a training and resumes as the line says; whether it was stopped before its end."""
     outcome = server([*TRAIN, "output_dir=run"], folder, watch=str(folder / "run"), action=action, **when)
     if outcome.status == 0:
         return False

@@ -133,9 +133,8 @@ class AprilGAN(CategoryScores, MemoryMethod):
             `[..., B, N]`.
         """
         direction = torch.stack([text[1] - text[0] for text in map(self.text_features, categories)])  # [B, C]
-        with torch.autocast(
-            features.device.type, enabled=False
-        ):  # rounding in half precision would show after the scale
+        # rounding in half precision would show after the scale
+        with torch.autocast(features.device.type, enabled=False):
             return self.scale * torch.einsum("...bnc,bc->...bn", features, direction)
 
     def layer_maps(self, tokens: Mapping[str, Tensor], batch: Batch) -> Tensor:

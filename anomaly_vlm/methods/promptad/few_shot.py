@@ -280,9 +280,8 @@ class VVMemoryMethod(FrozenTokens, CategoryMethod):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for category in self.all_categories():
             for task in self.tasks:
-                self.text_features(
-                    category, task
-                )  # brought up to date in place, so in the checkpoint's state dict as well
+                # brought up to date in place, so in the checkpoint's state dict as well
+                self.text_features(category, task)
         super().on_save_checkpoint(checkpoint)
 
     def make_categories(self, state: Mapping[str, Tensor]) -> None:
