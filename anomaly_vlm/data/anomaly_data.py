@@ -20,31 +20,11 @@ from anomaly_vlm.data.pixels import PixelCache
 from anomaly_vlm.data.references import MemoryImages, ReferencePicks, at_size, changed, positions_by_category
 from anomaly_vlm.data.sampler import BatchesSampler, EpochSampler, ShardSampler
 from anomaly_vlm.data.source import Source
+from anomaly_vlm.data.train_loader import TrainLoader
 from anomaly_vlm.data.types import Batch, Preprocess, References, Sample
 from anomaly_vlm.errors import UserError
 
 log = logging.getLogger("anomaly_vlm")
-
-
-class TrainLoader(DataLoader[Item]):
-    """A loader that a checkpoint can resume: its order is a function of (seed, epoch), and its state says which order."""
-
-    def __init__(self, *args: Any, order: dict[str, int], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.order = order
-
-    def state_dict(self) -> dict[str, int]:
-        """The order of this loader, for the checkpoint."""
-        return dict(self.order)
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raises a `UserError` where the checkpoint's run drew its batches in another order."""
-        for key, value in self.order.items():
-            if state.get(key) != value:
-                raise UserError(
-                    f"the checkpoint was made with {key}={state.get(key)}, this run has {key}={value}: resume with the same"
-                    " data and options"
-                )
 
 
 class AnomalyData:
