@@ -70,7 +70,7 @@ def test_the_columns_of_the_report_are_those_of_records() -> None:
     assert {*benchmark.QUALITY.split(","), *benchmark.COST.split(",")} <= known
 
 
-def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="limit=many: give a number of pictures"):
         benchmark.run(["limit=many"])

@@ -211,7 +211,7 @@ def test_a_trainer_that_does_not_fit(refused):
     assert "the trainer does not fit this machine" in refused(["train", *QUICK, "trainer.devices=0"])
 
 
-def test_an_unknown_head_is_told_by_its_choices(refused: Callable[[list[str]], str]) -> None:
+def test_an_unknown_head_is_rejected_with_the_choices(refused: Callable[[list[str]], str]) -> None:
     """The learning rate follows the head in the configuration, and must not hide the mistake."""
     line = refused(["train", "method=linear_heads", "method.head=mlp", "backbone=tiny_random"])
     assert "unknown method.head 'mlp': choose one of linear2, prototypes" in line

@@ -113,7 +113,7 @@ def test_optimisers_and_schedules_are_groups() -> None:
         ("optimizer=adm", "unknown optimizer 'adm'"),
     ],
 )
-def test_slips_are_told(word: str, wanted: str, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
+def test_slips_are_rejected(word: str, wanted: str, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
     assert wanted in refused(["train", *BARE, word, f"output_dir={tmp_path / 'run'}"])
 
 
