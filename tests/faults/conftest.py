@@ -66,7 +66,7 @@ class Outcome:
         return self.err.removeprefix("anomaly-vlm: ").rstrip("\n")
 
     @property
-    def goes_on_by(self) -> list[str]:
+    def resume_words(self) -> list[str]:
         """The words of the command that the line names."""
         _, found, command = self.line.partition("resume with: ")
         assert found, self.line
