@@ -51,7 +51,7 @@ $(VENV)/.docs: $(VENV)/.run
 setup: $(VENV)/.run ## set up .venv; EXTRAS=wandb,sweep adds extras
 	@$(if $(EXTRAS),$(INSTALL) -e '.[$(EXTRAS)]',true)
 
-train: $(VENV)/.run ## train and evaluate: METHOD=adaclip [DATASET= BACKBONE= ...], or RESUME=outputs/... to go on
+train: $(VENV)/.run ## train and evaluate: METHOD=adaclip [DATASET= BACKBONE= ...], or RESUME=outputs/... to resume
 	@$(CLI) train $(if $(RESUME),"resume=$$RESUME" $(ARGS),$(OVERRIDES))
 
 evaluate: $(VENV)/.run ## evaluate a checkpoint: CKPT=outputs/.../last.ckpt [DATASET= DATA= ...]
@@ -77,10 +77,10 @@ serve: $(VENV)/.run ## judge images over HTTP on this machine: CKPT=FILE (needs 
 export: $(VENV)/.run ## a checkpoint as an ONNX file: CKPT=FILE (needs EXTRAS=export once) [ARGS="category=WORD output=FILE.onnx"]
 	@$(CLI) export $(if $(CKPT),"ckpt=$$CKPT") $(if $(FORMAT),format=$(FORMAT)) $(ARGS)
 
-sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2", or RESUME=outputs/sweeps/... to go on
+sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2", or RESUME=outputs/sweeps/... to resume
 	@$(CLI) sweep $(if $(RESUME),"resume=$$RESUME" $(ARGS),$(OVERRIDES))
 
-benchmark: $(VENV)/.run ## every method in one protocol, and whether its texts matter: [LIMIT=N SEEDS=0,1,2]; call again to go on
+benchmark: $(VENV)/.run ## every method in one protocol, and whether its texts matter: [LIMIT=N SEEDS=0,1,2]; call again to resume
 	@$(CLI) benchmark $(if $(LIMIT),limit=$(LIMIT)) $(OVERRIDES)
 
 report: $(VENV)/.run ## an HTML page about an evaluation or a prediction: RUN=FOLDER; without RUN one table of all runs below outputs/
@@ -98,7 +98,7 @@ data: $(VENV)/.run ## check a data set and draw a contact sheet: DATASET=procedu
 descriptions: $(VENV)/.run ## texts of new categories by a language model: METHOD=filo CATEGORIES=gear,button [ANSWERS=FILE]
 	@$(CLI) descriptions $(if $(METHOD),method=$(METHOD)) $(if $(CATEGORIES),'categories=[$(CATEGORIES)]') $(if $(ANSWERS),"answers=$$ANSWERS") $(ARGS)
 
-nano: $(VENV)/.run ## train the embedded nano CLIP (needs EXTRAS=nano; call again to go on); MODEL=convnext the one for roads
+nano: $(VENV)/.run ## train the embedded nano CLIP (needs EXTRAS=nano; call again to resume); MODEL=convnext the one for roads
 	@$(CLI) nano $(if $(MODEL),model=$(MODEL)) $(if $(SEED),seed=$(SEED)) $(ARGS)
 
 nano-report: $(VENV)/.run ## what the nano CLIP is worth: ARGS="magnetic_tile=FOLDER brain_mri=FOLDER"

@@ -29,6 +29,7 @@ END = struct.Struct("<4s4H2LH")  # the record that ends a zip archive; its last 
 SEAL = re.compile(rb"anomaly_vlm:sha256:(.{64})", re.DOTALL)
 SEAL_BYTES = len(b"anomaly_vlm:sha256:") + 64
 LARGEST_JSON = 1_000_000_000  # bytes; the index of a large set has some hundred million
+FileState = tuple[int, int]  # of a file: bytes, time of its last change in nanoseconds
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

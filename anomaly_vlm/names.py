@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PICTURE_SUFFIX = ".jpg"  # of the pictures that a run draws for people
@@ -76,6 +76,11 @@ def category_and_metric(key: str) -> tuple[str, str]:
     base = key.removesuffix("/lower").removesuffix("/upper")
     category, _, name = base.rpartition("/")
     return category, name + key[len(base) :]
+
+
+def mean_values(values: Mapping[str, float]) -> dict[str, float]:
+    """Means over the categories by metric: what a run's values hold under `mean/NAME`."""
+    return {key.removeprefix("mean/"): value for key, value in values.items() if key.startswith("mean/")}
 
 
 def shortest_names(keys: Sequence[str]) -> dict[str, str]:

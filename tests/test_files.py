@@ -82,7 +82,7 @@ def test_the_state_before_takes_the_place_of_a_damaged_one(tmp_path: Path, capfd
     assert last_state(tmp_path) == last
     assert read_tensors(last)["state_dict"]["w"][0] == 1
     out = capfd.readouterr().out
-    assert out.count("\n") == 1 and "goes on from the state before it" in out
+    assert out.count("\n") == 1 and "resumes from the state before it" in out
     last.unlink()
     assert last_state(tmp_path) == last  # the only name that is left is that of the state before
     (tmp_path / "checkpoints" / "previous.ckpt").write_bytes(b"x")

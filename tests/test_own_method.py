@@ -145,6 +145,6 @@ def test_several_folders_are_one_search_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["file:///nowhere/at/all", "pkg://no_such_package"])
-def test_a_place_that_is_none_is_told(place: str) -> None:
+def test_a_place_that_is_none_is_rejected(place: str) -> None:
     with pytest.raises(UserError, match=f"hydra.searchpath names '{place}', which is no folder"):
         compose(["method=adaclip", f"hydra.searchpath=[{place}]"])

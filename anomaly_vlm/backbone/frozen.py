@@ -149,9 +149,8 @@ class FrozenClip(FrozenTower):
         encode: Callable[[str], list[int]] | None = getattr(self._tokenizer, "encode", None)
         if encode is None:
             return
-        full = (
-            (ids.argmax(dim=-1) == ids.shape[-1] - 1).nonzero().flatten().tolist()
-        )  # the end token is in the last place
+        # texts whose end token is in the last place
+        full = (ids.argmax(dim=-1) == ids.shape[-1] - 1).nonzero().flatten().tolist()
         for row in full:
             text, count = texts[row], len(encode(texts[row])) + 2
             if count > ids.shape[-1] and text not in self._cut_texts:

@@ -68,6 +68,10 @@ class BlockTaps:
         """`size`, or a `UserError` where it is no positive multiple of the patch size."""
         return _multiple(size, self.patch_size, f"{self.name} needs a positive multiple of its patch size")
 
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches of an image of this height and width."""
+        return size[0] // self.patch_size, size[1] // self.patch_size
+
 
 class Strided:
     """Input sizes of a convolutional tower. The class that mixes it in sets the facts.

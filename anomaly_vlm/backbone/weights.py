@@ -199,9 +199,8 @@ def _download(name: str, tag: str | None, tag_config: Mapping[str, Any]) -> nn.M
     try:
         noisy.disabled = True  # open_clip and the hub client log to the root what the error below says in one line
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # open_clip warns that activation and tag may differ; `activation` decides that
+            # open_clip warns that activation and tag may differ; `activation` decides that
+            warnings.simplefilter("ignore")
             created: nn.Module = open_clip.create_model(name, pretrained=tag, precision="fp32")
             return created
     except (RuntimeError, OSError, ValueError) as error:

@@ -21,9 +21,9 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.metrics.thresholds import from_good_parts
 from anomaly_vlm.reporting.console import say, show
 from anomaly_vlm.runs.build import Run, build
-from anomaly_vlm.runs.calibration import left_out, score_samples
 from anomaly_vlm.runs.compose import compose
 from anomaly_vlm.runs.configs import checked
+from anomaly_vlm.runs.good_part_scores import left_out, score_samples
 
 PARTS, FALSE_ALARMS, DRAWS = 20, 0.05, 20
 WORDS = ("method=winclip", "dataset=folder", "callbacks.progress=none", "cache.tokens=memory", "trainer=cpu", "seed=0")

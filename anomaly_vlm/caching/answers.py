@@ -60,5 +60,5 @@ class AnswerStore:
             write_entry(path, entry)
             self.written += 1
         except (OSError, SafetensorError) as error:
-            log.warning("%s cannot be kept in '%s' (%s): this run goes on without", self.kind, self.folder, error)
+            log.warning("%s cannot be kept in '%s' (%s): this run continues without", self.kind, self.folder, error)
             self._writing = False

@@ -118,7 +118,7 @@ class TokenCache:
             self.written += 1
 
     def _give_up(self, error: Exception) -> None:
-        log.warning("the token cache in '%s' cannot be written (%s): this run goes on without it", self.place, error)
+        log.warning("the token cache in '%s' cannot be written (%s): this run continues without it", self.place, error)
         self._writing = False
 
 

@@ -14,7 +14,7 @@ from anomaly_vlm.files import os_error_line
 from anomaly_vlm.methods.base import WITHOUT_LIGHTNING
 from anomaly_vlm.names import shown
 from anomaly_vlm.runs import processes
-from anomaly_vlm.runs.stopping import Stopped, goes_on_with, requested, stoppable
+from anomaly_vlm.runs.stopping import Stopped, requested, resume_command, stoppable
 
 DEBUG = "--debug"
 TRAIN_NOTHING = ("predict", "watch", "serve")  # nor evaluate: they start without Lightning, in half the time
@@ -76,22 +76,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         with stoppable():
-            with goes_on_with(*arguments):
+            with resume_command(*arguments):
                 status = dispatch(*arguments)
             sys.stdout.flush()
             return status
     except Exception as error:
         if debug:
             raise
-        return failed(error)
+        return handle_error(error)
     except Stopped as stopped:
-        return told("" if processes.is_child() else stopped.line, stopped.status)
+        return report_error("" if processes.is_child() else stopped.line, stopped.status)
     except KeyboardInterrupt:
-        return told("stopped by Ctrl-C", 130)
+        return report_error("stopped by Ctrl-C", 130)
 
 
 def set_up_process(command: Sequence[str]) -> None:
-    """What a process of its own is told before it imports torch; whoever calls `main` from Python has decided that already.
+    """Sets environment variables that must be set before torch is imported; skipped when `main` is called from Python.
 
     Commands that train nothing start without Lightning, and their threads of OpenMP sleep while they wait: spinning,
     as they do by default, is a third of the processor time of a single picture. A training keeps the default: sleeping cost
@@ -111,35 +111,35 @@ def dispatch(name: str, *arguments: str) -> int:
     return importlib.import_module(COMMANDS[name][0]).run(list(arguments)) or 0
 
 
-def failed(error: Exception) -> int:
-    """Says in one line what went wrong; returns the exit status."""
+def handle_error(error: Exception) -> int:
+    """Reports in one line what went wrong; returns the exit status."""
     if isinstance(error, UserError):
         first_says_it = processes.is_child() and processes.parent_has_ended(SECONDS_FOR_OTHERS)
-        return 2 if first_says_it else told(str(error), 2)
+        return 2 if first_says_it else report_error(str(error), 2)
     if isinstance(error, BrokenPipeError):  # whoever read the output has gone; the interpreter must not try again
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + 13
     if (dead := processes.lost(SECONDS_FOR_OTHERS)) is not None:
-        return told(dead[1], dead[0])
+        return report_error(dead[1], dead[0])
     if processes.is_child() and processes.parent_has_ended(SECONDS_FOR_OTHERS):
-        return told("the first process of this run has ended: this one ends too", 1)
+        return report_error("the first process of this run has ended: this one ends too", 1)
     if isinstance(error, OSError):
-        return told(os_error_line(error), 2)
+        return report_error(os_error_line(error), 2)
     if isinstance(error, MemoryError):
-        return told("out of memory: lower batch_size, eval_batch_size or image_size", 2)
+        return report_error("out of memory: lower batch_size, eval_batch_size or image_size", 2)
     place = traceback.extract_tb(error.__traceback__)[-1]
     reason = " ".join(str(error).split())[:300]
-    return told(
+    return report_error(
         f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {reason or 'no reason given'}"
         f" (an error of this program: {DEBUG} shows the traceback)",
         1,
     )
 
 
-def told(line: str, status: int) -> int:
-    """Writes the one line on standard error, and ends the other processes of the run; returns the status.
+def report_error(line: str, status: int) -> int:
+    """Writes the line to standard error, ends the run's other processes, and returns the status.
 
-    A process that another one has stopped says nothing: that one does.
+    A child process that was stopped by the first one writes nothing: the first one reports it.
     """
     if line and not (processes.is_child() and requested()):
         sys.stderr.write(f"anomaly-vlm: {shown(line)}\n")

@@ -10,15 +10,8 @@ from anomaly_vlm.errors import UserError
 
 MULTIRUN = ("-m", "--multirun")  # Hydra's words for a sweep
 CONFIG_DIR = ("-cd", "--config-dir")
-QUESTIONS = (
-    "-c",
-    "--cfg",
-    "-i",
-    "--info",
-    "--hydra-help",
-    "-sc",
-    "--shell-completion",
-)  # Hydra answers, and nothing runs
+# Hydra answers these, and nothing runs.
+QUESTIONS = ("-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell-completion")
 
 
 def pop_key(arguments: Sequence[str], key: str) -> tuple[str | None, list[str]]:

@@ -9,7 +9,7 @@ from anomaly_vlm.cli import sweep
 from anomaly_vlm.cli.arguments import asks_for_help, pop_key
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checks import writable_folder
-from anomaly_vlm.runs.stopping import goes_on_with
+from anomaly_vlm.runs.stopping import resume_command
 
 STUDIES = ("zero_shot", "few_shot", "texts")
 QUALITY = "image_auroc,pooled/image_auroc,image_ap,pixel_auroc,pixel_ap,pixel_aupro,pixel_aupro_limit0.05"
@@ -19,7 +19,7 @@ FOLDER = "outputs/benchmark"
 HELP = f"""usage: anomaly-vlm benchmark [limit=N] [to=FOLDER] [key=value ...]
 
 Runs experiment=benchmark/{{{",".join(STUDIES)}}} (docs/protocol.md) below a folder (default: {FOLDER}) and ends in
-tables.html, table_*.csv, .md, .tex there. The same command again goes on with what is missing. limit=N: pictures to train
+tables.html, table_*.csv, .md, .tex there. The same command again resumes with what is missing. limit=N: pictures to train
 and to test on (limit=null: all); other keys are overrides of every run, such as hydra/launcher=joblib.
 """
 
@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     for study in STUDIES:
         words = [f"experiment=benchmark/{study}", f"{sweep.FOLDER_KEY}={root / study}", *limits, *overrides]
         try:
-            with goes_on_with("benchmark", *arguments, whole=True):
+            with resume_command("benchmark", *arguments, whole=True):
                 sweep.run(words)
         except UserError as error:
             if not any(root.joinpath(study).rglob("metrics.json")):

@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     from anomaly_vlm.runs.seeds import asks_for_several, over_seeds
 
     again = stopping.same_command("evaluate", arguments, output_dir=folder)
-    with stopping.goes_on_with(*again), shared_with_children(folder):
+    with stopping.resume_command(*again), shared_with_children(folder):
         if checkpoint is None and asks_for_several(cfg):
             over_seeds(cfg, folder, evaluate)
         else:

@@ -34,9 +34,8 @@ HELP = f"""usage: anomaly-vlm fit method=NAME good=FOLDER [bad=FOLDER] [shots=N]
 
 Writes a checkpoint with what was learned and the threshold: 'anomaly-vlm predict ckpt=FILE images=FOLDER' then decides.
 {OPTIONS}"""
-DRAWN_ON_GOOD = (
-    "good_plus_drawn_defects"  # half of the good parts are trained on, the threshold is chosen on the others
-)
+# Half of the good parts are trained on; the threshold is chosen on the others.
+DRAWN_ON_GOOD = "good_plus_drawn_defects"
 NUMBERS = ("false_alarms", "cost_ratio", "split")
 
 
@@ -56,7 +55,7 @@ def fitted(command: str, arguments: Sequence[str], good: str, rest: Sequence[str
 
     Args:
         command: Which command this is part of.
-        arguments: All of its words, for the line that says how to go on.
+        arguments: All of its words, for the line that says how to resume.
         good: The good parts, as the user said.
         rest: The words without `good=`.
 
@@ -92,7 +91,7 @@ def fitted(command: str, arguments: Sequence[str], good: str, rest: Sequence[str
     if "reader" in cfg.dataset.test:
         cfg.dataset.test.reader.category = known
     folder = run_folder(cfg, overrides)
-    with stopping.goes_on_with(*stopping.same_command(command, arguments, output_dir=folder)):
+    with stopping.resume_command(*stopping.same_command(command, arguments, output_dir=folder)):
         path = fit_good_parts(
             cfg,
             folder,

@@ -11,12 +11,12 @@ from typing import Any
 from anomaly_vlm.errors import UserError
 
 CONFIGS = {"vit": "nano", "convnext": "nano_convnext"}
-# What may differ when an interrupted run goes on.
+# What may differ when an interrupted run resumes.
 FREE = ("output_dir", "weights", "pool", "threads", "every", "validate_every", "val_count", "image.steps")
 HELP = """usage: anomaly-vlm nano [key=value ...]                  train the nano CLIP (a ViT); conf/nano.yaml lists the keys
        anomaly-vlm nano model=convnext [key=value ...]   train nano_convnext; conf/nano_convnext.yaml lists the keys
 
-An interrupted run goes on: call it again with the same output_dir.
+An interrupted run resumes: call it again with the same output_dir.
 """
 
 
@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def check_same_run(cfg: Any, folder: Path) -> None:
-    """Raises a `UserError` where `folder` holds a run with other settings than `cfg`, which cannot go on with these."""
+    """Raises a `UserError` where `folder` holds a run with other settings than `cfg`, which cannot resume with these."""
     from omegaconf import OmegaConf
 
     path = folder / "config.yaml"

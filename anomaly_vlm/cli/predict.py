@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     if spec is None and not any(word.startswith("method=") for word in overrides):
         spec = DEFAULT
     cfg, checkpoint = configured(spec, overrides, "predict")
-    if cfg.shots and (checkpoint is None or checkpoint.remembered(cfg) is None):
+    if cfg.shots and (checkpoint is None or checkpoint.memory_images(cfg) is None):
         raise UserError(
             f"method={cfg.name} with shots={cfg.shots} has no reference images at prediction: give ckpt=FILE, a .ckpt that"
             " 'fit' or 'train' wrote with them"
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
 
     wanted = pictures_wanted(pictures)
     folder = run_folder(cfg, overrides)
-    with stopping.goes_on_with(*stopping.same_command("predict", arguments, output_dir=folder)):
+    with stopping.resume_command(*stopping.same_command("predict", arguments, output_dir=folder)):
         unreadable = predict(cfg, images, folder, category=known, checkpoint=checkpoint, pictures=wanted)
     return SOME_UNREADABLE if unreadable else 0
 

@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
         say(
             f"{values['ckpt'] or DEFAULT} judges images at http://{shown}:{listening.getsockname()[1]} (Ctrl-C ends it)"
         )
-        with stopping.goes_on_with(*stopping.same_command("serve", arguments)):
+        with stopping.resume_command(*stopping.same_command("serve", arguments)):
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
             stopping.check()
     return 0

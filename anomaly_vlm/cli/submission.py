@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     from anomaly_vlm.reporting.console import say
     from anomaly_vlm.runs.submission import write_submission
 
-    with stopping.goes_on_with(*stopping.same_command("submission", arguments, output_dir=folder)):
+    with stopping.resume_command(*stopping.same_command("submission", arguments, output_dir=folder)):
         thresholds = write_submission(cfg, root, Path(folder), checkpoint)
     say("thresholds: " + ", ".join(f"{category} {value:.4g}" for category, value in thresholds.items()))
     say(f"submission: {folder}/anomaly_images, {folder}/anomaly_images_thresholded")

@@ -25,7 +25,7 @@ FOLDER_KEY = "hydra.sweep.dir"
 LISTED = 10  # failed jobs that are named at the end; their folders name all
 HELP = """usage: anomaly-vlm sweep experiment=NAME [key=value1,value2 ...]
        anomaly-vlm sweep method=adaclip seed=0,1,2 method.prompts.depth=2,4
-       anomaly-vlm sweep resume=FOLDER [key=value ...]     goes on: what is finished is kept, what failed is tried again
+       anomaly-vlm sweep resume=FOLDER [key=value ...]     resumes: what is finished is kept, what failed is tried again
 
 Hydra's multirun: lists of values, range(1,4), experiments with hydra.sweeper.params, hydra.sweep.dir=FOLDER.
 hydra/launcher=joblib runs jobs side by side (one a GPU), submitit_slurm on a cluster; hydra/sweeper=optuna searches.
@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     root = root or new_folder(jobs)
     write_text(writable_folder(root) / RECORD, json.dumps(words, indent=1) + "\n")
     launcher = build(settings["launcher"], "hydra/launcher", overrides)
-    with stopping.goes_on_with("sweep", f"resume={root}"):
+    with stopping.resume_command("sweep", f"resume={root}"):
         if searches:
             jobs = build(settings["sweeper"], "hydra/sweeper", overrides).run(overrides, root, launcher)
         else:
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def asked_for(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
-    """The words of a sweep, and its folder where it is named or gone on with.
+    """The words of a sweep, and its folder where it is named or resumed.
 
     What is said beside `resume=FOLDER` takes the place of what was said about the same key.
 
@@ -118,6 +118,6 @@ def finish(root: Path, jobs: Sequence[Job], options: TableOptions) -> int:
     for job in [job for job in jobs if job.state == "failed"][:LISTED]:
         say(f"failed: {job.folder}: {job.reason}")
     if failed or missing:
-        raise UserError(f"{counts}; {FAILED} in a job's folder says why; to go on: anomaly-vlm sweep resume={root}")
+        raise UserError(f"{counts}; {FAILED} in a job's folder says why; resume with: anomaly-vlm sweep resume={root}")
     say(counts)
     return 0

@@ -10,7 +10,7 @@ from anomaly_vlm.runs import stopping
 from anomaly_vlm.runs.configs import composed, resumed, run_folder
 
 HELP = """usage: anomaly-vlm train method=NAME [dataset=NAME] [backbone=NAME] [key=value ...]
-       anomaly-vlm train resume=RUN_FOLDER     goes on exactly where that run stopped
+       anomaly-vlm train resume=RUN_FOLDER     resumes exactly where that run stopped
        anomaly-vlm train ... --cfg job --resolve | --info defaults     shows the configuration and runs nothing
        anomaly-vlm train ... --multirun        as 'anomaly-vlm sweep'; --config-dir FOLDER adds configurations of your own
 
@@ -36,8 +36,8 @@ def run(arguments: Sequence[str]) -> int:
         cfg = composed(overrides)
         folder = run_folder(cfg, overrides)
     with (
-        stopping.goes_on_with(*stopping.same_command("train", arguments, output_dir=folder)),
-        stopping.goes_on_with("train", f"resume={folder}", folder=folder),
+        stopping.resume_command(*stopping.same_command("train", arguments, output_dir=folder)),
+        stopping.resume_command("train", f"resume={folder}", folder=folder),
     ):
         from anomaly_vlm.runs.seeds import fit_all  # torch and Lightning are read only now
 

@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     given = values["output_dir"]
     folder = writable_folder(Path(given) if given else unique_folder(f"outputs/watch/{timestamp()}"))
     say(f"watching {images} every {every:g} s; rows go to {folder / 'scores.csv'}")
-    with stopping.goes_on_with(*stopping.same_command("watch", arguments, output_dir=folder)):
+    with stopping.resume_command(*stopping.same_command("watch", arguments, output_dir=folder)):
         watch(method, images, folder, category=category, every=every, looks=count)
     return 0
 

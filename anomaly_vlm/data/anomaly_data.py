@@ -17,34 +17,14 @@ from anomaly_vlm.data.checks import check_categories, check_files, need_labels
 from anomaly_vlm.data.dataset import AnomalyDataset, Item, StoredTokens, collate
 from anomaly_vlm.data.limits import balanced
 from anomaly_vlm.data.pixels import PixelCache
-from anomaly_vlm.data.references import ReferencePicks, Remembered, at_size, changed, positions_by_category
+from anomaly_vlm.data.references import MemoryImages, ReferencePicks, at_size, changed, positions_by_category
 from anomaly_vlm.data.sampler import BatchesSampler, EpochSampler, ShardSampler
 from anomaly_vlm.data.source import Source
+from anomaly_vlm.data.train_loader import TrainLoader
 from anomaly_vlm.data.types import Batch, Preprocess, References, Sample
 from anomaly_vlm.errors import UserError
 
 log = logging.getLogger("anomaly_vlm")
-
-
-class TrainLoader(DataLoader[Item]):
-    """A loader that a checkpoint can resume: its order is a function of (seed, epoch), and its state says which order."""
-
-    def __init__(self, *args: Any, order: dict[str, int], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.order = order
-
-    def state_dict(self) -> dict[str, int]:
-        """The order of this loader, for the checkpoint."""
-        return dict(self.order)
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raises a `UserError` where the checkpoint's run drew its batches in another order."""
-        for key, value in self.order.items():
-            if state.get(key) != value:
-                raise UserError(
-                    f"the checkpoint was made with {key}={state.get(key)}, this run has {key}={value}: resume with the same"
-                    " data and options"
-                )
 
 
 class AnomalyData:
@@ -69,9 +49,9 @@ class AnomalyData:
     Attributes:
         preprocess: Set once the backbone is built, before any loader is asked for.
         selection_side: `val` or `test`, which `val_dataloader` serves; None for no validation loop.
-        remembered: Reference images in a checkpoint's memory, which leave the test set in place of the picks.
+        memory_images: Reference images in a checkpoint's memory; they, and not the picks, are removed from the test set.
         evaluations: How often the test side is read. Pixels are held in memory only of sides that are read again.
-        trainer: Lightning's, which knows the other processes and where a resumed training goes on; None for neither.
+        trainer: Lightning's, which knows the other processes and where a resumed training continues; None for neither.
     """
 
     trainer: Any = None
@@ -99,7 +79,7 @@ class AnomalyData:
         self.picks, self.train_on = picks or ReferencePicks(), train_on
         self.preprocess: Preprocess | None = None
         self.selection_side: Literal["val", "test"] | None = None
-        self.remembered: Remembered | None = None
+        self.memory_images: MemoryImages | None = None
         self.evaluations = 1
         self._cache = PixelCache(cache_mb * 10**6) if num_workers == 0 and cache_mb else None
         self._stores: dict[str, Any] = {}  # `stored_tokens` and `stored_pixels` of the data sets
@@ -108,7 +88,7 @@ class AnomalyData:
         self._datasets: dict[tuple[str, Preprocess], AnomalyDataset] = {}
 
     def serve_tokens(self, stored: StoredTokens) -> None:
-        """From now on, images whose frozen tokens are stored come as these, and are not even decoded.
+        """Serves stored frozen tokens in place of images, which are then not decoded.
 
         Args:
             stored: Key of an image's pixels -> its tokens, or None where they are not stored.
@@ -117,7 +97,7 @@ class AnomalyData:
         self._datasets.clear()
 
     def store_pixels(self, cache: TokenCache) -> None:
-        """From now on, the resized images of files are kept in a cache on disk, and read from it."""
+        """Keeps resized images of files in a cache on disk and reads them from there."""
         self._stores["stored_pixels"] = cache
         self._datasets.clear()
 
@@ -159,9 +139,9 @@ class AnomalyData:
         """Test samples without the reference images of this run or of the checkpoint's memory."""
         if not self.picks.num_shots:
             return found
-        if self.remembered is None:
-            return Remembered(frozenset(sample.path for sample in self.picks.samples())).without(found)
-        left = self.remembered.without(found)
+        if self.memory_images is None:
+            return MemoryImages(frozenset(sample.path for sample in self.picks.samples())).without(found)
+        left = self.memory_images.without(found)
         if len(left) < len(found):
             log.warning(
                 "%d of %d test images are in the checkpoint's memory and left out", len(found) - len(left), len(found)
@@ -196,7 +176,7 @@ class AnomalyData:
     def check(self) -> None:
         """Looks at every file of all sides, in threads; see `check_files`."""
         sides = [self.samples(side) for side, source in self.sources.items() if source is not None]
-        picked = self.picks.samples() if self.remembered is None else []
+        picked = self.picks.samples() if self.memory_images is None else []
         check_files(sample for samples in (*sides, picked) for sample in samples)
 
     # ---- loaders -----------------------------------------------------------------------------------------------------
@@ -236,7 +216,7 @@ class AnomalyData:
     def train_dataloader(self) -> DataLoader[Item]:
         """The training side, shuffled; of references one batch a category, the same on every process.
 
-        After a resume, the first epoch goes on where the checkpoint stopped.
+        After a resume, the first epoch continues where the checkpoint stopped.
         """
         dataset = self.dataset("train")
         if self.train_on == "references":
@@ -289,8 +269,8 @@ class AnomalyData:
         # A generator of its own: a loader that draws from torch's global one would change a method's random numbers.
         return {
             "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers
-            > 0,  # they would start anew in each epoch, and import everything again
+            # without this, workers would restart and re-import everything in each epoch
+            "persistent_workers": self.num_workers > 0,
             "collate_fn": collate,
             "generator": torch.Generator().manual_seed(self.seed),
         }
@@ -299,7 +279,7 @@ class AnomalyData:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _progress(self, batches: int) -> tuple[int, int]:
-        """The epoch to go on with, and how many of its batches a resumed run has used already."""
+        """The epoch to continue with, and how many of its batches a resumed run has used already."""
         if self.trainer is None:
             return 0, 0
         limit = self.trainer.limit_train_batches

@@ -95,9 +95,8 @@ def _job(sample: Sample) -> _Job | None:
 
 
 def _check(job: _Job, decode_masks: bool) -> Finding:
-    decode_masks = (
-        decode_masks and not job.labels
-    )  # labels are read in another way, in which every value has its meaning
+    # labels are read in another way, in which every value has its meaning
+    decode_masks = decode_masks and not job.labels
     oddities: list[tuple[str, str]] = []
     try:
         size, pages = _size_and_pages(job.image, job.max_value)
@@ -144,9 +143,8 @@ def _looks_whole(image: Image.Image, path: str, length: int) -> bool:
         with Path(path).open("rb") as file:
             return int.from_bytes(file.read(8)[4:], "little") + 8 <= length
     if image.format == "TIFF":
-        offsets, counts = (
-            getattr(image, "tag_v2", {}).get(tag, ()) for tag in (273, 279)
-        )  # strips: where, how many bytes
+        # strips: where, how many bytes
+        offsets, counts = (getattr(image, "tag_v2", {}).get(tag, ()) for tag in (273, 279))
         return all(offset + count <= length for offset, count in zip(offsets, counts, strict=False))
     return True
 

@@ -24,8 +24,8 @@ from anomaly_vlm.files import expanded, read_json, write_text
 
 
 @dataclass(frozen=True)
-class Remembered:
-    """The reference images in a checkpoint's memory, which leave the test set.
+class MemoryImages:
+    """Reference images that a checkpoint's memory holds; they are removed from the test set.
 
     Attributes:
         paths: As the run that picked them wrote them.

@@ -1,1 +1,1 @@
-"""The methods: one file each."""
+"""The methods: one folder each; base/ has the common base class and mix-ins, shared/ what several methods use."""

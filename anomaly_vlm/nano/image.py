@@ -180,7 +180,7 @@ class ImageStage:
         return model.requires_grad_(False).eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """What an interrupted run goes on from."""
+        """What an interrupted run resumes from."""
         now = {name: p.detach() for name, p in self.trained.items()}
         return {"now": now, "average": self.average, "heads": self.heads.state_dict()}
 

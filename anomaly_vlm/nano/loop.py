@@ -38,7 +38,7 @@ class Stage(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What an interrupted run goes on from."""
+        """What an interrupted run resumes from."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ class Budgeted:
         self.steps, self.spent = 0, 0.0
 
     def spend(self, seconds: float) -> None:
-        """Goes on until `seconds` of the budget are spent in all."""
+        """Continues until `seconds` of the budget are spent in all."""
         while self.spent < seconds:
             started, progress = time.process_time(), min(1.0, self.spent / self.seconds)
             now = self.lr * min(1.0, 20 * progress + 0.05) * _fallen(progress)

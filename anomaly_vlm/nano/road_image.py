@@ -103,7 +103,7 @@ class RoadStage:
         return torch.stack([WEIGHTS[name] * value for name, value in values.items()]).sum()
 
     def state_dict(self) -> dict[str, Any]:
-        """What an interrupted run goes on from."""
+        """What an interrupted run resumes from."""
         return {"learned": self.learned.state_dict(), "average": self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

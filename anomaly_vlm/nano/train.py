@@ -1,4 +1,4 @@
-"""`make nano`: text tower, pictures, crops, image tower, file. An interrupted run goes on where it stopped."""
+"""`make nano`: text tower, pictures, crops, image tower, file. An interrupted run resumes where it stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make nano MODEL=convnext`: text tower, drawn pictures, image tower, file. An interrupted run goes on where it stopped."""
+"""`make nano MODEL=convnext`: text tower, drawn pictures, image tower, file. An interrupted run resumes where it stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work on files that goes on while the next images are computed."""
+"""Work on files that continues while the next images are computed."""
 
 from __future__ import annotations
 

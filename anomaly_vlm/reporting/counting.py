@@ -23,7 +23,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def counted(
+def with_progress(
     chunks: Iterable[T], total: int, *, what: str = "detecting", size: Callable[[Any], int] = len, kind: str = "auto"
 ) -> Iterator[T]:
     """The chunks, with progress from the first process.

@@ -30,6 +30,7 @@ from anomaly_vlm.reporting.page_curves import (
 )
 
 BINS, MOST_PICTURES, MOST_BYTES = 30, 24, 12_000_000  # of a page, all runs together
+COLUMNS = ("path", "category", "label", "score", "decision", "picture")
 LEFT, WIDTH, FLOOR, HEIGHT = 20.0, 440.0, 160.0, 150.0  # of a histogram's drawing
 
 
@@ -42,6 +43,7 @@ class RunPage:
         rows: Its images: path, category, label, score, decision, picture.
         record: `metrics.json` of an evaluation; empty for a prediction.
         limits: By category the score above which an image is rejected.
+        lines: Method, backbone, data and notes, shown above the tables.
         settings: `config.yaml`.
         pictures: Those that are shown.
         panels: Its curves.
@@ -157,7 +159,7 @@ def histogram(rows: Sequence[Mapping[str, str]], category: str, limit: float | N
             "y": round(FLOOR - HEIGHT * value / most, 1),
             "width": round(step / 2, 1),
             "height": round(HEIGHT * value / most, 1),
-            "told": f"{int(value)} images, {edges[i]:.4g} to {edges[i + 1]:.4g}",
+            "tooltip": f"{int(value)} images, {edges[i]:.4g} to {edges[i + 1]:.4g}",
         }
         for kind, values in counts.items()
         for i, value in enumerate(values)
@@ -227,9 +229,6 @@ def _panels(folder: Path, rows: Rows) -> list[Panel]:
         panels = [Panel("image ROC", [line(f"AUROC {auroc(good, bad)}", roc(good, bad), 0)], True)]
     by_defect = defect_panel(rows)
     return panels if by_defect is None else [*panels, by_defect]
-
-
-COLUMNS = ("path", "category", "label", "score", "decision", "picture")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -57,9 +57,8 @@ class LogProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the line of a training epoch, which a resumed run enters in the middle."""
-        done = (
-            trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        )  # of a resumed epoch, or still of the one before
+        # of a resumed epoch, or still of the one before
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         self._start(done if done < self.total_train_batches else 0)
 
     def on_train_batch_end(

@@ -128,9 +128,8 @@ def grouped(runs: Sequence[Run]) -> tuple[list[Group], list[str], int]:
     """
     keys = dict.fromkeys(key for run in runs for key in run["overrides"] if key.rpartition("/")[2] not in NOT_VARIED)
     cells = [_cells(run, list(keys)) for run in runs]
-    if (
-        len({cell["selection"] for cell in cells if cell["selection"]}) == 1
-    ):  # of what is trained; nothing else has an epoch
+    # only what is trained has an epoch that was selected
+    if len({cell["selection"] for cell in cells if cell["selection"]}) == 1:
         chosen = max(cell["selection"] for cell in cells)
         for cell in cells:
             cell["selection"] = chosen

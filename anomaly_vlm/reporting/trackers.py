@@ -66,7 +66,7 @@ class Tracker:
         self.logger: Any = logger
 
     def start(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Logs the configuration by dotted keys; returns what another command needs to go on in the same run."""
+        """Logs the configuration by dotted keys; returns what another command needs to continue in the same run."""
         self.logger.log_hyperparams(dict(config))
         return {}
 
@@ -133,7 +133,7 @@ class WandbTracker(Tracker):
             run.log(log)
 
     def close(self, *, failed: bool) -> None:
-        """Ends the run, or the next one of this process (seeds, sweeps) would go on writing into this one."""
+        """Ends the run, or the next one of this process (seeds, sweeps) would continue writing into this one."""
         super().close(failed=failed)
         self.logger.experiment.finish(exit_code=1 if failed else 0)
 

@@ -18,22 +18,21 @@ AHEAD = "weights_ahead_of_average"  # in a checkpoint: what the next step starts
 class WeightAverage(Callback):
     """Exponential moving average of what a method learns; the frozen towers are not touched.
 
-    Validations, the test and checkpoints have the average. A resumed training goes on from the weights that the average
-    was made of.
+    Validation, test and checkpoints use the average. A resumed training continues from the raw weights.
 
     Args:
-        decay: Share of the average that stays at each step of the optimiser, in (0, 1).
+        decay: Weight of the previous average at each optimiser step, in (0, 1).
     """
 
     def __init__(self, decay: Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)] = 0.999) -> None:
         check_arguments(type(self).__init__, {"decay": decay}, owner="callbacks.ema")
         self.decay = decay
         self.average: dict[str, Tensor] = {}
-        self.ahead: dict[str, Tensor] = {}  # the last weights, while the method has the average
+        self.raw: dict[str, Tensor] = {}  # the last weights, while the method has the average
         self._step = 0  # of the optimiser, that the average holds
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts from the weights as they are, but in a resumed training."""
+        """Starts the average from the current weights, unless training is resumed."""
         if not self.average:
             self.average = _copy(pl_module)
         self._step = trainer.global_step
@@ -49,15 +48,15 @@ class WeightAverage(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gives the method the average."""
-        if self.average and not self.ahead:
-            self.ahead = _copy(pl_module)
+        if self.average and not self.raw:
+            self.raw = _copy(pl_module)
             _put(pl_module, self.average)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The training goes on with the weights that it had."""
-        if self.ahead and trainer.state.fn == "fit":
-            _put(pl_module, self.ahead)
-            self.ahead = {}
+        """The training continues with the raw weights."""
+        if self.raw and trainer.state.fn == "fit":
+            _put(pl_module, self.raw)
+            self.raw = {}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leaves the average in the method."""
@@ -66,11 +65,11 @@ class WeightAverage(Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the average where a checkpoint's weights are, and the last weights beside it."""
         if self.average:
-            checkpoint[AHEAD] = dict(self.ahead or _copy(pl_module))
+            checkpoint[AHEAD] = dict(self.raw or _copy(pl_module))
             checkpoint["state_dict"] = {**checkpoint["state_dict"], **self.average}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes both from the checkpoint of a training that goes on; one without an average starts it."""
+        """Takes both from the checkpoint of a resumed training; one without an average starts it."""
         if AHEAD in checkpoint:
             own = _method(pl_module).learnable()
             self.average = {name: checkpoint["state_dict"][name].to(own[name], copy=True) for name in own}

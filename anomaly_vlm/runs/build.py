@@ -23,7 +23,7 @@ from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.class_aware import ClassAware
 from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.data.overlap import content_keys, shared_images
-from anomaly_vlm.data.references import ReferencePicks, Remembered, write_list
+from anomaly_vlm.data.references import MemoryImages, ReferencePicks, write_list
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.base.few_shot import FewShot
@@ -70,7 +70,7 @@ def build(
     *,
     sides: tuple[str, ...],
     test: Source | None = None,
-    remembered: Remembered | None = None,
+    memory_images: MemoryImages | None = None,
     with_trainer: bool = True,
 ) -> Run:
     """Builds data first, as what they need is checked before any weights are read, then backbone and method.
@@ -79,11 +79,11 @@ def build(
         cfg: The composed configuration.
         sides: Of `train`, `val`, `test` those that the command needs.
         test: A test set of the caller's own; None for that of the configuration.
-        remembered: Reference images in a checkpoint's memory, which leave the test set in place of new picks.
+        memory_images: Reference images in a checkpoint's memory; they, and no new picks, are removed from the test set.
         with_trainer: Whether a Lightning trainer will run it, and not `runs.scoring` alone, which needs no Lightning.
     """
     flush_denormals()
-    if next(_BUILT):  # what an earlier run of this process has left: towers, and a trainer that refers to them and back
+    if next(_BUILT):  # free the towers of an earlier run in this process: its trainer and they reference each other
         gc.collect()
     check_gpu(cfg)
     check_options(cfg.backbone, "backbone", trusted=cfg.trust)
@@ -92,7 +92,7 @@ def build(
     create = partial(instantiate, trusted=cfg.trust)
     collaborators = {group: create(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None}
     data = build_data(cfg, sides, test=test, with_trainer=with_trainer)
-    data.remembered = remembered
+    data.memory_images = memory_images
     data.check()
     backbone: Any = create(cfg.backbone, kind=FrozenTower)
     if cfg.get("compile"):
@@ -240,7 +240,7 @@ def fit_references(run: Run, folder: Path, *, only_noted: bool = False) -> None:
     Args:
         run: Its data and its method.
         folder: Of the run.
-        only_noted: Whether the method gets them later, in another way.
+        only_noted: Whether to record the references only, because the caller fits the method later.
     """
     method, picks = run.method, run.data.picks
     if not run.cfg.shots or not isinstance(method, FewShot):

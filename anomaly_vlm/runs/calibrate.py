@@ -1,4 +1,4 @@
-"""After training: a method that sets constants of its scores looks at the training images once more."""
+"""Calls `calibrate` of methods that set score constants from the training images once training has ended."""
 
 from __future__ import annotations
 

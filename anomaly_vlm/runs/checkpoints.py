@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import anomaly_vlm
-from anomaly_vlm.data.references import Remembered
+from anomaly_vlm.data.references import MemoryImages
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.methods.base.method import AnomalyMethod
@@ -19,10 +19,10 @@ from anomaly_vlm.methods.base.published import load_published
 from anomaly_vlm.methods.base.verdict import known_category
 from anomaly_vlm.methods.shared.category_memory import of_categories
 from anomaly_vlm.metrics.thresholds import Threshold
+from anomaly_vlm.runs.config_types import check_types
 from anomaly_vlm.runs.instantiate import method_class
 from anomaly_vlm.runs.migrate import migrated
 from anomaly_vlm.runs.run_names import unnamed
-from anomaly_vlm.runs.shapes import check_shapes
 from anomaly_vlm.runs.trust import foreign_config
 
 PUBLISHED = "published:"
@@ -63,28 +63,6 @@ def without_training_parts(config: Any) -> Any:
     }
 
 
-def check_record(record: Mapping[str, Any], source: str) -> None:
-    """Checks the form of what a checkpoint says of its run, but for the configuration.
-
-    Args:
-        record: As read from the file.
-        source: The file, for messages.
-
-    Raises:
-        UserError: One line that names the entry that is missing or of another kind.
-    """
-    for key, (is_right, expected) in RECORD.items():
-        needed = key in ("fingerprint", "trained_on")
-        if (key in record or needed) and not is_right(record.get(key)):
-            found = f"is {str(record[key])[:60]!r}" if key in record else "is missing"
-            raise UserError(f"{source} is damaged: its {key} {found}, expected {expected}: give another file")
-    for name, entry in record.get("thresholds", {}).items():
-        try:
-            Threshold.from_record(entry)
-        except UserError as error:
-            raise UserError(f"{source}: its threshold of '{name}' is damaged ({error}): fit it again") from error
-
-
 def _is_list_of(kind: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(type(entry) is kind for entry in value)
 
@@ -105,6 +83,28 @@ RECORD: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a number above 0, or null",
     ),
 }
+
+
+def check_record(record: Mapping[str, Any], source: str) -> None:
+    """Checks the types of the entries that a checkpoint records about its run, except the configuration.
+
+    Args:
+        record: As read from the file.
+        source: The file, for messages.
+
+    Raises:
+        UserError: One line that names the entry that is missing or of another kind.
+    """
+    for key, (is_right, expected) in RECORD.items():
+        needed = key in ("fingerprint", "trained_on")
+        if (key in record or needed) and not is_right(record.get(key)):
+            found = f"is {str(record[key])[:60]!r}" if key in record else "is missing"
+            raise UserError(f"{source} is damaged: its {key} {found}, expected {expected}: give another file")
+    for name, entry in record.get("thresholds", {}).items():
+        try:
+            Threshold.from_record(entry)
+        except UserError as error:
+            raise UserError(f"{source}: its threshold of '{name}' is damaged ({error}): fit it again") from error
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Checkpoint:
         check_record(record, f"checkpoint '{path}'")
         stored = without_training_parts(migrated(record.get("config")))
         config = foreign_config(stored, source=f"checkpoint '{path}'", trusted=trusted)
-        check_shapes(config, source=f"checkpoint '{path}': ")
+        check_types(config, source=f"checkpoint '{path}': ")
         return cls(spec, {**record, "config": OmegaConf.to_container(config)}, content["state_dict"])
 
     @property
@@ -197,8 +197,8 @@ class Checkpoint:
         """
         return known_category(self.categories, asked)
 
-    def remembered(self, cfg: DictConfig) -> Remembered | None:
-        """The reference images in the checkpoint's memory, which leave the test set.
+    def memory_images(self, cfg: DictConfig) -> MemoryImages | None:
+        """Reference images that the checkpoint's memory holds; they are removed from the test set.
 
         None where it has no memory, so that `shots` images of each category are picked now. Published files name none.
 
@@ -207,14 +207,14 @@ class Checkpoint:
         """
         if self.published:
             chosen: Any = method_class(cfg.method, trusted=cfg.trust)
-            return Remembered() if chosen.reference_support == "required" else None
+            return MemoryImages() if chosen.reference_support == "required" else None
         held, shots = frozenset(self.record.get("references", [])), self.record["config"]["shots"]
         if held and cfg.shots != shots:
             raise UserError(
                 f"the checkpoint's memory holds {shots} images of each category, this run says shots={cfg.shots}: leave"
                 " shots out, or give a checkpoint without a memory (trained with shots=0)"
             )
-        return Remembered(held, frozenset(self.record.get("reference_contents", []))) if held else None
+        return MemoryImages(held, frozenset(self.record.get("reference_contents", []))) if held else None
 
     def load_into(self, method: AnomalyMethod) -> None:
         """Puts the learned weights into a built method.

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from anomaly_vlm.errors import UserError, unknown_choice
-from anomaly_vlm.runs.shapes import check_shapes
+from anomaly_vlm.runs.config_types import check_types
 
 WHOLE = {  # key -> smallest value
     "seed": 0,
@@ -55,7 +55,7 @@ def check_values(cfg: DictConfig) -> None:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {str(error).splitlines()[0]}") from error
-    check_shapes(cfg)
+    check_types(cfg)
     for key, low in {**WHOLE, **WHOLE_OR_NULL}.items():
         value = OmegaConf.select(cfg, key)
         if value is None and key in WHOLE_OR_NULL:

@@ -118,10 +118,8 @@ def ask_hydra(words: Sequence[str]) -> None:
     """
     own_launchers_and_sweepers()
     argv, sys.argv = sys.argv, ["anomaly-vlm", *map(addable, with_search_path(literal_paths(words)))]
-    full, os.environ["HYDRA_FULL_ERROR"] = (
-        os.environ.get("HYDRA_FULL_ERROR", ""),
-        "1",
-    )  # errors come here, to be one line
+    # errors are raised here, where they become one line
+    full, os.environ["HYDRA_FULL_ERROR"] = os.environ.get("HYDRA_FULL_ERROR", ""), "1"
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level  # Hydra sets up logging for a job that is not run
     try:

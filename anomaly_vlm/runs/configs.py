@@ -14,8 +14,8 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import unique_folder, write_text
 from anomaly_vlm.runs.checks import check_values, not_writable, writable_folder
 from anomaly_vlm.runs.compose import compose, merge_overrides, parse
+from anomaly_vlm.runs.config_types import check_types
 from anomaly_vlm.runs.inherited import drop_limits_of_training
-from anomaly_vlm.runs.shapes import check_shapes
 from anomaly_vlm.runs.trust import read_config
 
 FOLDER_VARIABLE = "ANOMALY_VLM_RUN_FOLDER"  # tells the other processes of a DDP run where the first one writes
@@ -60,7 +60,7 @@ def resumed(folder: Path, overrides: Sequence[str]) -> DictConfig:
     """The configuration of a stopped run with overrides on top, such as more epochs.
 
     Args:
-        folder: Of the run; it is where the run goes on.
+        folder: Of the run; it is where the run resumes.
         overrides: Method, backbone, data and loss stay.
 
     Raises:
@@ -70,7 +70,7 @@ def resumed(folder: Path, overrides: Sequence[str]) -> DictConfig:
     if not path.is_file():
         raise UserError(f"resume={folder}: no config.yaml in there: give the folder of a run that 'train' started")
     stored = read_config(path, trusted=trusted_packages(overrides))
-    check_shapes(stored, source=f"'{path}': ")
+    check_types(stored, source=f"'{path}': ")
     cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "dataset", "loss"))
     check_values(cfg)
     cfg.output_dir = str(writable_folder(folder))
@@ -86,14 +86,14 @@ def from_checkpoint(stored: DictConfig, overrides: Sequence[str], command: str, 
         command: Names the output folder.
         has_memory: Whether the checkpoint holds its reference images, so that no list of them is read.
     """
-    from anomaly_vlm.runs.devices import fit_machine
+    from anomaly_vlm.runs.devices import adapt_to_machine
 
     cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "loss"))
     if has_memory:
         cfg.shots_list = None
     drop_limits_of_training(cfg, overrides, keep_categories=has_memory)
     if not any(word.startswith("trainer") for word in overrides):
-        fit_machine(cfg, processes=command == "evaluate")
+        adapt_to_machine(cfg, processes=command == "evaluate")
     if not any(word.startswith("output_dir=") for word in overrides):
         cfg.output_dir = f"outputs/{command}/{cfg.name}/{timestamp()}"
     return checked(cfg, overrides)

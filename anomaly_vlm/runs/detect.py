@@ -11,7 +11,7 @@ from anomaly_vlm.detectors import Detector, Picture
 from anomaly_vlm.methods.base.detections import UsesDetections
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.reporting.console import say
-from anomaly_vlm.reporting.counting import counted
+from anomaly_vlm.reporting.counting import with_progress
 from anomaly_vlm.runs.build import Run
 
 CHUNK = 16  # images that the detector gets at a time
@@ -25,7 +25,7 @@ def precompute_detections(run: Run, *sides: str) -> None:
 def detect(method: AnomalyMethod, samples: Iterable[Sample]) -> None:
     """Fills `method.detections` for these images, where the method has a detector that looks at images.
 
-    Answers that the detector has stored on disk are read; a stopped run goes on where it was.
+    Answers that the detector has stored on disk are read; a stopped run resumes where it was.
     """
     if not isinstance(method, UsesDetections) or not isinstance(method.detector, Detector):
         return
@@ -42,7 +42,7 @@ def detect(method: AnomalyMethod, samples: Iterable[Sample]) -> None:
         images = len({sample.path for sample, _ in todo})
         asked = f"{images:,} images" if images == len(todo) else f"{len(todo):,} questions on {images:,} images"
         say(f"detections: {asked} by {detector.name}{cost}")
-    for chunk in counted([todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)], len(todo)):
+    for chunk in with_progress([todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)], len(todo)):
         pictures = [Picture(sample.path, _reader(sample)) for sample, _ in chunk]
         answers = detector.queries(pictures, [caption for _, caption in chunk])
         for (sample, caption), answer in zip(chunk, answers, strict=True):

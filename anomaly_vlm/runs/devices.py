@@ -38,23 +38,23 @@ def check_gpu(cfg: DictConfig) -> None:
         )
 
 
-def fit_machine(cfg: DictConfig, *, processes: bool) -> None:
-    """Changes a stored trainer to what is here, in one line where that changes numbers.
+def adapt_to_machine(cfg: DictConfig, *, processes: bool) -> None:
+    """Adapts a stored trainer configuration to this machine, and says so in one line where results may change.
 
     Args:
-        cfg: A stored configuration; without its GPU it goes on with the CPU in float32.
+        cfg: A stored configuration; without its GPU it continues on the CPU in float32.
         processes: Whether several processes are allowed.
     """
     absent = lacks_gpu(cfg)
     if absent:
-        say("trained on a GPU, none is here: goes on with the CPU in float32 (trainer=... chooses another)")
+        say("trained on a GPU, none is here: continues on the CPU in float32 (trainer=... chooses another)")
         cfg.trainer.accelerator, cfg.trainer.precision = "cpu", "32-true"
     if absent or not processes:
         cfg.trainer.devices = 1
         cfg.trainer.pop("strategy", None)
 
 
-def fit_precision(cfg: DictConfig) -> None:
+def adapt_precision(cfg: DictConfig) -> None:
     """Runs 16-mixed as bf16-mixed where no GPU is used: no CPU has the operations of the former."""
     if cfg.trainer.precision == "16-mixed" and (cfg.trainer.accelerator == "cpu" or not has_gpu()):
         say("trainer.precision=16-mixed needs a GPU: runs in bf16-mixed")
@@ -100,7 +100,7 @@ def precision_of(cfg: DictConfig, device: torch.device) -> tuple[torch.dtype, Ab
     Raises:
         UserError: Another precision than torch's own ones.
     """
-    fit_precision(cfg)
+    adapt_precision(cfg)
     word = SHORT.get(str(cfg.trainer.precision), str(cfg.trainer.precision))
     if word in HALF:
         return torch.float32, torch.autocast(device.type, dtype=HALF[word])

@@ -40,15 +40,15 @@ def evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None
 
 def _evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None, tracking: Tracking) -> RunResult:
     """See `evaluate`."""
-    remembered = None if checkpoint is None else checkpoint.remembered(cfg)
-    run = build(cfg, sides=("test",), remembered=remembered)
+    memory_images = None if checkpoint is None else checkpoint.memory_images(cfg)
+    run = build(cfg, sides=("test",), memory_images=memory_images)
     learned_from = ["not trained"]
     if checkpoint is not None:
         checkpoint.load_into(run.method)
         learned_from = [checkpoint.trained_on]
         say_shared_images(run.data, checkpoint.train_images, run.facts)
     description = describe_data(run.data)
-    if remembered is None and cfg.shots:
+    if memory_images is None and cfg.shots:
         fit_references(run, folder)
         learned_from = [*(learned_from if cfg.train_on == "dataset" else []), description.references]
     run.facts["data"] = ", ".join([*learned_from, description.sides["test"]])

@@ -37,13 +37,13 @@ from anomaly_vlm.runs.transductive import fit_test_images
 
 
 def fit(cfg: DictConfig, folder: Path, *, resume: bool = False) -> RunResult:
-    """Trains (or goes on training), evaluates and writes everything into `folder`.
+    """Trains (or resumes training), evaluates and writes everything into `folder`.
 
     Args:
         cfg: The composed configuration.
-        folder: Existing folder of the run. A `checkpoints/last.ckpt` in it is gone on from.
-        resume: Whether the user has asked to go on with what `folder` holds, with whatever has been changed since. Otherwise
-            it is gone on from only where its configuration is this one.
+        folder: Existing folder of the run. Training resumes from a `checkpoints/last.ckpt` in it.
+        resume: Whether the user has asked to resume what `folder` holds, with whatever has been changed since. Otherwise it
+            is resumed only where its configuration is this one.
 
     Raises:
         UserError: Wrong input, or a folder that holds another run; reported before any long work.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from omegaconf import DictConfig
 
 from anomaly_vlm.data import FileSource, Sample
-from anomaly_vlm.data.references import Remembered
+from anomaly_vlm.data.references import MemoryImages
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import whole_file, write_text
 from anomaly_vlm.methods.base.few_shot import FewShot
@@ -36,10 +36,10 @@ from anomaly_vlm.options import PositiveFloat, Range, check_arguments
 from anomaly_vlm.reporting.console import say
 from anomaly_vlm.reporting.trackers import Logged
 from anomaly_vlm.runs.build import Run, build, fit_references
-from anomaly_vlm.runs.calibration import Scored, left_out, score_samples
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.devices import device_of, seed_everything
+from anomaly_vlm.runs.good_part_scores import PartScore, left_out, score_samples
 from anomaly_vlm.runs.instantiate import method_class
 from anomaly_vlm.runs.saving import save_method
 from anomaly_vlm.runs.tracking import tracked
@@ -107,7 +107,7 @@ def fit_good_parts(
         run = _built(cfg, good, checkpoint, typed_shots)
         tracking.start(run, folder, "fit")
         learns = checkpoint is None and cfg.train_on != "nothing" and bool(run.method.loss_terms)
-        path, threshold = _fitted(run, folder, good, bad, options, tracking.loggers if learns else None)
+        path, threshold = _fitted(run, folder, good, bad, options, learns=learns, loggers=tracking.loggers)
         tracking.finish(Logged("fit", {"threshold": threshold.score}, files=[folder / "good_parts.csv"]))
         return path
 
@@ -118,26 +118,28 @@ def _fitted(
     good: FileSource,
     bad: FileSource | None,
     options: VerdictOptions,
-    training_loggers: Sequence[Logger] | None,
+    *,
+    learns: bool,
+    loggers: Sequence[Logger],
 ) -> tuple[Path, Threshold]:
-    """The checkpoint and the threshold in it; trains first where there are loggers for that, if only an empty list."""
-    cfg, learns = run.cfg, training_loggers is not None
+    """Trains if `learns`, chooses the threshold, and returns the checkpoint and its threshold."""
+    cfg = run.cfg
     write_config(cfg, folder)
     say(f"{run.facts['method']} on {run.facts['backbone']}")
-    held = run.data.remembered or Remembered(frozenset(sample.path for sample in run.data.picks.samples()))
+    held = run.data.memory_images or MemoryImages(frozenset(sample.path for sample in run.data.picks.samples()))
     parts = good.samples("test")
     rest = held.without(parts)
     memory = sorted(set(parts) - set(rest), key=lambda sample: sample.path)
-    leave_out = [] if run.data.remembered is not None else memory
+    leave_out = [] if run.data.memory_images is not None else memory
     if cfg.train_on == "references" and learns:
         leave_out = []  # what is learned cannot be unlearned for one part
     _check_counts(run, len(memory), len(rest), len(leave_out))
     if len(memory) == 1:
         leave_out = []  # without it there is nothing to compare with
-    if run.data.remembered is None:
-        fit_references(run, folder, only_noted=bool(leave_out) and training_loggers is None)
-    if training_loggers is not None:
-        _train(run, folder, training_loggers)
+    if run.data.memory_images is None:
+        fit_references(run, folder, only_noted=bool(leave_out) and not learns)
+    if learns:
+        _train(run, folder, loggers)
     scored = left_out(run, memory, leave_out)
     scored += score_samples(run, rest)
     defective = [] if bad is None else score_samples(run, bad.samples("test"))
@@ -146,7 +148,7 @@ def _fitted(
 
 
 def _written(
-    run: Run, folder: Path, part: Sample, threshold: Threshold, scored: list[Scored], defective: list[Scored]
+    run: Run, folder: Path, part: Sample, threshold: Threshold, scored: list[PartScore], defective: list[PartScore]
 ) -> Path:
     """Writes what was learned and chosen; the checkpoint comes last, as it says that all is done."""
     record = {part.category: threshold.to_record()}
@@ -161,7 +163,7 @@ def _written(
 
 
 def choose_threshold(
-    good: Sequence[Scored], bad: Sequence[Scored], options: VerdictOptions, *, left_out: bool, seed: int
+    good: Sequence[PartScore], bad: Sequence[PartScore], options: VerdictOptions, *, left_out: bool, seed: int
 ) -> Threshold:
     """The threshold of a category, with what it means and how it does on images that had no part in it, on the console."""
     scores, wrong = [part.score for part in good], [part.score for part in bad]
@@ -206,15 +208,15 @@ def choose_threshold(
 def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typed_shots: bool) -> Run:
     """The run, with the number of parts in the memory and the weights of a checkpoint."""
     chosen: Any = method_class(cfg.method, trusted=cfg.trust)
-    remembered = None
+    memory_images = None
     if checkpoint is not None and checkpoint.record.get("references"):
-        remembered = checkpoint.remembered(cfg)
+        memory_images = checkpoint.memory_images(cfg)
     elif not typed_shots and issubclass(chosen, FewShot):
         count = len(good.samples("test"))
         cfg.shots = max(1, count // 2) if cfg.train_on == "references" else count
     sides = ("train", "test") if checkpoint is None and cfg.train_on == "dataset" else ("test",)
     trains = checkpoint is None and cfg.train_on != "nothing"
-    run = build(cfg, sides=sides, test=good, remembered=remembered, with_trainer=trains)
+    run = build(cfg, sides=sides, test=good, memory_images=memory_images, with_trainer=trains)
     run.method.to(device_of(cfg))
     if run.method.is_transductive:
         raise UserError(
@@ -224,7 +226,7 @@ def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typ
     if checkpoint is not None:
         checkpoint.load_into(run.method)
         run.method.run_record["trained_on"] = checkpoint.trained_on
-        if remembered is not None:
+        if memory_images is not None:
             for key in ("references", "reference_contents"):
                 run.method.run_record[key] = list(checkpoint.record.get(key, []))
     return run
@@ -256,7 +258,7 @@ def _train(run: Run, folder: Path, loggers: Sequence[Logger]) -> None:
     train(run, trainer, last, None)
 
 
-def _write_scores(path: Path, good: Sequence[Scored], bad: Sequence[Scored]) -> None:
+def _write_scores(path: Path, good: Sequence[PartScore], bad: Sequence[PartScore]) -> None:
     """The scores that the threshold was chosen on: path, label, score, largest map value."""
     with whole_file(path) as file:
         writer = csv.writer(file)

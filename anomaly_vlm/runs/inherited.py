@@ -10,12 +10,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.compose import compose
 
-TRIAL_KEYS = (
-    "eval_limit",
-    "train_limit",
-    "seeds",
-    "compile",
-)  # of a trial, a study or a machine: null in an evaluation
+# Keys of a trial, a study or a machine: null in an evaluation.
+TRIAL_KEYS = ("eval_limit", "train_limit", "seeds", "compile")
 TRAINER_KEYS = (
     "fast_dev_run", "overfit_batches", "limit_train_batches", "limit_val_batches", "limit_test_batches",
     "limit_predict_batches", "max_steps", "max_time", "min_epochs", "min_steps",
@@ -24,9 +20,9 @@ SUBSET_KEYS = ("categories", "test_count")  # which part of a test set is used
 
 
 def drop_limits_of_training(cfg: DictConfig, overrides: Sequence[str], *, keep_categories: bool) -> None:
-    """Takes out of a checkpoint's configuration what limited its training run, but for what the user gives anew.
+    """Removes from a checkpoint's configuration whatever limited its training run, unless the user sets it again.
 
-    A checkpoint of a quick trial on 24 images is so evaluated on all of them.
+    So a checkpoint of a quick trial on 24 images is evaluated on the whole test set.
 
     Args:
         cfg: The checkpoint's configuration with the overrides on top; it is changed.

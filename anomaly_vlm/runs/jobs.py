@@ -54,7 +54,7 @@ def run_job(cfg: DictConfig, folder: Path) -> int:
     """Runs one job in this process.
 
     Args:
-        cfg: Its configuration, whose state in `folder` is gone on from.
+        cfg: Its configuration, whose state in `folder` is resumed.
         folder: Of the job.
 
     Returns:

@@ -1,8 +1,7 @@
-"""What a prediction has finished so far, on disk, so that the same command goes on where it was stopped.
+"""What a prediction has finished so far, on disk, so that the same command resumes where it was stopped.
 
-The file's first line says of which prediction it is, each further one what came of one image. A line is added when all of
-its image is written, in one step, so that a kill leaves it whole or, at worst, torn as the last one, which then does not
-count.
+The first line identifies the prediction; each further line records one finished image. A line is appended in one write once
+everything about its image is on disk, so a kill can tear at most the last line, which is then ignored.
 """
 
 from __future__ import annotations
@@ -19,13 +18,12 @@ from typing import Any
 import torch
 
 from anomaly_vlm import __version__
-from anomaly_vlm.files import whole_file
+from anomaly_vlm.files import FileState, whole_file
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.runs.build import Run
 from anomaly_vlm.runs.same_run import what_matters
 
 NAME = "predicted.jsonl"
-State = tuple[int, int]  # of a file: bytes, time of its last change in nanoseconds
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Finished:
 
     index: int
     path: str
-    state: State
+    state: FileState
     row: list[str]
     regions: list[list[str]]
 
@@ -120,7 +118,7 @@ def _digest(content: Any) -> int:
     return zlib.crc32(json.dumps(content).encode())
 
 
-def state_of(path: str) -> State:
+def state_of(path: str) -> FileState:
     """Size and time of the last change of a file; zeros where it is gone."""
     try:
         status = Path(path).stat()
@@ -160,7 +158,7 @@ def _add_learned(digest: Any, method: AnomalyMethod) -> None:
 def still_true(
     finished: Mapping[int, Finished],
     paths: Sequence[str],
-    states: Sequence[State],
+    states: Sequence[FileState],
     pictures: Mapping[int, str],
     folder: Path | None,
 ) -> dict[int, Finished]:
@@ -182,7 +180,7 @@ def still_true(
     return found
 
 
-class Batches:
+class BatchPositions:
     """Positions in batches: what lies in one is scored together or not at all, so that numbers stay the same to the bit.
 
     Args:

@@ -80,7 +80,7 @@ class SubmititLauncher:
 
     Args:
         cluster: `slurm` or `local`.
-        max_num_timeout: How often a job that ran out of time, or was preempted, goes on in a new one.
+        max_num_timeout: How often a job that ran out of time, or was preempted, resumes in a new one.
         parameters: Of submitit's executor; those of SLURM alone without their prefix `slurm_`.
     """
 

@@ -17,7 +17,7 @@ from anomaly_vlm.methods.base.evaluation import EvaluationResult
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.prediction import ImageRow, Prediction, boxes_of
 from anomaly_vlm.metrics.thresholds import Threshold
-from anomaly_vlm.names import PICTURE_SUFFIX, category_and_metric, csv_cell, slug
+from anomaly_vlm.names import PICTURE_SUFFIX, category_and_metric, csv_cell, mean_values, slug
 from anomaly_vlm.reporting.console import is_first_process, say, show
 from anomaly_vlm.reporting.curves import (
     CURVES,
@@ -69,13 +69,13 @@ class RunResult:
     @property
     def means(self) -> dict[str, float]:
         """Means over the categories, by metric."""
-        return {key.removeprefix("mean/"): value for key, value in self.values.items() if key.startswith("mean/")}
+        return mean_values(self.values)
 
 
 def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mapping[str, Any]) -> RunResult:
     """Writes every file of an evaluation and prints its table, from the first process alone."""
     facts = {**run.facts, **facts, "choices": dict(run.cfg.choices)}
-    facts.update(counted(run, len(result.rows), epochs=facts.get("epochs")))
+    facts.update(evaluation_scope(run, len(result.rows), epochs=facts.get("epochs")))
     meant, done = (describe_data(run.data, evaluated=n).sides["test"] for n in (None, len(result.rows)))
     facts["data"] = str(facts["data"]).replace(meant, done)
     checkpoint = folder / facts["checkpoint"] if facts.get("checkpoint") else None
@@ -92,9 +92,8 @@ def write_outcome(run: Run, result: EvaluationResult, folder: Path, facts: Mappi
     write_csv(folder / "results.csv", result.values, facts)
     if result.curves:
         write_plots(folder, result)
-    write_metrics(
-        folder / "metrics.json", result.values, {**facts, "environment": environment()}
-    )  # last: it says "done"
+    # last: metrics.json marks the run as finished
+    write_metrics(folder / "metrics.json", result.values, {**facts, "environment": environment()})
     show(results_table(result.values, head=table_head(facts)))
     for line in compare_lines(result.values, facts.get("untrained", {})):
         say(line)
@@ -146,8 +145,8 @@ def write_plots(folder: Path, result: EvaluationResult) -> None:
     save_picture(folder / HISTOGRAMS_PICTURE, histograms_picture(histograms))
 
 
-def counted(run: Run, evaluated: int, *, epochs: int | None = None) -> dict[str, Any]:
-    """How many images were evaluated and what limited the run, as facts of the record and a note for the table's head.
+def evaluation_scope(run: Run, evaluated: int, *, epochs: int | None = None) -> dict[str, Any]:
+    """Number of evaluated images, and a note for the table's head on what limited the run.
 
     Args:
         run: What has run.

@@ -16,7 +16,7 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import whole_file, write_text
 from anomaly_vlm.names import csv_cell
 from anomaly_vlm.reporting.console import say
-from anomaly_vlm.reporting.counting import counted
+from anomaly_vlm.reporting.counting import with_progress
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.build import build
 from anomaly_vlm.runs.checkpoints import Checkpoint
@@ -42,7 +42,7 @@ def predict(
 ) -> list[tuple[Path, str]]:
     """Predicts image by image; a row and a picture are written as soon as they are there.
 
-    Where the same prediction was stopped in this folder, it goes on with the images that are missing.
+    Where the same prediction was stopped in this folder, it resumes with the images that are missing.
 
     Args:
         cfg: The composed configuration.
@@ -99,7 +99,7 @@ def _predict(
     ready, left = time.monotonic(), len(files) - len(writer.kept)
     with writer.background:
         batches = predictions(cfg, run.method, run.data.predict_dataloader(writer.kept))
-        for batch, prediction in counted(
+        for batch, prediction in with_progress(
             batches, left, what="predicting", size=lambda pair: len(pair[0]), kind=cfg.callbacks.progress
         ):
             writer.write(batch, prediction)

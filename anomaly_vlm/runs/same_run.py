@@ -1,4 +1,4 @@
-"""Whether a folder holds this very run: what is there may be gone on from, or kept, only then."""
+"""Whether a folder holds this very run: what is there may be resumed, or kept, only then."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def check_same_run(cfg: DictConfig, folder: Path) -> None:
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise UserError(
-            f"'{folder}' holds another run ({'; '.join(found[:3])}{more}): give another output_dir, or go on with that run"
-            f" by resume={folder}"
+            f"'{folder}' holds another run ({'; '.join(found[:3])}{more}): give another output_dir, or resume that run"
+            f" with resume={folder}"
         )
 
 

@@ -40,7 +40,7 @@ def save_method(method: AnomalyMethod, path: Path) -> None:
 
 
 def last_state(folder: Path) -> Path | None:
-    """The state that a training in `folder` goes on from, or None where there is none.
+    """The state that a training in `folder` resumes from, or None where there is none.
 
     Where the newest one is damaged it is put aside, and the one before takes its place, in one line.
 
@@ -59,7 +59,7 @@ def last_state(folder: Path) -> Path | None:
             f" '{folder / FOLDER}' to train anew"
         )
     if is_first_process():
-        say(f"'{last}' is damaged ({reason}): goes on from the state before it; the damaged file is now {DAMAGED}")
+        say(f"'{last}' is damaged ({reason}): resumes from the state before it; the damaged file is now {DAMAGED}")
         if last.is_file():
             last.replace(last.with_name(DAMAGED))
         keep_previous(previous, last)

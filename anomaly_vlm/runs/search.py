@@ -1,4 +1,4 @@
-"""A search over options with Optuna: trials are jobs of a sweep, and the study lies beside them, so that it can go on."""
+"""A search over options with Optuna: trials are jobs of a sweep, and the study lies beside them, so that it can resume."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class OptunaSearch:
         self.n_trials, self.n_jobs, self.params = n_trials, n_jobs, params or {}
 
     def run(self, words: Sequence[str], root: Path, launcher: Launcher) -> list[Job]:
-        """Searches, or goes on with the search whose study lies in `root`.
+        """Searches, or resumes the search whose study lies in `root`.
 
         Args:
             words: The command line: what is fixed, and what is searched.

@@ -28,7 +28,7 @@ def fit_all(cfg: DictConfig, folder: Path, *, resume: bool = False) -> float:
     Args:
         cfg: The composed configuration.
         folder: Existing folder of the run.
-        resume: Whether the user has asked to go on with what `folder` holds.
+        resume: Whether the user has asked to resume what `folder` holds.
     """
     from anomaly_vlm.runs.fit import fit  # torch and Lightning are read only now
 
@@ -54,7 +54,7 @@ def over_seeds(
         cfg: The composed configuration with its list `seeds`.
         folder: Existing folder of the study; `seed_N/` in it are the runs, `seeds.csv` and `seeds.json` the table.
         one_run: Runs one configuration in one folder.
-        resume: Whether the user has asked to go on with what `folder` holds, with whatever has been changed since.
+        resume: Whether the user has asked to resume what `folder` holds, with whatever has been changed since.
 
     Returns:
         The mean over the seeds of `selection_metric`, NaN where none is defined.

@@ -12,16 +12,16 @@ from anomaly_vlm.runs import stopping
 
 
 class StopPoint(Callback):
-    """Ends a training after the step that a signal fell into, with its state saved; other loops end at once.
+    """Stops training after the current step when a signal arrives, and saves the state; other loops stop at once.
 
-    The state is also saved in front of every validation and at the end of the training: whatever is stopped or killed
-    there costs no step. A state that is saved after a step that a validation follows goes on with that validation.
+    The state is also saved before every validation and at the end of training, so that a run stopped or killed there loses
+    no step. If a validation is due after the saved step, resuming starts with that validation.
 
-    With several processes all of them end after the same step, whichever was sent the signal. It belongs behind the other
-    callbacks, so that what it saves has their part of the step.
+    With several processes all stop after the same step, whichever received the signal. The callback must be last, so that
+    the saved state includes the other callbacks' work.
 
     Args:
-        last: The state to go on from; None where nothing is trained.
+        last: The state to resume from; None where nothing is trained.
     """
 
     def __init__(self, last: Path | None = None) -> None:
@@ -54,7 +54,7 @@ class StopPoint(Callback):
         stopping.check()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The training goes on."""
+        """The training continues."""
         stopping.check()
         stopping.wait_for_safe_place(trainer.state.fn == "fit")
 
@@ -65,7 +65,7 @@ class StopPoint(Callback):
         stopping.check()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notes that there is a state of this step, and whether it goes on with a validation."""
+        """Notes that there is a state of this step, and whether resuming starts with a validation."""
         if trainer.state.fn != "fit":
             return
         self._saved = _step(trainer)

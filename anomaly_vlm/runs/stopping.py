@@ -1,4 +1,4 @@
-"""Being stopped: Ctrl-C and SIGTERM end a run at a place that it can go on from, with a line that says how.
+"""Being stopped: Ctrl-C and SIGTERM end a run at a place that it can resume from, with a line that says how.
 
 A signal raises `Stopped` where it arrives, but in a training, where a step is finished and its state saved first. The
 command line shows one line and ends with 128 + the signal's number, as a shell expects: 130 after Ctrl-C, 143 after SIGTERM.
@@ -26,7 +26,7 @@ class Stopped(BaseException):
 
     Attributes:
         signum: The signal.
-        command: What goes on from what is saved, once it is known.
+        command: What resumes from what is saved, once it is known.
     """
 
     def __init__(self, signum: int) -> None:
@@ -42,7 +42,7 @@ class Stopped(BaseException):
     def line(self) -> str:
         """What to say."""
         name = "Ctrl-C" if self.signum == signal.SIGINT else signal.Signals(self.signum).name
-        return f"stopped by {name}" + (f"; this goes on: {self.command}" if self.command else "")
+        return f"stopped by {name}" + (f"; resume with: {self.command}" if self.command else "")
 
 
 class _Signals:
@@ -117,14 +117,14 @@ def stop() -> Stopped:
 
 
 @contextmanager
-def goes_on_with(*words: str, folder: Path | None = None, whole: bool = False) -> Iterator[None]:
-    """Names the command that goes on where this block is stopped; of nested blocks the innermost counts.
+def resume_command(*words: str, folder: Path | None = None, whole: bool = False) -> Iterator[None]:
+    """Names the command that resumes what is stopped in this block; of nested blocks the innermost counts.
 
     Args:
         words: The command and its arguments.
-        folder: Of a run: without a configuration in it there is nothing to go on from yet, and the outer block's command
+        folder: Of a run: without a configuration in it there is nothing to resume yet, and the outer block's command
             counts.
-        whole: The blocks inside are parts of this one, which goes on with all of them: its command counts.
+        whole: The blocks inside are parts of this one, which resumes all of them: its command counts.
     """
     try:
         yield

@@ -25,7 +25,7 @@ from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import whole_bytes
 from anomaly_vlm.reporting.console import say
-from anomaly_vlm.reporting.counting import counted
+from anomaly_vlm.reporting.counting import with_progress
 from anomaly_vlm.runs.build import build
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.scoring import predictions
@@ -148,7 +148,7 @@ def _maps(run: Any, cfg: DictConfig) -> Iterator[tuple[int, np.ndarray]]:
     """The number of each image and its map, float32 at the image's own size, in the order of the data set."""
     dataset = run.data.dataset("test")
     batches = predictions(cfg, run.method, run.data.predict_dataloader())
-    for batch, prediction in counted(
+    for batch, prediction in with_progress(
         batches, len(dataset), what="predicting", size=lambda pair: len(pair[0]), kind=cfg.callbacks.progress
     ):
         for index, heat in zip(batch.index.tolist(), prediction.map.float().cpu(), strict=True):

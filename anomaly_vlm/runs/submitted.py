@@ -11,7 +11,7 @@ GRACE = 60.0  # seconds that a stopped job gets to save its state
 
 
 class SubmittedJob:
-    """Runs the command of a job; one that is preempted or out of time goes on, in another job, from its last state."""
+    """Runs the command of a job; one that is preempted or out of time resumes, in another job, from its last state."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
@@ -22,7 +22,7 @@ class SubmittedJob:
         return self.process.wait()
 
     def checkpoint(self, words: Sequence[str]) -> Any:
-        """Lets the job save its state, and asks submitit for another job that goes on."""
+        """Lets the job save its state, and asks submitit for another job that resumes it."""
         from submitit.helpers import DelayedSubmission
 
         if self.process is not None:

@@ -18,7 +18,7 @@ from anomaly_vlm.runs.compose import compose_job, parse
 from anomaly_vlm.runs.same_run import check_same_run, is_finished
 
 FAILED = "failed.txt"  # in a job's folder: why it failed, and where
-State = Literal["finished", "failed", "missing"]
+JobState = Literal["finished", "failed", "missing"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Job:
     label: str
 
     @property
-    def state(self) -> State:
+    def state(self) -> JobState:
         """What has become of it, as its folder says."""
         if (self.folder / FAILED).is_file():
             return "failed"
@@ -140,7 +140,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         UserError: The first mistake, with the job that it is in.
     """
     for job in jobs:
-        _told(job, check_values, job.cfg)
+        _check_job(job, check_values, job.cfg)
     from anomaly_vlm.runs.build import build_data  # torch is read only now
     from anomaly_vlm.runs.devices import check_gpu
     from anomaly_vlm.runs.fit import validated_side
@@ -152,16 +152,16 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         cfg = job.cfg
         for check in (check_keys, check_gpu, check_method_options, validated_side):
-            _told(job, check, cfg)
+            _check_job(job, check, cfg)
         for node in cfg.logger.values():
-            _told(job, check_logger, node)
+            _check_job(job, check_logger, node)
         data = OmegaConf.to_yaml(OmegaConf.create([cfg.dataset, cfg.shots_list, bool(cfg.shots)]), resolve=True)
         if data not in data_seen:
             data_seen.add(data)
-            _told(job, lambda cfg: build_data(cfg, sides_of(cfg), with_trainer=False).check(), cfg)
+            _check_job(job, lambda cfg: build_data(cfg, sides_of(cfg), with_trainer=False).check(), cfg)
 
 
-def _told(job: Job, check: Any, value: Any) -> None:
+def _check_job(job: Job, check: Any, value: Any) -> None:
     try:
         check(value)
     except UserError as error:

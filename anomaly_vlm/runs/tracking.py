@@ -22,7 +22,7 @@ from anomaly_vlm.runs.build import Run
 from anomaly_vlm.runs.instantiate import instantiate
 from anomaly_vlm.runs.run_names import name_run
 
-RECORD = "tracking.json"  # in a run's folder: what another command needs to go on in the same run of a logger
+RECORD = "tracking.json"  # in a run's folder: what another command needs to continue in the same run of a logger
 PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow"}  # word of a target: package and extra
 QUIET = {"WANDB_SILENT": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}  # a run says itself where its files are
 
@@ -44,7 +44,7 @@ class Tracking:
     started: bool = False
 
     def start(self, run: Run, folder: Path, command: str) -> None:
-        """Logs the configuration and what the run is, and writes what another command needs to go on in it."""
+        """Logs the configuration and what the run is, and writes what another command needs to continue in it."""
         config = described(run, folder, command)
         if self.attached:
             config = {f"{command}/{key}": value for key, value in config.items()}
@@ -70,7 +70,7 @@ def tracked(cfg: DictConfig, folder: Path, command: str, *, training: Path | Non
 
     Args:
         cfg: The run's configuration; names that it leaves open are filled in.
-        folder: Existing folder of the run. A training that is gone on with goes on in its loggers' runs too.
+        folder: Existing folder of the run. A resumed training continues in its loggers' runs too.
         command: `train`, `evaluate`, `predict` or `fit`.
         training: Folder of the training whose weights are used, which `tracking.attach` asks for.
 
@@ -83,6 +83,8 @@ def tracked(cfg: DictConfig, folder: Path, command: str, *, training: Path | Non
     found = Tracking(attached=attached)
     for node in cfg.logger.values():
         check_logger(node)
+    if cfg.logger:
+        quiet_loggers()
     for node in cfg.logger.values():
         kind = kind_of(node)
         kept = ids.get(kind, {})
@@ -106,13 +108,17 @@ def check_logger(node: DictConfig) -> None:
             f"logger={kind} needs the package {kind}: install it with pip install 'anomaly-vlm[{kind}]' (in a clone: make"
             f" setup EXTRAS={kind}), or use logger=csv"
         )
-    for variable, value in QUIET.items():
-        os.environ.setdefault(variable, value)
     if kind != "wandb":
         return
     online = not node.get("offline", False) and os.environ.get("WANDB_MODE", "online") == "online"
     if online and not (os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()):
         raise UserError("logger=wandb online needs a key: run 'wandb login', or set logger.wandb.offline=true")
+
+
+def quiet_loggers() -> None:
+    """Silences the loggers' own console output, unless the user has set these variables."""
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
 
 
 def kind_of(node: DictConfig) -> str:
@@ -157,8 +163,8 @@ def _stored(training: Path | None, cfg: DictConfig) -> dict[str, dict[str, Any]]
     if not found:
         where = "no checkpoint of a training is given" if training is None else f"'{training / RECORD}' names none"
         raise UserError(
-            f"tracking.attach=true goes on in the run of a training's logger, and {where}: give ckpt=FILE of a training with"
-            " logger=wandb or mlflow and the same logger here, or leave tracking.attach out"
+            f"tracking.attach=true continues in the run of a training's logger, and {where}: give ckpt=FILE of a training"
+            " with logger=wandb or mlflow and the same logger here, or leave tracking.attach out"
         )
     return found
 

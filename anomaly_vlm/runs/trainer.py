@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.reporting.progress import progress_bar
-from anomaly_vlm.runs.devices import fit_precision
+from anomaly_vlm.runs.devices import adapt_precision
 from anomaly_vlm.runs.instantiate import check_options, instantiate
 from anomaly_vlm.runs.processes import watch
 from anomaly_vlm.runs.saving import write_checkpoint
@@ -68,7 +68,7 @@ def build_trainer(
         loggers: See `runs.tracking`.
         fitting: Whether it trains: the callbacks that the configuration names are there only then.
         validating: Whether an epoch is chosen; without it there is no validation loop.
-        last: The state to go on from, which is also written where the training is stopped.
+        last: The state to resume from, which is also written where the training is stopped.
 
     Raises:
         UserError: The trainer does not fit this machine.
@@ -81,7 +81,7 @@ def build_trainer(
     options: dict[str, Any] = {} if validating or not fitting else {"limit_val_batches": 0}
     options["plugins"] = [*_plugins(cfg), WholeCheckpoints()]
     watch()
-    fit_precision(cfg)
+    adapt_precision(cfg)
     if fitting and cfg.gradient_clip is not None:
         options["gradient_clip_val"] = cfg.gradient_clip
     try:

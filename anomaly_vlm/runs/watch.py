@@ -12,6 +12,7 @@ from typing import Any
 from anomaly_vlm.data.images import ReadError
 from anomaly_vlm.data.readers.listing import images
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.files import FileState
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.names import csv_cell
 from anomaly_vlm.reporting.console import say
@@ -21,7 +22,6 @@ COLUMNS = {
     "regions.csv": ("path", "left", "top", "right", "bottom", "area", "peak"),
     "unreadable.csv": ("time", "path", "reason"),
 }
-State = tuple[int, int]  # of a file: bytes, time of its last change in nanoseconds
 
 
 class Arrivals:
@@ -38,8 +38,8 @@ class Arrivals:
 
     def __init__(self, folder: Path, done: dict[str, int] | None = None) -> None:
         self.folder, self._done = folder, done or {}
-        self._waiting: dict[Path, State] = {}
-        self._handed: dict[Path, State] = {}
+        self._waiting: dict[Path, FileState] = {}
+        self._handed: dict[Path, FileState] = {}
 
     def look(self) -> list[Path]:
         """Looks once; returns the files that are ready.
@@ -69,7 +69,7 @@ class Arrivals:
 def watch(
     method: AnomalyMethod, folder: Path, output: Path, *, category: str, every: float = 1.0, looks: int | None = None
 ) -> int:
-    """Scores images as they arrive and appends a row for each; goes on where tables of an earlier watch end.
+    """Scores images as they arrive and appends a row for each; continues where tables of an earlier watch end.
 
     Args:
         method: With learned weights and, where it has one, a threshold.

@@ -27,7 +27,7 @@ from anomaly_vlm.reporting.pictures import named_pictures, read_rows, remove_pic
 from anomaly_vlm.reporting.trackers import Logged
 from anomaly_vlm.runs.build import Run
 from anomaly_vlm.runs.journal import NAME as JOURNAL
-from anomaly_vlm.runs.journal import Batches, Finished, Journal, prediction_key, state_of, still_true
+from anomaly_vlm.runs.journal import BatchPositions, Finished, Journal, prediction_key, state_of, still_true
 
 Pictures = Literal["all", "worst", "false"]
 SCORES = ("path", "score", "percentile", "decision", "picture")
@@ -74,8 +74,8 @@ def colours_of(method: AnomalyMethod, heat: np.ndarray, threshold: Threshold | N
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What is written about one image.
+class PredictedImage:
+    """One predicted image: its verdict, and what is needed to draw its picture.
 
     Attributes:
         path: The image file.
@@ -113,7 +113,7 @@ class PredictionWriter:
         self.run, self.folder, self.root, self.pictures = run, folder, root, pictures
         self.counts: Counter[tuple[str, str]] = Counter()
         self.background = Background()
-        self._worst: list[tuple[float, int, Scored]] = []
+        self._worst: list[tuple[float, int, PredictedImage]] = []
         self._paths = [sample.path for sample in run.data.samples("test")]
         self._states = [state_of(path) for path in self._paths]
         self._names = picture_names([self._below(path) for path in self._paths]) if pictures != "false" else {}
@@ -127,7 +127,7 @@ class PredictionWriter:
         remove_pictures(folder, named - {entry.row[-1] for entry in self.kept.values()})
         self.journal.begin(self.kept.values())
         if same is not None:
-            say(self._goes_on(same))
+            say(self._resumed(same))
         self._new("scores.csv", SCORES)
         (folder / "regions.csv").unlink(missing_ok=True)
         if run.method.decision_thresholds:
@@ -151,7 +151,7 @@ class PredictionWriter:
                 "title": f"{self._headline(verdict, threshold)} | {self._below(path)}{note}",
                 **colours_of(self.run.method, maps[i], threshold),
             }
-            scored = Scored(path, index, verdict, picture, drawing)
+            scored = PredictedImage(path, index, verdict, picture, drawing)
             finished = Finished(index, path, self._states[index], self._row(scored), self._region_rows(scored))
             self._append_rows([finished])
             self.background.call(self._complete, scored, finished)
@@ -161,10 +161,9 @@ class PredictionWriter:
                     heapq.heappop(self._worst)
 
     def finish(self) -> None:
-        """Writes what is left to write.
+        """Completes `scores.csv`: appends the remaining kept rows.
 
-        The rows of images that were kept, and the pictures of the worst images, where these are wanted, with their names in
-        `scores.csv`.
+        With `pictures=worst` it also draws the highest-scoring images; rows of other images then name no picture.
         """
         self._write_kept(len(self._paths))
         for _, _, scored in sorted(self._worst, key=lambda entry: entry[:2], reverse=True):
@@ -203,7 +202,7 @@ class PredictionWriter:
         )
 
     def summary(self) -> list[str]:
-        """What the person at the terminal is told: `17 OK, 7 NOT OK at 0.18 (at most 5 % false alarms; ...)`."""
+        """Lines for the console, such as `17 OK, 7 NOT OK at 0.18 (at most 5 % false alarms; ...)`."""
         lines = []
         for category, threshold in self.run.method.decision_thresholds.items():
             good, bad = (self.counts[category, decision] for decision in (OK, NOT_OK))
@@ -211,14 +210,14 @@ class PredictionWriter:
                 lines.append(f"{good:,} OK, {bad:,} NOT OK at {threshold.score:.3g} ({threshold.summary})")
         return lines
 
-    def _complete(self, scored: Scored, finished: Finished) -> None:
+    def _complete(self, scored: PredictedImage, finished: Finished) -> None:
         """Draws an image's picture, where it has one by now; then it is finished."""
         if self.pictures == "all":
             self._draw(scored)
         if not self.run.method.is_transductive:
             self.journal.add(finished)
 
-    def _draw(self, scored: Scored) -> None:
+    def _draw(self, scored: PredictedImage) -> None:
         """Draws one picture, of the user's own image in its own shape."""
         place = self.folder / scored.picture
         for folder in reversed(place.relative_to(self.folder).parents[:-1]):
@@ -246,20 +245,20 @@ class PredictionWriter:
         """What is finished and still true, by whole batches; with `worst` without what is drawn at the end."""
         drawn = self.folder if self.pictures == "all" else None
         true = still_true(before, self._paths, self._states, self._names, drawn)
-        batches = Batches(self.run.data.eval_batch_size, len(self._paths))
+        batches = BatchPositions(self.run.data.eval_batch_size, len(self._paths))
         whole = batches.whole(set(true))
         if self.pictures == "worst":
             worst = heapq.nlargest(WORST, true.values(), key=lambda entry: (float(entry.row[1]), -entry.index))
             whole -= batches.touched({entry.index for entry in worst})
         return {i: true[i] for i in sorted(whole)}
 
-    def _goes_on(self, same: bool) -> str:
-        """What is said where a prediction was stopped in this folder."""
+    def _resumed(self, same: bool) -> str:
+        """The line for the console where a prediction was stopped in this folder."""
         if not same:
             return "the prediction that was stopped in this folder was another one: all images are scored"
         if self.run.method.is_transductive:
             return f"{self.run.facts['method']} scores all images together: all of them are scored again"
-        return f"goes on: {len(self.kept):,} of {len(self._paths):,} images are scored already"
+        return f"resumes: {len(self.kept):,} of {len(self._paths):,} images are scored already"
 
     def _write_kept(self, until: int) -> None:
         """Appends the rows of kept images in front of a position."""
@@ -269,12 +268,12 @@ class PredictionWriter:
         for finished in rows:
             self.counts[self.run.data.samples("test")[finished.index].category, finished.row[3]] += 1
 
-    def _row(self, scored: Scored) -> list[str]:
+    def _row(self, scored: PredictedImage) -> list[str]:
         verdict = scored.verdict
         percentile = "" if verdict.percentile is None else f"{verdict.percentile:.4g}"
         return [csv_cell(scored.path), f"{verdict.score:.9g}", percentile, verdict.decision, scored.picture]
 
-    def _region_rows(self, scored: Scored) -> list[list[str]]:
+    def _region_rows(self, scored: PredictedImage) -> list[list[str]]:
         path = csv_cell(scored.path)
         return [[path, *map(str, one.box), str(one.area), f"{one.peak:.6g}"] for one in scored.verdict.regions]
 

@@ -33,6 +33,6 @@ def test_compiled_blocks_compute_the_same() -> None:
     assert plain.fingerprint() == compiled.fingerprint()
 
 
-def test_an_unknown_backend_is_told() -> None:
+def test_an_unknown_backend_is_rejected() -> None:
     with pytest.raises(UserError, match="unknown compile 'inducter'"):
         compile_blocks(tiny_clip(), "inducter")

@@ -47,7 +47,7 @@ def test_weights_of_a_file(backbone: TrunkBackbone, tmp_path: Path) -> None:
         load_trunk(NAME, weights=str(tmp_path / "foreign.safetensors"))
 
 
-def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch, backbone: TrunkBackbone) -> None:
+def test_mistakes_are_rejected(monkeypatch: pytest.MonkeyPatch, backbone: TrunkBackbone) -> None:
     with pytest.raises(UserError, match=r"unknown timm architecture 'wide_resnet50'.*did you mean wide_resnet50_2"):
         load_trunk("wide_resnet50", random_seed=0)
     with pytest.raises(UserError, match=r"names no weights: set backbone\.pretrained"):

@@ -99,12 +99,12 @@ def test_timms_own_layout_is_read(tmp_path: Path):
         ({"random_seed": None, "weights": "absent.pth"}, "'absent.pth' does not exist"),
     ],
 )
-def test_wrong_choices_are_told(options, told):
+def test_wrong_choices_are_rejected(options, told):
     with pytest.raises(UserError, match=told):
         load_vit(**{"name": "vit_small_patch14_dinov2", "random_seed": 0, "image_size": 56, "sizes": DINO, **options})
 
 
-def test_a_file_of_another_layout_is_told(tmp_path: Path):
+def test_a_file_of_another_layout_is_rejected(tmp_path: Path):
     save_file(dino(sizes={**DINO, "depth": 3}).visual.state_dict(), tmp_path / "shallow.safetensors")
     with pytest.raises(UserError, match=r"does not fit the architecture: missing blocks\.3"):
         dino(random_seed=None, weights=str(tmp_path / "shallow.safetensors"))

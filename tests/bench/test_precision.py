@@ -13,7 +13,7 @@ def test_every_method_that_learns_on_drawn_products_is_covered() -> None:
     assert set(found) <= set(choices("method"))
 
 
-def test_a_difference_beyond_the_bound_is_told() -> None:
+def test_a_difference_beyond_the_bound_is_reported() -> None:
     whole = dict.fromkeys(METRICS, 0.5)
     near, far = ({**whole, "pixel_aupro": 0.5 + step} for step in (0.01, 0.03))
     assert _line("adaclip", "scored in bf16-mixed", near, whole, BOUND["scored"])[-3:] == ("1.00", "2", "yes")

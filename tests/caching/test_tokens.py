@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_made_costs_one_warning(tmp_path: Path, caplog: 
     cache = TokenCache(ABOUT, folder=tmp_path / "file", memory_bytes=10**6)
     cache.put("k", entry())
     assert caplog.text.count("cannot be written") == 1
-    assert same(cache.get("k"), entry())  # memory goes on
+    assert same(cache.get("k"), entry())  # the memory still works
 
 
 def test_budget(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -33,7 +33,7 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
         (["image.dense=false"], "dense"),
     ],
 )
-def test_wrong_choices_are_told(
+def test_wrong_choices_are_rejected(
     words: list[str],
     told: str,
     tmp_path: Path,

@@ -63,6 +63,6 @@ def test_training_images_keep_their_category_and_repeat() -> None:
         assert plain.label or not first.label
 
 
-def test_wrong_grids_are_told() -> None:
+def test_wrong_grids_are_rejected() -> None:
     with pytest.raises(UserError, match=r"augment.class_aware_grids is \[1\]: give whole numbers of at least 2"):
         ClassAware(0.5, [1])

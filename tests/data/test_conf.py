@@ -46,7 +46,9 @@ def test_file_source(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = instantiate(alone("source", name))
     assert isinstance(source, FileSource)
     assert source.name == name
-    monkeypatch.setattr("anomaly_vlm.data.source.find_spec", lambda _: None)  # as if no package of data were installed
+    monkeypatch.setattr(
+        "anomaly_vlm.data.file_source.find_spec", lambda _: None
+    )  # as if no package of data were installed
     with pytest.raises(UserError, match=rf"^{name}: (no folder|package).*: expected .* set dataset\.test\.root=FOLDER"):
         source.samples("test")
     assert source.origin or name in ("folder", "meta_json", "coco", "datumaro", "hugging_face")

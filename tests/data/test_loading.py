@@ -57,7 +57,7 @@ def test_batches_read_by_threads_are_those_read_one_by_one(tmp_path: Path, monke
         assert torch.equal(torch.cat([batch.image for batch in loader]), torch.stack([item.image for item in alone]))
 
 
-def test_an_unreadable_file_among_the_threads_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_file_among_the_threads_is_rejected(tmp_path: Path) -> None:
     samples = photographs(tmp_path, 3)
     (tmp_path / "1.jpg").write_bytes((tmp_path / "1.jpg").read_bytes()[:200])
     with pytest.raises(images.ReadError, match=r"1\.jpg' cannot be read"):

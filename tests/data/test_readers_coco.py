@@ -122,7 +122,7 @@ def test_only_the_named_categories_are_defects(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_such_file_is_told(tmp_path: Path, written: Any, told: str) -> None:
+def test_what_is_no_such_file_is_rejected(tmp_path: Path, written: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
         read_coco(tree(tmp_path, written))
 

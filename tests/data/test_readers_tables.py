@@ -206,7 +206,7 @@ def test_labels_alone_and_other_annotations_of_datumaro(tmp_path: Path, caplog: 
         ([{"type": "mask", "label_id": 0}], "is no Datumaro file .KeyError: 'rle'"),
     ],
 )
-def test_what_is_no_datumaro_file_is_told(annotations: list[dict[str, Any]], told: str, tmp_path: Path) -> None:
+def test_what_is_no_datumaro_file_is_rejected(annotations: list[dict[str, Any]], told: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=told):
         read_datumaro(datumaro(tmp_path, annotations))
     (tmp_path / "images/train/bad.jpg").unlink()

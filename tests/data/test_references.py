@@ -40,7 +40,7 @@ def test_fewer_shots_are_among_more():
     assert paths(pick(rows, 8, seed=1))[:4] == paths(pick(rows, 4, seed=1))
 
 
-def test_too_few_normal_images_are_told():
+def test_too_few_normal_images_are_rejected():
     with pytest.raises(UserError, match="category a has 3 normal images to pick from: set shots=3"):
         pick(candidates("a", 3), 4, seed=0)
 
@@ -63,7 +63,7 @@ def test_a_list_names_its_picks_in_several_ways(entry):
         ([7, "007.png"], "names an image of category a twice"),
     ],
 )
-def test_a_list_that_does_not_fit_is_told(entry, told):
+def test_a_list_that_does_not_fit_is_rejected(entry, told):
     with pytest.raises(UserError, match=told):
         listed(candidates("a", 10), {} if entry is None else {"a": entry}, 2, "mine.json")
 
@@ -77,7 +77,7 @@ def test_a_written_list_is_read_again(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "told"), [("[", "no JSON"), ("[1]", "holds a list")])
-def test_a_broken_list_is_told(tmp_path, content, told):
+def test_a_broken_list_is_rejected(tmp_path, content, told):
     (tmp_path / "list.json").write_text(content)
     with pytest.raises(UserError, match=told):
         read_list(str(tmp_path / "list.json"))

@@ -41,7 +41,7 @@ def test_every_type_of_defect_is_dealt_out_by_itself() -> None:
 
 
 @pytest.mark.parametrize("shares", [0, 1, [0.5, 0.5], [0.5, 0.6, -0.1], [1, 0, 0], ["a", "b", "c"]])
-def test_wrong_shares_are_told(shares) -> None:
+def test_wrong_shares_are_rejected(shares) -> None:
     with pytest.raises(UserError, match="give the share of training"):
         checked_shares(shares)
 

@@ -73,7 +73,7 @@ def test_categories(two: Path) -> None:
         source(two, categories=["bottel"]).samples("test")
 
 
-def test_incomplete_set_is_told(two: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_incomplete_set_is_reported(two: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="anomaly_vlm"):
         source(two, published_categories=["bottle", "carpet", "screw"]).samples("test")
     assert "is incomplete: 2 of 3 categories, without carpet" in caplog.text

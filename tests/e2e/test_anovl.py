@@ -65,7 +65,7 @@ def test_images_keep_their_shapes_whatever_the_state_of_the_optimiser(parts: Pat
     assert scores[0] == scores[1], "the adaptation changes maps alone"
 
 
-def test_shapes_that_do_not_go_together_are_told(parts: Path, refused: Callable[[list[str]], str]) -> None:
+def test_shapes_that_do_not_go_together_are_rejected(parts: Path, refused: Callable[[list[str]], str]) -> None:
     told = refused(["evaluate", *QUICK, *VISA, *of_folder(parts)])
     assert "in one batch: set eval_batch_size=1" in told
     told = refused(["evaluate", *QUICK, "pixels.fit=short_side", "eval_batch_size=1", *of_folder(parts)])

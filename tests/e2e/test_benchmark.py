@@ -1,4 +1,4 @@
-"""`anomaly-vlm benchmark` from the command line: three studies, their tables, and going on."""
+"""`anomaly-vlm benchmark` from the command line: three studies, their tables, and resuming."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anomaly_vlm.reporting.record import write_metrics
 from anomaly_vlm.reporting.tables import COSTS, POOLED, shown_columns
 from anomaly_vlm.runs.compose import compose_job
 from anomaly_vlm.runs.groups import choices
-from anomaly_vlm.runs.stopping import Stopped, goes_on_with
+from anomaly_vlm.runs.stopping import Stopped, resume_command
 from anomaly_vlm.runs.sweeps import expand
 from tests.e2e.conftest import SMALL_PICTURES
 
@@ -70,7 +70,7 @@ def test_the_columns_of_the_report_are_those_of_records() -> None:
     assert {*benchmark.QUALITY.split(","), *benchmark.COST.split(",")} <= known
 
 
-def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="limit=many: give a number of pictures"):
         benchmark.run(["limit=many"])
@@ -81,13 +81,13 @@ def test_stopped_it_names_the_command_for_all_its_studies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def stopped(words: object) -> int:
-        with goes_on_with("sweep", "resume=outputs/benchmark/zero_shot"):
+        with resume_command("sweep", "resume=outputs/benchmark/zero_shot"):
             raise Stopped(signal.SIGTERM)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "run", stopped)
     assert main(["benchmark", "limit=4"]) == 143
-    assert capsys.readouterr().err == "anomaly-vlm: stopped by SIGTERM; this goes on: anomaly-vlm benchmark limit=4\n"
+    assert capsys.readouterr().err == "anomaly-vlm: stopped by SIGTERM; resume with: anomaly-vlm benchmark limit=4\n"
 
 
 @pytest.mark.slow

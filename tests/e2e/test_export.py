@@ -82,7 +82,7 @@ def test_a_file_runs_without_the_suite(tmp_path: Path) -> None:
     assert done.stdout.startswith("good/0.png: score ") and done.stdout.strip().endswith("OK")
 
 
-def test_a_method_that_is_no_graph_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_method_that_is_no_graph_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "method=anovl", *TINY, "output_dir=run"]) == 0
     assert main(["export", "ckpt=run/none.ckpt"]) == 2
     from anomaly_vlm import load_method

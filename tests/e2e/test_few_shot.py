@@ -207,12 +207,12 @@ def test_predict_compares_with_the_memory_of_a_run_and_needs_no_list(one_shot: P
         (["method=adaclip", "pixels.mask_size=64"], "adaclip maps at image_size"),
     ],
 )
-def test_mistakes_are_told_in_one_line(words, told, refused):
+def test_mistakes_are_rejected(words, told, refused):
     assert told in refused(["train", *QUICK, "train_limit=4", *words])
 
 
 @pytest.mark.usefixtures("part")
-def test_what_a_memory_needs_is_told(one_shot: Path, refused):
+def test_what_a_memory_needs_is_reported(one_shot: Path, refused):
     assert "give ckpt=FILE" in refused(["predict", *QUICK, "shots=1", "images=parts"])
     ckpt = f"ckpt={one_shot / 'checkpoints/last.ckpt'}"
     assert "seeds are of no use" in refused(["evaluate", ckpt, "seeds=[0,1]"])

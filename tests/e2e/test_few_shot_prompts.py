@@ -100,5 +100,5 @@ def test_published_folder() -> None:
         (["method.texts=absent"], "unknown table of texts 'absent'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(more, told, refused):
+def test_mistakes_are_rejected(more, told, refused):
     assert told in refused(["train", *words("promptad", "epochs=1", *more)])

@@ -202,7 +202,7 @@ def test_a_gpu_that_is_not_there(trained: Path, tmp_path: Path, refused, capfd: 
     torch.save(stored, tmp_path / "gpu.ckpt")
     ckpt = f"ckpt={tmp_path / 'gpu.ckpt'}"
     assert main(["evaluate", ckpt, LIMIT, f"output_dir={tmp_path / 'again'}"]) == 0
-    assert "goes on with the CPU" in capfd.readouterr().out
+    assert "continues on the CPU" in capfd.readouterr().out
     assert results(tmp_path / "again") == results(trained)
     (tmp_path / "parts").mkdir()
     Image.new("RGB", (60, 50)).save(tmp_path / "parts" / "one.png")
@@ -214,7 +214,7 @@ def test_a_trainer_that_does_not_fit(refused):
     assert "the trainer does not fit this machine" in refused(["train", *QUICK, "trainer.devices=0"])
 
 
-def test_an_unknown_head_is_told_by_its_choices(refused: Callable[[list[str]], str]) -> None:
+def test_an_unknown_head_is_rejected_with_the_choices(refused: Callable[[list[str]], str]) -> None:
     """The learning rate follows the head in the configuration, and must not hide the mistake."""
     line = refused(["train", "method=linear_heads", "method.head=mlp", "backbone=tiny_random"])
     assert "unknown method.head 'mlp': choose one of linear2, prototypes" in line

@@ -111,7 +111,7 @@ def test_a_stopped_prediction_goes_on(
     assert main([*words, f"output_dir={out}"]) == 0
     if pictures == "all":
         assert scored == ["c", "d", "e"]
-        assert "goes on: 2 of 5 images are scored already" in capsys.readouterr().out
+        assert "resumes: 2 of 5 images are scored already" in capsys.readouterr().out
     assert contents(out) == contents(tmp_path / "whole")
     assert any(name.endswith("regions.csv") for name in contents(out))
     scored.clear()

@@ -1,4 +1,4 @@
-"""A run killed at any moment goes on to the numbers of the unbroken one; two processes give those of one."""
+"""A run killed at any moment resumes to the numbers of the unbroken one; two processes give those of one."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_binned_metrics_bound_the_exact_ones(tmp_path: Path) -> None:
         "metrics.mode=rough",
     ],
 )
-def test_wrong_options_are_told_before_any_work(
+def test_wrong_options_are_rejected_before_any_work(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture(tmp_path / "parts/good/0.png")

@@ -1,4 +1,4 @@
-"""Sweeps from the command line: the table at the end, jobs that fail in every way, going on."""
+"""Sweeps from the command line: the table at the end, jobs that fail in every way, resuming."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_failed_job_costs_only_itself_and_is_tried_again(capfd: pytest.Capture
 
 @pytest.mark.slow
 def test_a_killed_job_costs_only_itself(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each job in a process of its own, side by side; what is killed in the middle goes on from its state."""
+    """Each job in a process of its own, side by side; what is killed in the middle resumes from its state."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     breaking = f"callbacks.extra=[],[{BREAKS % 'kill'}],[{BREAKS % 'crash'}]"
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trust=[tests]", breaking]

@@ -251,7 +251,7 @@ def test_two_trainings_build_one_cache_at_once(tiles: Path, tmp_path: Path, monk
 def test_a_disk_that_fills_up_during_a_run(
     tiles: Path, tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two entries find room; the run goes on with them, and computes the others in every epoch."""
+    """Two entries find room; the run continues with them, and computes the others in every epoch."""
     whole, written = entries.save_file, []
 
     def filling(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -72,7 +72,7 @@ def test_the_average_is_what_is_evaluated_and_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_average_goes_on_with_the_training(tmp_path: Path) -> None:
+def test_the_average_continues_with_the_training(tmp_path: Path) -> None:
     words = ["callbacks=ema", "callbacks.ema.decay=0.75", "batch_size=4"]
     trained(tmp_path / "ema", "epochs=1", *words)
     trained(tmp_path / "whole", "epochs=2", *words)
@@ -113,7 +113,7 @@ def test_optimisers_and_schedules_are_groups() -> None:
         ("optimizer=adm", "unknown optimizer 'adm'"),
     ],
 )
-def test_slips_are_told(word: str, wanted: str, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
+def test_slips_are_rejected(word: str, wanted: str, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
     assert wanted in refused(["train", *BARE, word, f"output_dir={tmp_path / 'run'}"])
 
 

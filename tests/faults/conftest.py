@@ -66,9 +66,9 @@ class Outcome:
         return self.err.removeprefix("anomaly-vlm: ").rstrip("\n")
 
     @property
-    def goes_on_by(self) -> list[str]:
+    def resume_words(self) -> list[str]:
         """The words of the command that the line names."""
-        _, found, command = self.line.partition("this goes on: ")
+        _, found, command = self.line.partition("resume with: ")
         assert found, self.line
         return shlex.split(command)[1:]
 

@@ -1,4 +1,4 @@
-"""Damaged files: a training goes on from the state before, everything else is told in one line."""
+"""Damaged files: a training resumes from the state before, everything else is reported in one line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_damaged_state_is_recognised(
         last.write_bytes(change(last.read_bytes(), draw))
         again = server(["train", "resume=run"], folder)
         assert again.status == 0, again.err
-        assert again.out.count("is damaged") == 1 and "goes on from the state before it" in again.out
+        assert again.out.count("is damaged") == 1 and "resumes from the state before it" in again.out
         assert same_run(folder / "run", whole)
         counted("flipped bit or cut in a checkpoint")
         shutil.rmtree(folder)

@@ -101,7 +101,7 @@ def try_word(method: str, word: str, *, whole: bool) -> None:
 
 @FEW
 @given(data=st.data())
-def test_odd_words_compose_or_are_told(data: st.DataObject) -> None:
+def test_odd_words_compose_or_are_rejected(data: st.DataObject) -> None:
     method = data.draw(st.sampled_from(METHODS))
     key = data.draw(st.sampled_from([*own_keys(method), *shared_keys(method)]))
     word = f"{key}={data.draw(st.sampled_from(ODD_WORDS))}"
@@ -138,7 +138,7 @@ def kept(path: Path) -> dict[str, Any]:
 
 @FEW
 @given(data=st.data())
-def test_changed_checkpoints_are_read_or_told(data: st.DataObject, trained: Path) -> None:
+def test_changed_checkpoints_are_read_or_rejected(data: st.DataObject, trained: Path) -> None:
     content = data.draw(changes(kept(trained), ODD_IN_FILES))
 
     def read() -> None:
@@ -151,7 +151,7 @@ def test_changed_checkpoints_are_read_or_told(data: st.DataObject, trained: Path
 @pytest.mark.faults
 @MANY
 @given(data=st.data())
-def test_changed_checkpoints_are_evaluated_or_told(data: st.DataObject, trained: Path) -> None:
+def test_changed_checkpoints_are_evaluated_or_rejected(data: st.DataObject, trained: Path) -> None:
     """Some changes do not matter to an evaluation, so that these are not counted among the broken ones."""
     path = written(data.draw(changes(kept(trained), ODD_IN_FILES)), trained.with_name("changed.ckpt"))
     words = ["eval_limit=2", "pictures.per_category=0", "callbacks.progress=none", "trainer=cpu"]
@@ -160,7 +160,7 @@ def test_changed_checkpoints_are_evaluated_or_told(data: st.DataObject, trained:
 
 @FEW
 @given(data=st.data())
-def test_flipped_checkpoints_are_told(data: st.DataObject, trained: Path) -> None:
+def test_flipped_checkpoints_are_rejected(data: st.DataObject, trained: Path) -> None:
     """Those that the suite writes carry a digest: none with a flipped byte, or without its end, is read."""
     content = bytearray(trained.read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
@@ -202,7 +202,7 @@ JSON_ODD = [*ODD, 2**63, [[]], [[[[]]]], "../../x", "/", "good.png\0"]
 @FEW
 @given(data=st.data())
 @pytest.mark.parametrize("kind", ["meta.json", "coco.json"])
-def test_changed_indexes_are_read_or_told(kind: str, data: st.DataObject, tree: Path) -> None:
+def test_changed_indexes_are_read_or_rejected(kind: str, data: st.DataObject, tree: Path) -> None:
     content = data.draw(changes(INDEX if kind == "meta.json" else COCO, JSON_ODD))
     (tree / kind).write_text(json.dumps(content), encoding="utf-8", errors="surrogateescape")
     if kind == "meta.json":
@@ -213,13 +213,13 @@ def test_changed_indexes_are_read_or_told(kind: str, data: st.DataObject, tree: 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 50_000, "\ufeff[", "NaN", "1" * 5000, '"\\ud800"'])
 @pytest.mark.parametrize("name", ["meta.json", "coco.json"])
-def test_deep_and_broken_json_is_told(text: str, name: str, tmp_path: Path) -> None:
+def test_deep_and_broken_json_is_rejected(text: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=name):
         read_meta_json(tmp_path) if name == "meta.json" else read_coco(tmp_path, annotations=name, category="gear")
 
 
-def test_weights_with_nan_are_told(trained: Path, tmp_path: Path) -> None:
+def test_weights_with_nan_are_rejected(trained: Path, tmp_path: Path) -> None:
     content = kept(trained)
     name = next(iter(content["state_dict"]))
     content["state_dict"][name].view(-1)[0] = float("nan")

@@ -1,4 +1,4 @@
-"""Killed at a file operation, or at any moment: what goes on ends in what the unbroken run ended in."""
+"""Killed at a file operation, or at any moment: what resumes ends in what the unbroken run ended in."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def go_on(server: Server, folder: Path, words: list[str]) -> None:
 
 
 def kill_training(server: Server, whole: Path, folder: Path, **when: object) -> bool:
-    """Kills a training and goes on; whether it was killed before its end."""
+    """Kills a training and resumes; whether it was killed before its end."""
     words = [*TRAIN, "output_dir=run"]
     outcome = server(words, folder, watch=str(folder / "run"), action="SIGKILL", **when)
     assert outcome.status in (-9, 0), outcome.err
@@ -121,7 +121,7 @@ def test_other_commands_killed_at_operations(
     unbroken = server(words, tmp_path / "unbroken", watch=str(tmp_path / "unbroken" / "run"))
     assert unbroken.status == 0, unbroken.err
     expected = answer(kind, tmp_path / "unbroken")
-    went_on = 0
+    resumed = 0
     for at in spread(unbroken.operations, 12 if kind in ("evaluation", "prediction") else 8):
         folder = tmp_path / str(at)
         folder.mkdir()
@@ -130,10 +130,10 @@ def test_other_commands_killed_at_operations(
         again = server(words, folder)
         assert again.status == 0, again.err
         assert answer(kind, folder) == expected
-        went_on += "images are scored already" in again.out and "goes on: 0 of" not in again.out
+        resumed += "images are scored already" in again.out and "resumes: 0 of" not in again.out
         counted(f"kill at a file operation, {kind}")
         shutil.rmtree(folder)
-    assert went_on > 3 or kind != "prediction"
+    assert resumed > 3 or kind != "prediction"
 
 
 @pytest.mark.faults

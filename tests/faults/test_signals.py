@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a status, one line, and a command that goes on."""
+"""Ctrl-C and SIGTERM: a status, one line, and a command that resumes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KIND = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C"}
 
 
 def stop_training(server: Server, whole: Path, folder: Path, action: str, **when: object) -> bool:
-    """Stops a training and goes on as the line says; whether it was stopped before its end."""
+    """Stops a training and resumes as the line says; whether it was stopped before its end."""
     outcome = server([*TRAIN, "output_dir=run"], folder, watch=str(folder / "run"), action=action, **when)
     if outcome.status == 0:
         return False
@@ -26,7 +26,7 @@ def stop_training(server: Server, whole: Path, folder: Path, action: str, **when
     assert outcome.line.startswith("stopped by")
     if (folder / "run").is_dir():
         check_whole(folder / "run")
-    again = server(outcome.goes_on_by, folder)
+    again = server(outcome.resume_words, folder)
     assert again.status == 0, again.err
     assert same_run(folder / "run", whole)
     return True
@@ -77,7 +77,7 @@ def test_other_commands_stopped(
         if outcome.status != 0:
             stopped += 1
             assert outcome.status == STATUS[action], outcome.err
-            assert server(outcome.goes_on_by, folder).status == 0
+            assert server(outcome.resume_words, folder).status == 0
         assert answer(kind, folder) == expected
         counted(KIND[action])
         shutil.rmtree(folder)
@@ -89,5 +89,5 @@ def test_a_stopped_evaluation_says_so(server: Server, whole: Path, tmp_path: Pat
     outcome = server(words, tmp_path, watch=str(tmp_path / "run"), action="SIGTERM", at=3)
     assert outcome.status == 143, outcome.err
     assert not (tmp_path / "run" / "metrics.json").exists()
-    assert server(outcome.goes_on_by, tmp_path).status == 0
+    assert server(outcome.resume_words, tmp_path).status == 0
     assert results(tmp_path / "run") == results(whole)

@@ -73,7 +73,7 @@ def test_commands_use_no_network(
         counted("no network")
 
 
-def test_weights_that_are_not_here_are_told_in_one_line(
+def test_weights_that_are_not_here_are_reported(
     blocked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)

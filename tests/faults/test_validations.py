@@ -41,11 +41,11 @@ def same_choice(folder: Path, chosen: Path) -> bool:
 
 
 def stop_in_validation(server: Server, chosen: Path, folder: Path, action: str, at: int) -> None:
-    """Stops at a batch of a validation and goes on."""
+    """Stops at a batch of a validation and resumes."""
     outcome = server([*CHOSEN, "output_dir=run"], folder, action=action, call={"of": STEP, "at": at})
     assert outcome.status == STATUS.get(action, -9), outcome.err
     assert steps_of(folder) == 3 * -(-at // 2)
-    again = server(outcome.goes_on_by if action in STATUS else ["train", "resume=run"], folder)
+    again = server(outcome.resume_words if action in STATUS else ["train", "resume=run"], folder)
     assert again.status == 0, again.err
     assert same_choice(folder, chosen)
 

@@ -128,6 +128,6 @@ def test_images_without_a_mask_beside_others_are_left_out_of_the_map_losses() ->
     }
     none = map_losses(terms, maps, torch.full((3, 4, 4), -1.0))
     assert none.keys() == terms.keys() and sum(none.values()).item() == 0
-    sum(none.values()).backward()  # a training step goes on
+    sum(none.values()).backward()  # a training step continues
     with pytest.raises(UserError, match="loss=image_only"):
         training_mask(None, ["a"], terms)

@@ -90,7 +90,9 @@ def test_a_tower_is_asked_about_its_own_patches() -> None:
 
 
 @pytest.mark.parametrize("seconds", ["soon", "0", "inf"])
-def test_a_budget_that_is_none_is_told(seconds: str, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch) -> None:
+def test_a_budget_that_is_none_is_rejected(
+    seconds: str, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "nano", f"seconds={seconds}"]) == 2
     assert f"seconds is {seconds}" in capsys.readouterr().err

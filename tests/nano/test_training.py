@@ -1,4 +1,4 @@
-"""Training the nano CLIP: views, crops, losses, a whole small run that is interrupted and goes on."""
+"""Training the nano CLIP: views, crops, losses, a whole small run that is interrupted and resumes."""
 
 from __future__ import annotations
 

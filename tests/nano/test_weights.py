@@ -52,7 +52,7 @@ def test_the_lines_of_the_model_card_load_it_in_plain_open_clip(nano: ClipBackbo
         torch.testing.assert_close(nano.encode_text(nano.tokenize(words)), model.encode_text(whole), rtol=0, atol=1e-5)
 
 
-def test_words_without_a_row_are_told_once(nano: ClipBackbone, caplog: pytest.LogCaptureFixture):
+def test_words_without_a_row_are_reported_once(nano: ClipBackbone, caplog: pytest.LogCaptureFixture):
     fresh = load_backbone("nano", weights=str(FILE), architecture=ARCHITECTURE, stem=STEM)
     with caplog.at_level(logging.WARNING, logger="anomaly_vlm"):
         fresh.tokenize(["a photo of a gear."])

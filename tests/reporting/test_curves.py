@@ -80,7 +80,7 @@ def test_histograms_count_every_image_once(tmp_path: Path) -> None:
     assert found["one"].normal.sum() == 1 and found["one"].anomalous.sum() == 0  # unlabelled, all scores the same
 
 
-def test_a_damaged_table_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_table_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "curves.csv"
     assert read_curves(path) == {}
     path.write_text("category,level,curve,x,y\ntile,image,roc,0,high\n")

@@ -205,12 +205,12 @@ def test_any_key_of_the_trainer_needs_no_plus() -> None:
         ("trainer.logger=true", "choose one with logger=NAME"),
     ],
 )
-def test_keys_that_the_trainer_does_not_take_are_told(word: str, told: str) -> None:
+def test_keys_that_the_trainer_does_not_take_are_rejected(word: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         check_keys(compose(["method=adaclip", word]))
 
 
 @pytest.mark.parametrize("word", ["epochs=99999999999999999999", "num_workers=5000", "batch_size=4294967296"])
-def test_numbers_that_can_only_be_slips_are_told(word: str) -> None:
+def test_numbers_that_can_only_be_slips_are_rejected(word: str) -> None:
     with pytest.raises(UserError, match=rf"{word.partition('=')[0]} is \d+: give a whole number from"):
         check_values(compose(["method=adaclip", word]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_vlm.runs.journal import Batches, Finished, Journal, still_true
+from anomaly_vlm.runs.journal import BatchPositions, Finished, Journal, still_true
 
 ENTRY = Finished(3, "parts/\udcffé.png", (120, 99), ["parts/é.png", "0.5", "", "", "pictures/e.png"], [["a", "1"]])
 
@@ -40,6 +40,6 @@ def test_what_changed_since_does_not_count(tmp_path: Path) -> None:
 
 
 def test_batches_are_whole_or_not_there() -> None:
-    batches = Batches(2, 5)
+    batches = BatchPositions(2, 5)
     assert batches.whole({0, 2, 3, 4}) == {2, 3, 4}
     assert batches.touched({1, 4}) == {0, 1, 4}

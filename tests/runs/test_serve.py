@@ -69,7 +69,7 @@ def test_the_verdict_and_the_picture(client) -> None:
         (422, "?category=gear", png(), "category=lid"),
     ],
 )
-def test_what_cannot_be_judged_is_told_in_one_line(client, status: int, query: str, content: bytes, line: str) -> None:
+def test_what_cannot_be_judged_is_rejected(client, status: int, query: str, content: bytes, line: str) -> None:
     reply = client.post(f"/judge{query}", content=content)
     assert reply.status_code == status
     assert line in reply.json()["error"] and "\n" not in reply.json()["error"]

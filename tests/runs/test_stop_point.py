@@ -1,4 +1,4 @@
-"""States that are saved around a validation: what goes on from them loses no step and leaves no validation out."""
+"""States that are saved around a validation: what resumes from them loses no step and leaves no validation out."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_values_beyond_half_precision_are_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"), [("test_private", "has no CATEGORY/test_private"), ("validation", "no folder 'good'")]
 )
-def test_what_is_missing_is_told(
+def test_what_is_missing_is_reported(
     spoil: str, said: str, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     for category in root.iterdir():

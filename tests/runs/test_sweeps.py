@@ -76,7 +76,7 @@ def test_jobs_have_folders_and_labels() -> None:
         (["hydra/launcher=jobli", "seed=0,1"], "did you mean launcher/joblib"),
     ],
 )
-def test_what_can_be_known_is_told_before_the_first_job(
+def test_what_can_be_known_is_reported_before_the_first_job(
     words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -88,7 +88,7 @@ def test_what_can_be_known_is_told_before_the_first_job(
     assert not list(tmp_path.rglob("config.yaml"))
 
 
-def test_wandb_that_is_not_there_is_told_before_the_first_job(
+def test_wandb_that_is_not_there_is_reported_before_the_first_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -263,7 +263,7 @@ def test_submitit(name: str, programs: list[Job], tmp_path: Path) -> None:
     check(programs)
 
 
-def test_submitit_without_slurm_or_with_wrong_keys_is_told(programs: list[Job], tmp_path: Path) -> None:
+def test_submitit_without_slurm_or_with_wrong_keys_is_rejected(programs: list[Job], tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     with pytest.raises(UserError, match=r"slurm|srun|sbatch"):
         SubmititLauncher("slurm").launch(programs, tmp_path)

@@ -67,7 +67,7 @@ def test_an_agents_run_is_named_by_its_parameters(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("kind", ["wandb", "tensorboard", "mlflow"])
-def test_a_missing_package_is_told_first(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_first(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == kind else found(name))
     cfg = compose(["method=adaclip", f"logger={kind}"])

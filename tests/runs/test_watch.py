@@ -1,4 +1,4 @@
-"""Watching a folder: what counts as arrived, which rows are written, and going on with earlier tables."""
+"""Watching a folder: what counts as arrived, which rows are written, and continuing earlier tables."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_random_words_are_always_the_same_and_leave_learned_places() -> None:
     assert len(different) == 7
 
 
-def test_mistakes_are_told() -> None:
+def test_mistakes_are_rejected() -> None:
     assert rewriter("as_written") is None
     with pytest.raises(UserError, match="unknown texts 'shuffled'"):
         rewriter("shuffled")

@@ -19,13 +19,13 @@ def test_a_file_of_the_users_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "told"), [("{", "no JSON"), ("[1]", "holds a list")])
-def test_a_wrong_file_is_told(tmp_path, content, told):
+def test_a_wrong_file_is_rejected(tmp_path, content, told):
     (tmp_path / "mine.json").write_text(content)
     with pytest.raises(UserError, match=told):
         load_texts(str(tmp_path / "mine.json"))
 
 
-def test_unknown_names_are_told():
+def test_unknown_names_are_rejected():
     with pytest.raises(UserError, match="table of texts"):
         load_texts("nonsense")
     with pytest.raises(UserError, match="does not exist"):

@@ -20,9 +20,8 @@ from anomaly_vlm.data.types import Drawn, Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import expanded
 
-DEFECTS = tuple(
-    name for name, kind in KINDS.items() if kind.place != "edge"
-)  # the outline of a photographed part is unknown
+# No defects at edges: the outline of a photographed part is unknown.
+DEFECTS = tuple(name for name, kind in KINDS.items() if kind.place != "edge")
 _LIGHT, _DEFECT = range(2)  # streams of random numbers of one picture
 
 

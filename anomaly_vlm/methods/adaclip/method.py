@@ -146,8 +146,8 @@ class AdaCLIP(FrozenTokens):
         """The prompted image tower on a batch, and the global features `[B, C]` of the frozen tower."""
         if self.backbone.has_stem:  # what the prompts meet behind it is frozen, and comes from the token cache
             frozen = self.frozen_tokens(batch)
-            rows, columns = (side // self.backbone.patch_size for side in batch.size)
-            return self.encode_embedded(frozen["embedded"], (rows, columns), frozen["cls"]), frozen["cls"]
+            grid = self.backbone.grid_of(batch.size)
+            return self.encode_embedded(frozen["embedded"], grid, frozen["cls"]), frozen["cls"]
         pooled = self._global_features(batch) if self.dynamic_prompts and self.image_prompts is not None else None
         tokens = self.encode_image(batch.image, pooled)
         # without prompts that need it, the class token is the global feature

@@ -97,8 +97,8 @@ class DualPathMethod(FrozenTokens):
     def frozen_features(self, batch: Batch) -> DualPathFeatures:
         """The features of a batch, from the token cache where it has them."""
         tokens = self.frozen_tokens(batch)
-        rows, columns = (side // self.backbone.patch_size for side in batch.size)
-        return DualPathFeatures(tokens["cls"].float(), tokens["patches"].float().transpose(0, 1), (rows, columns))
+        grid = self.backbone.grid_of(batch.size)
+        return DualPathFeatures(tokens["cls"].float(), tokens["patches"].float().transpose(0, 1), grid)
 
     def cache_key(self) -> dict[str, Any]:
         return {"layers": list(self.layers), "vv_from": self.vv_from, "cls_ln_post": self.cls_ln_post}

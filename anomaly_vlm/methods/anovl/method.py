@@ -254,7 +254,7 @@ class AnoVL(FrozenTokens):
             patches: `[B, T, N, C]`.
             texts: Of the images' category.
             indices: Of the images in the data set.
-            carried: Category whose optimiser goes on, with B = 1; None for a new one for each image.
+            carried: Category whose optimiser continues, with B = 1; None for a new one for each image.
 
         Returns:
             `[B, T, N, C]`.
@@ -275,7 +275,7 @@ class AnoVL(FrozenTokens):
         Args:
             start: First weights and noise.
             texts: Of the images' category.
-            carried: Category whose optimiser goes on where there is one; None for a new one.
+            carried: Category whose optimiser continues where there is one; None for a new one.
         """
         if carried is not None and carried in self._carried:
             adapter, optimizer = self._carried[carried]

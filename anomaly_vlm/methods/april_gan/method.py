@@ -133,9 +133,8 @@ class AprilGAN(CategoryScores, MemoryMethod):
             `[..., B, N]`.
         """
         direction = torch.stack([text[1] - text[0] for text in map(self.text_features, categories)])  # [B, C]
-        with torch.autocast(
-            features.device.type, enabled=False
-        ):  # rounding in half precision would show after the scale
+        # rounding in half precision would show after the scale
+        with torch.autocast(features.device.type, enabled=False):
             return self.scale * torch.einsum("...bnc,bc->...bn", features, direction)
 
     def layer_maps(self, tokens: Mapping[str, Tensor], batch: Batch) -> Tensor:
@@ -153,7 +152,7 @@ class AprilGAN(CategoryScores, MemoryMethod):
 
     def _upsampled(self, values: Tensor, batch: Batch) -> Tensor:
         """Upsamples values `[..., N]` of the patches to `[..., H, W]`."""
-        grid = (batch.size[0] // self.backbone.patch_size, batch.size[1] // self.backbone.patch_size)
+        grid = self.backbone.grid_of(batch.size)
         return upsample(to_grid(values, grid), batch.size, align_corners=True)
 
     # ---- few-shot ------------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 
 
 class Calibrated(AnomalyMethod):
-    """A method whose state holds constants that it finds in the training images, with the learned weights."""
+    """A method that computes constants of its scores from the training images and stores them with its weights."""
 
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Sets the constants.
+        """Computes and sets the constants.
 
         Args:
             batches: The training images as an evaluation would see them, without augmentation, on the method's device.

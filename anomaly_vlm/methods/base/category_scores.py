@@ -1,4 +1,4 @@
-"""`CategoryScores`: transductive methods, whose image scores need all evaluated images of a category."""
+"""`CategoryScores`: methods whose image scores are computed at the end of an evaluation, from all images of a category."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 
 
 class CategoryScores(AnomalyMethod):
-    """A method whose predictions bring `score_components`, which become scores once all images of a category are there.
+    """A method whose `predict` also returns `score_components`; an evaluation turns those of a category into image scores.
 
-    An evaluation calls `category_scores` at its end. `predict` of a batch alone returns the best score that single images
-    allow.
+    At its end an evaluation calls `category_scores`. A call of `predict` for a single batch returns the best score that is
+    possible without the other images.
     """
 
     def category_scores(self, components: Tensor) -> Tensor:

@@ -95,18 +95,18 @@ class LearnedState(Module):
         return next(self.backbone.parameters()).device
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """The state without the frozen towers, but with those of their parameters that are trained."""
+        """The state without frozen backbone parameters; backbone parameters that are trained are included."""
         state = super().state_dict(*args, **kwargs)
         trained = self.learnable()
         return {key: value for key, value in state.items() if not key.startswith("backbone.") or key in trained}
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Loads a state, and drops what was computed from the state before."""
+        """Loads a state, and drops caches that were computed from the previous one."""
         self.invalidate_caches()
         return super().load_state_dict(*args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds to a checkpoint, which has the `state_dict` already, what the run says of itself."""
+        """Adds `run_record` to a checkpoint; Lightning has stored the `state_dict` already."""
         checkpoint["anomaly_vlm"] = self.run_record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from anomaly_vlm.data.types import VOID, Batch
 from anomaly_vlm.methods.base.prediction import ImageRow, Prediction
+from anomaly_vlm.names import mean_values
 from anomaly_vlm.reporting.console import is_first_process
 
 log = logging.getLogger("anomaly_vlm")
@@ -42,7 +43,7 @@ class EvaluationResult:
     @property
     def means(self) -> dict[str, float]:
         """Means over the categories, by metric."""
-        return {key.removeprefix("mean/"): value for key, value in self.values.items() if key.startswith("mean/")}
+        return mean_values(self.values)
 
 
 class Evaluation:
@@ -61,11 +62,12 @@ class Evaluation:
         self.metrics: Any = None
         self.result = EvaluationResult()
         self._rows: list[ImageRow] = []
-        self._regions: list[tuple[int, str, bool]] = []  # of anomalous images with a mask: index, path, any region left
+        # Of anomalous images with a mask: index, path, whether any anomalous pixel is left.
+        self._masks: list[tuple[int, str, bool]] = []
 
     def start(self, method: Any) -> None:
         """Begins a pass with new metrics."""
-        self.metrics, self._rows, self._regions = self.make_metrics(), [], []
+        self.metrics, self._rows, self._masks = self.make_metrics(), [], []
 
     def update(self, method: Any, batch: Batch) -> Prediction:
         """Predicts a batch and adds it to metrics and rows."""
@@ -83,12 +85,12 @@ class Evaluation:
         """Predicts a batch and adds it to the metrics alone."""
         prediction: Prediction = method.predict(batch).checked(batch)
         if batch.mask is not None:
-            left, void = ((batch.mask == value).flatten(1).any(dim=1).tolist() for value in (1, VOID))
-            for index, path, label, here, unknown in zip(
-                batch.index.tolist(), batch.path, batch.label.tolist(), left, void, strict=True
+            has_anomalous, has_void = ((batch.mask == value).flatten(1).any(dim=1).tolist() for value in (1, VOID))
+            for index, path, label, anomalous, ignored in zip(
+                batch.index.tolist(), batch.path, batch.label.tolist(), has_anomalous, has_void, strict=True
             ):
-                if label == 1 and (here or not unknown):
-                    self._regions.append((index, path, here))
+                if label == 1 and (anomalous or not ignored):
+                    self._masks.append((index, path, anomalous))
         self.metrics.update(
             prediction.score, prediction.map, batch.label, batch.mask, category=batch.category, index=batch.index
         )
@@ -101,16 +103,16 @@ class Evaluation:
             method: Whose predictions these are.
             testing: Whether this is a test, which may be asked for curves, and no validation.
         """
-        rows, regions = self._rows, self._regions
+        rows, masks = self._rows, self._masks
         if dist.is_available() and dist.is_initialized():
             gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, (rows, regions))
-            rows, regions = ([row for process in gathered for row in process[part]] for part in (0, 1))
-        _name_empty_masks(sorted(set(regions)), method)
+            dist.all_gather_object(gathered, (rows, masks))
+            rows, masks = ([row for process in gathered for row in process[part]] for part in (0, 1))
+        _warn_empty_masks(sorted(set(masks)), method)
         rows = self._with_category_scores(method, sorted({row.index: row for row in rows}.values()))
         values = {key: float(value) for key, value in self.metrics.compute().items()}
         curves = self.metrics.all_curves(CURVE_POINTS) if testing and self.with_curves else {}
-        self.metrics, self._rows, self._regions = None, [], []
+        self.metrics, self._rows, self._masks = None, [], []
         self.result = EvaluationResult(values, rows, curves)
         return self.result
 
@@ -129,12 +131,12 @@ class Evaluation:
         return [replace(row, score=final.get(row.index, row.score)) for row in rows]
 
 
-def _name_empty_masks(regions: Sequence[tuple[int, str, bool]], method: Any) -> None:
-    """Says which anomalous images have no anomalous pixel at the size of the evaluation: thin regions vanish there."""
-    empty = [path for _, path, here in regions if not here]
+def _warn_empty_masks(masks: Sequence[tuple[int, str, bool]], method: Any) -> None:
+    """Warns of anomalous images whose mask has no anomalous pixel left at the evaluation's resolution."""
+    empty = [path for _, path, anomalous in masks if not anomalous]
     if empty and is_first_process():
         side = "" if method.preprocess is None else f" at {method.preprocess.mask_side} px"
         log.warning(
             "%d of %d masks are empty%s, so that their images count without a region (%s%s)",
-            len(empty), len(regions), side, ", ".join(empty[:3]), ", ..." if len(empty) > 3 else "",
+            len(empty), len(masks), side, ", ".join(empty[:3]), ", ..." if len(empty) > 3 else "",
         )  # fmt: skip

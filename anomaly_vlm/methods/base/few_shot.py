@@ -22,7 +22,7 @@ class FewShot(AnomalyMethod):
     def fit_category(self, references: References) -> None:
         """Fits the memory to the reference images of one category, before anything is trained or scored.
 
-        Learnable parameters that a category has for itself are made here too.
+        Learnable parameters of the category itself are created here too.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no fit_category")
 

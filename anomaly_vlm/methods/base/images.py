@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from anomaly_vlm.data.images import open_image, read_bytes
+from anomaly_vlm.data.on_demand import OnDemand
 from anomaly_vlm.data.pixels import pixel_key
 from anomaly_vlm.data.transforms import normalise, preprocessed, resize_image
 from anomaly_vlm.data.types import Batch, PixelChange, Preprocess, References
@@ -83,24 +84,21 @@ def _at_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
-class BatchesOnDemand(Sequence[Batch]):
+class BatchesOnDemand(OnDemand):
     """Batches of one image each, made on the method's device when they are asked for."""
 
     def __init__(
         self, method: Any, pictures: Sequence[Image.Image], categories: Sequence[str], rows: Sequence[int] | None = None
     ) -> None:
-        self.method, self.pictures, self.categories = method, pictures, categories
-        self.rows = list(range(len(pictures))) if rows is None else rows
+        super().__init__(
+            partial(_batch_of, method, pictures, categories), range(len(pictures)) if rows is None else rows
+        )
+        self.pictures, self.categories = pictures, categories
 
-    def __len__(self) -> int:
-        return len(self.rows)
 
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self[j] for j in range(len(self))[i]]
-        row = self.rows[i]
-        batch = as_batch(self.method, [self.pictures[row]], self.categories[row], first=row)
-        return batch.to(self.method.device)
+def _batch_of(method: Any, pictures: Sequence[Image.Image], categories: Sequence[str], row: int) -> Batch:
+    """The batch of one image, on the method's device."""
+    return as_batch(method, [pictures[row]], categories[row], first=row).to(method.device)
 
 
 def _fit_together(method: Any, batches: BatchesOnDemand) -> None:

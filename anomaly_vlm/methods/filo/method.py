@@ -225,8 +225,7 @@ class FiLo(FrozenTokens, UsesDetections):
 
     def grid(self, batch: Batch) -> tuple[int, int]:
         """Rows and columns of patches."""
-        rows, columns = (side // self.backbone.patch_size for side in batch.size)
-        return rows, columns
+        return self.backbone.grid_of(batch.size)
 
     def display_name(self, name: str) -> str:
         """The method's name, with what takes the place of the paper's detector."""

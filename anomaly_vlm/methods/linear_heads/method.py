@@ -84,13 +84,13 @@ class LinearHeads(FrozenTokens):
     def layer_maps(self, batch: Batch, size: tuple[int, int]) -> Tensor:
         """Abnormal probabilities `[layers, B, H, W]`; logits are upsampled before they become probabilities."""
         patches = self.frozen_tokens(batch)["patches"].float().transpose(0, 1)  # [layers, B, N, Dv]
-        rows, columns = (side // self.backbone.patch_size for side in batch.size)
+        grid = self.backbone.grid_of(batch.size)
         maps = []
         for head, layer in zip(self.heads, patches, strict=True):
             logits = head(F.layer_norm(layer, layer.shape[-1:]))  # some of DINOv2's patches have outlying norms
             if self.prototypes is not None:
                 logits = F.normalize(logits, dim=-1) @ F.normalize(self.prototypes, dim=-1).T / self.temperature
-            grids = to_grid(logits.transpose(1, 2), (rows, columns))  # [B, 2, rows, columns]
+            grids = to_grid(logits.transpose(1, 2), grid)  # [B, 2, rows, columns]
             maps.append(upsample(grids, size, align_corners=False).softmax(dim=1)[:, 1])
         return torch.stack(maps)
 

@@ -156,7 +156,7 @@ class MuSc(FrozenTokens, Transductive):
                 names[i], features[i] = image_name(batch), tokens[-1].pop("cls")[0].float()
                 keys.update(key for key in batch.key if key is not None)
             size = sizes[0]
-            grid = (size[0] // self.backbone.patch_size, size[1] // self.backbone.patch_size)
+            grid = self.backbone.grid_of(size)
             patch_maps = self.patch_maps(joined(tokens), grid)
             for row, i in enumerate(members):
                 self._patch_maps[names[i]] = patch_maps[row].cpu()
@@ -210,7 +210,7 @@ class MuSc(FrozenTokens, Transductive):
         for row, name in enumerate(names):
             if name not in self._scores:
                 raise self.not_seen(batch, row)
-        grid = (batch.size[0] // self.backbone.patch_size, batch.size[1] // self.backbone.patch_size)
+        grid = self.backbone.grid_of(batch.size)
         patch_maps = torch.stack([self._patch_maps[name] for name in names]).to(self.device)
         score = torch.stack([self._scores[name] for name in names]).to(self.device)
         return Prediction(score, self.maps(patch_maps, grid, batch.size))

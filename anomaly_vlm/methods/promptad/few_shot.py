@@ -231,8 +231,7 @@ class VVMemoryMethod(FrozenTokens, CategoryMethod):
             visual[rows] = torch.stack(distances).mean(dim=0)
             textual[rows] = self.abnormal_prob(patches[rows], self.text_features(category, "seg")).float()
             score[rows] = self.abnormal_prob(cls[rows], self.text_features(category, "cls")).float()
-        height, width = (side // self.backbone.patch_size for side in batch.size)
-        return Comparison(textual, visual, score, (height, width))
+        return Comparison(textual, visual, score, self.backbone.grid_of(batch.size))
 
     def image_score(self, textual: Tensor, peak: Tensor) -> Tensor:
         """Image scores `[B]` of those of the class feature `[B]` and the peaks of the memory's map `[B]`."""
@@ -281,9 +280,8 @@ class VVMemoryMethod(FrozenTokens, CategoryMethod):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for category in self.all_categories():
             for task in self.tasks:
-                self.text_features(
-                    category, task
-                )  # brought up to date in place, so in the checkpoint's state dict as well
+                # brought up to date in place, so in the checkpoint's state dict as well
+                self.text_features(category, task)
         super().on_save_checkpoint(checkpoint)
 
     def make_categories(self, state: Mapping[str, Tensor]) -> None:

@@ -27,9 +27,8 @@ class MixedAdapter(nn.Module):
         super().__init__()
         self.mix = weight
         shapes = [(width, width)] if rank is None else [(rank, width), (width, rank)]
-        self.factors = nn.ParameterList(
-            [nn.Parameter(xavier(*shape, generator)) for shape in shapes]
-        )  # A: their product
+        # A is their product
+        self.factors = nn.ParameterList([nn.Parameter(xavier(*shape, generator)) for shape in shapes])
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens `[..., D]` with the adapter mixed in."""

@@ -208,10 +208,10 @@ class SubspaceAD(FrozenTokens, CategoryMethod, Transductive):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
-        rows, columns = (side // self.backbone.patch_size for side in batch.size)
+        grid = self.backbone.grid_of(batch.size)
         patches = self.frozen_tokens(batch)["patches"].float()
         grids = [
-            self.residuals(tokens.unflatten(0, (rows, columns)), self.subspace_of(category))
+            self.residuals(tokens.unflatten(0, grid), self.subspace_of(category))
             for tokens, category in zip(patches, batch.category, strict=True)
         ]
         maps = self.maps(torch.stack(grids), batch.size)

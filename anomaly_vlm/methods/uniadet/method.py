@@ -31,7 +31,9 @@ Space = Literal["auto", "joint", "width"]
 
 
 class UniADet(MemoryMethod):
-    """Learns two directions a level and task, 4 L D numbers in all; with references their patches are compared with, too.
+    """Learns a normal and an abnormal direction for each level and task (4 L D parameters).
+
+    With references, patches are also compared with theirs.
 
     Args:
         backbone: CLIP ViT-L/14-336, DINOv2 with registers ViT-L/14 or DINOv3 ViT-L/16 as in the paper, or any other ViT.
@@ -46,8 +48,8 @@ class UniADet(MemoryMethod):
         map_weight: Weight of the map in the image score.
         few_shot_weight: Weight of the distances to the references in the map.
         few_shot_base: What the map's maximum is joined with under references: the `class` score, or the `zero_shot` score.
-        reduce: Whether losses are means over the levels (maps: over focal and dice, too) or sums. Adam does not see the
-            difference.
+        reduce: Whether losses are averaged over the levels (map losses also over focal and dice) or summed. With Adam the
+            two train alike, since its steps do not depend on the scale of the loss.
         normal_dice: Whether the dice loss of the normal map is added.
         loss_size: Side in pixels at which maps and masks (nearest) are compared in training; None: the input's. Smaller ones
             make a step cheaper.
@@ -144,7 +146,7 @@ class UniADet(MemoryMethod):
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches of an image of this height and width."""
-        return size[0] // self.backbone.patch_size, size[1] // self.backbone.patch_size
+        return self.backbone.grid_of(size)
 
     def zero_shot_scores(self, classes: Tensor, maps: Tensor) -> Tensor:
         """Image scores `[B]` of class probabilities `[L, B]` and maps `[L, B, H, W]`."""

@@ -150,7 +150,7 @@ class WinCLIP(MemoryMethod):
         if self.bgr_test:
             batch = replace(batch, unencoded=swap_red_blue(batch.image, self.backbone.mean, self.backbone.std))
         tokens = {name: value.float() for name, value in self.frozen_tokens(batch).items()}
-        grid = (batch.size[0] // self.backbone.patch_size, batch.size[1] // self.backbone.patch_size)
+        grid = self.backbone.grid_of(batch.size)
         size = batch.size if self.eval_size is None else (self.eval_size, self.eval_size)
         score = torch.empty(len(batch), device=self.device)
         maps = torch.empty(len(batch), *size, device=self.device)

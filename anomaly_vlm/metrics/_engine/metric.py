@@ -19,6 +19,12 @@ from anomaly_vlm.metrics._engine.inputs import ArrayLike, Names, PixelOptions, V
 from anomaly_vlm.metrics._engine.ledger import Category, Ledger, warn_unnumbered
 from anomaly_vlm.metrics._engine.pixel import PixelEngine
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CURVE_VALUES = {"roc": "auroc", "pr": "ap", "pro": "aupro"}  # the value in the legend of each curve
+
 
 class Engine(Protocol):
     """The state of a metric on one process, and its values over all processes.
@@ -102,13 +108,6 @@ class Engine(Protocol):
 def pixel_engine(options: PixelOptions) -> PixelEngine:
     """Returns an empty pixel engine for the options."""
     return ExactEngine(options) if options.mode == "exact" else BinnedEngine(options)
-
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-CURVE_VALUES = {"roc": "auroc", "pr": "ap", "pro": "aupro"}  # the value in the legend of each curve
 
 
 class EngineMetric(Metric):

@@ -175,7 +175,7 @@ def test_published_files_load(clip, tmp_path, relu: bool) -> None:
         ({"image_weight": 1.5}, r"method.image_weight is 1.5"),
     ],
 )
-def test_wrong_options_are_told_in_one_line(clip, options, message) -> None:
+def test_wrong_options_are_rejected(clip, options, message) -> None:
     with pytest.raises(UserError, match=message):
         build(clip, **options)
 

@@ -140,7 +140,7 @@ def test_defaults_use_no_category_and_switches_are_marked(clip) -> None:
         ({"masking": "always"}, r"method.masking is 'always'"),
     ],
 )
-def test_wrong_options_are_told_in_one_line(clip, options, message) -> None:
+def test_wrong_options_are_rejected(clip, options, message) -> None:
     with pytest.raises(UserError, match=message):
         AnomalyDINO(clip, **options)
 

@@ -113,7 +113,7 @@ def test_the_squares_of_an_image_are_adapted_to_together(backbone, monkeypatch):
     assert counts == [2 * 16] and found.map.shape == (1, 32, 48)
 
 
-def test_shapes_that_the_tower_cannot_take_are_told(backbone):
+def test_shapes_that_the_tower_cannot_take_are_rejected(backbone):
     with pytest.raises(UserError, match=r"images of 32x48 pixels with method.tiling=off.*method.tiling=auto"):
         build(backbone).predict(make_batch(images(1, 32, 48), "gear"))
     with pytest.raises(UserError, match=r"images of 30x48 pixels: the shorter side.*pixels.fit=short_side"):
@@ -336,6 +336,6 @@ def test_nothing_is_stored_and_nothing_is_published(backbone):
         ({"texts": {**TABLE, "object_templates": ["phto"]}}, "unknown list of templates in object_templates 'phto'"),
     ],
 )
-def test_wrong_options_are_told(backbone, options, told):
+def test_wrong_options_are_rejected(backbone, options, told):
     with pytest.raises(UserError, match=told):
         AnoVL(backbone, **options)

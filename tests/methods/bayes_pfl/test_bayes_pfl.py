@@ -153,7 +153,7 @@ def test_published_files_load(clip, tmp_path) -> None:
         load_published(method, tmp_path / "other.safetensors")
 
 
-def test_wrong_input_is_told_in_one_line(clip) -> None:
+def test_wrong_input_is_rejected(clip) -> None:
     with pytest.raises(
         UserError, match=r"method.rca_heads is 5: tiny has a joint space of 24 channels, give a divisor"
     ):

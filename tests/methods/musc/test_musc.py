@@ -132,6 +132,6 @@ def test_too_few_images_and_images_that_it_has_not_seen(clip, caplog) -> None:
         ({"subset_size": 4}, r"method.subset_size is 4"),
     ],
 )
-def test_wrong_options_are_told_in_one_line(clip, options, message) -> None:
+def test_wrong_options_are_rejected(clip, options, message) -> None:
     with pytest.raises(UserError, match=message):
         MuSc(clip, **options)

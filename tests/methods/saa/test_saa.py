@@ -208,7 +208,7 @@ def test_every_category_of_the_table_has_a_plan() -> None:
         assert len(plan.phrases) >= 4 and all(text.endswith(".") and word for text, word in plan.phrases)
 
 
-def test_an_unknown_category_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_category_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     known = prompts(generic=ObjectNumbers(max_anomalies=3))
     with caplog.at_level(logging.WARNING):
         plan = known.plan("brass gear")
@@ -427,7 +427,7 @@ def test_nothing_is_learned_or_stored(trunk: TrunkBackbone) -> None:
         ({"saliency": {"memory_mb": 0}}, "method.saliency.memory_mb is 0"),
     ],
 )
-def test_wrong_options_are_told(trunk: TrunkBackbone, options: dict[str, Any], message: str) -> None:
+def test_wrong_options_are_rejected(trunk: TrunkBackbone, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         make(trunk, **options)
     assert "\n" not in str(error.value)

@@ -134,12 +134,12 @@ def test_fitted_to_the_test_images_it_is_marked(clip) -> None:
         ({"aggregate": "group"}, r"method.layer_groups and method.aggregate=group belong together"),
     ],
 )
-def test_wrong_options_are_told_in_one_line(clip, options, message) -> None:
+def test_wrong_options_are_rejected(clip, options, message) -> None:
     with pytest.raises(UserError, match=message):
         SubspaceAD(clip, **options)
 
 
-def test_what_only_the_references_tell_is_told_with_them(clip) -> None:
+def test_what_only_the_references_tell_is_rejected_with_them(clip) -> None:
     for options, message in (
         ({"dimension": 99}, "tokens have 32 channels"),
         ({"dimension": 3, "drop": 3}, "drop fewer"),

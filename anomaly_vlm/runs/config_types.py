@@ -1,4 +1,4 @@
-"""The form of a configuration: what kind of value each key holds, whether it was typed, composed, or read from a file."""
+"""Types of configuration values: what each key must hold, whether typed, composed or read from a file."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ EXPECTED: dict[Check, str] = {
     entries: "a list",
     groups_of_choices: "groups with what was chosen",
 }
-SHAPES: dict[str, Check] = {
+REQUIRED: dict[str, Check] = {
     "name": text,
     "output_dir": text,
     "method": node,
@@ -108,19 +108,19 @@ OR_NULL: dict[str, Check] = {
     "epochs_on": group,
     "head_rates": group,
 }
-WHERE_THERE: dict[str, Check] = {  # absent in files of older versions
+OPTIONAL: dict[str, Check] = {  # absent in files of older versions
     "augment.class_aware_grids": counts,
     "cache.pixels": flag,
     "choices": groups_of_choices,
     "trust": texts,
     "sweep_overrides": texts,
 }
-OR_NULL_WHERE_THERE = dict.fromkeys(("dataset.train", "dataset.val", "dataset.test"), node)
+OPTIONAL_OR_NULL = dict.fromkeys(("dataset.train", "dataset.val", "dataset.test"), node)
 ABSENT = object()
 
 
-def check_shapes(cfg: DictConfig, *, source: str = "") -> None:
-    """Checks that every key of a run is there and holds a value of its kind.
+def check_types(cfg: DictConfig, *, source: str = "") -> None:
+    """Checks that all required keys are present and that every value has the expected type.
 
     Args:
         cfg: The configuration.
@@ -131,10 +131,10 @@ def check_shapes(cfg: DictConfig, *, source: str = "") -> None:
     """
     content = OmegaConf.to_container(cfg, resolve=True)
     tables = (
-        (SHAPES, True, False),
+        (REQUIRED, True, False),
         (OR_NULL, True, True),
-        (WHERE_THERE, False, False),
-        (OR_NULL_WHERE_THERE, False, True),
+        (OPTIONAL, False, False),
+        (OPTIONAL_OR_NULL, False, True),
     )
     for table, needed, null in tables:
         for key, check in table.items():

@@ -13,7 +13,7 @@ from anomaly_vlm.data import Sample, collate
 from anomaly_vlm.methods.base.few_shot import FewShot
 from anomaly_vlm.methods.shared.category_memory import Encoded, MemoryMethod
 from anomaly_vlm.reporting.console import say
-from anomaly_vlm.reporting.counting import counted
+from anomaly_vlm.reporting.counting import with_progress
 from anomaly_vlm.runs.build import Run
 from anomaly_vlm.runs.detect import detect
 from anomaly_vlm.runs.scoring import predictions
@@ -22,7 +22,7 @@ FOLDS = 20  # of leaving out: of up to 20 parts each is left out alone
 
 
 @dataclass(frozen=True)
-class Scored:
+class PartScore:
     """What a method makes of one image.
 
     Attributes:
@@ -38,7 +38,7 @@ class Scored:
     usual: float
 
 
-def score_samples(run: Run, samples: Sequence[Sample]) -> list[Scored]:
+def score_samples(run: Run, samples: Sequence[Sample]) -> list[PartScore]:
     """Scores images with the method as it is, as `predict` does."""
     if not samples:
         return []
@@ -49,13 +49,13 @@ def score_samples(run: Run, samples: Sequence[Sample]) -> list[Scored]:
     scores = torch.cat([one.score.cpu() for one in found]).tolist()
     maps = [image.flatten().cpu() for one in found for image in one.map]
     return [
-        Scored(sample.path, score, float(heat.max()), float(heat.kthvalue(max(1, round(0.99 * len(heat)))).values))
+        PartScore(sample.path, score, float(heat.max()), float(heat.kthvalue(max(1, round(0.99 * len(heat)))).values))
         for sample, score, heat in zip(samples, scores, maps, strict=True)
     ]
 
 
-def left_out(run: Run, memory: Sequence[Sample], samples: Sequence[Sample]) -> list[Scored]:
-    """Scores parts of the memory, each with a memory of the others; of many some are left out together.
+def left_out(run: Run, memory: Sequence[Sample], samples: Sequence[Sample]) -> list[PartScore]:
+    """Scores each part with a memory that excludes it; with more than `FOLDS` parts, in folds.
 
     Args:
         run: Its data and its method, which is left with the whole memory.
@@ -64,19 +64,19 @@ def left_out(run: Run, memory: Sequence[Sample], samples: Sequence[Sample]) -> l
     """
     if not samples or not isinstance(run.method, FewShot):
         return []
-    found: dict[str, Scored] = {}
+    found: dict[str, PartScore] = {}
     folds = [samples[i :: min(FOLDS, len(samples))] for i in range(min(FOLDS, len(samples)))]
     say(f"calibration: {len(samples)} good parts, each scored with a memory without it")
     encoded = _encoded(run, memory)
-    for fold in counted(folds, len(samples), what="calibrating"):
+    for fold in with_progress(folds, len(samples), what="calibrating"):
         without = {sample.path for sample in fold}
-        _remember(run, memory, encoded, without=without)
+        _fit_memory(run, memory, encoded, without=without)
         found.update({one.path: one for one in score_samples(run, fold)})
-    _remember(run, memory, encoded, without=())
+    _fit_memory(run, memory, encoded, without=())
     return [found[sample.path] for sample in samples]
 
 
-def _remember(
+def _fit_memory(
     run: Run, memory: Sequence[Sample], encoded: Mapping[str, Encoded] | None, *, without: Collection[str]
 ) -> None:
     """Gives the method a memory of all parts but those whose paths are in `without`."""
