@@ -32,7 +32,7 @@ from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.devices import check_gpu, flush_denormals
-from anomaly_vlm.runs.instantiate import check_options, instantiate, method_class, own_function, plain
+from anomaly_vlm.runs.instantiate import check_backbone_options, instantiate, method_class, own_function, plain
 from anomaly_vlm.runs.rewriting import rewrite_texts
 from anomaly_vlm.runs.same_run import config_key
 
@@ -86,7 +86,7 @@ def build(
     if next(_BUILT):  # free the towers of an earlier run in this process: its trainer and they reference each other
         gc.collect()
     check_gpu(cfg)
-    check_options(cfg.backbone, "backbone", trusted=cfg.trust)
+    check_backbone_options(cfg)
     if with_trainer:
         check_for_trainer(cfg)
     create = partial(instantiate, trusted=cfg.trust)

@@ -70,6 +70,16 @@ def check_options(node: Any, name: str, *, trusted: Sequence[str] = ()) -> None:
             raise unknown_choice(f"key of {name}", key, list(parameters))
 
 
+def check_backbone_options(cfg: DictConfig) -> None:
+    """Raises a `UserError` for a key that the backbone's loader does not have, or a value that it does not take."""
+    check_options(cfg.backbone, "backbone", trusted=cfg.trust)
+    options = plain(cfg.backbone)
+    target = str(options["_target_"])
+    if target.startswith("anomaly_vlm."):  # a user's own loader may be annotated in any way
+        given = {key: value for key, value in options.items() if not key.startswith("_")}
+        check_arguments(own_function(target), given, owner="backbone")
+
+
 def check_method_options(cfg: DictConfig) -> None:
     """Raises a `UserError` for an option that the method does not have, or a value that it does not take.
 

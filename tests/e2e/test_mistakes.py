@@ -51,6 +51,7 @@ def test_names(refused: Refused, tmp_path: Path) -> None:
     assert "did you mean vit_l14_336" in refused(["train", "method=adaclip", "backbone=vit_l14_363"])
     assert "nearest are epochs" in refused(["train", "method=adaclip", "epoch=3"])
     assert "unknown key of backbone 'wieghts'" in refused(["train", *QUICK, "backbone.wieghts=a.pt"])
+    assert "backbone.name is ['a', 'b']: give a text" in refused(["train", *QUICK, "backbone.name=[a,b]"])
     told = refused(["train", *QUICK, "backbone=vit_b16", "backbone.pretrained=null"])
     assert "backbone.random_seed=0 for untrained ones" in told
     assert "image_size 60" in refused(["train", *QUICK, "image_size=60"])
