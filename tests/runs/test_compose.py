@@ -26,7 +26,7 @@ def test_every_choice_composes(group: str, tmp_path: Path) -> None:
     """And what a run writes of it is read again, word for word."""
     data_sets = "".join(path.read_text(encoding="utf-8") for path in (CONF / "dataset").glob("*.yaml"))
     for choice in choices(group.split("@")[0]):
-        if group.startswith("source") and f"source@train: {choice}\n" in data_sets:
+        if group.startswith("source") and f": {choice}\n" in data_sets:
             continue  # composes with its data set
         cfg = compose(["method=adaclip", f"{group}={choice}"])
         check_values(cfg)
