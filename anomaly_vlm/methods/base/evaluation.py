@@ -117,7 +117,10 @@ class Evaluation:
         return self.result
 
     def _with_category_scores(self, method: Any, rows: list[ImageRow]) -> list[ImageRow]:
-        """Replaces scores that depend on the whole category by the final ones, in the rows and in the metrics."""
+        """Replaces scores that depend on the whole category by the final ones, in the rows and in the metrics.
+
+        The rows keep the score of the image alone beside the final one.
+        """
         by_category: dict[str, list[ImageRow]] = {}
         for row in rows:
             if row.score_components:
@@ -128,7 +131,10 @@ class Evaluation:
             final.update({row.index: score for row, score in zip(members, scores, strict=True)})
         if final:
             self.metrics.replace_scores(final)
-        return [replace(row, score=final.get(row.index, row.score)) for row in rows]
+        return [
+            replace(row, score=final[row.index], single_image_score=row.score) if row.index in final else row
+            for row in rows
+        ]
 
 
 def _warn_empty_masks(masks: Sequence[tuple[int, str, bool]], method: Any) -> None:
