@@ -71,6 +71,17 @@ def test_the_average_is_what_is_evaluated_and_kept(tmp_path: Path) -> None:
     assert first == second
 
 
+def test_a_training_that_is_resumed_after_its_last_epoch_is_evaluated_with_the_average(tmp_path: Path) -> None:
+    words = ["callbacks=ema", "callbacks.ema.decay=0.75", "batch_size=4", "epochs=1"]
+    whole, before = trained(tmp_path / "run", *words)["results"], state(tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["results"] == whole
+    after = state(tmp_path / "run")
+    for part in ("state_dict", AHEAD):
+        assert all(torch.equal(after[part][name], weight) for name, weight in before[part].items())
+
+
 @pytest.mark.slow
 def test_the_average_continues_with_the_training(tmp_path: Path) -> None:
     words = ["callbacks=ema", "callbacks.ema.decay=0.75", "batch_size=4"]
