@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from anomaly_vlm.cli import main
 from anomaly_vlm.runs.averaging import AHEAD
@@ -46,6 +47,18 @@ def test_a_validation_set_must_be_there(tmp_path: Path, refused: Callable[[list[
     words = ["train", *BARE, "callbacks=early_stopping", f"output_dir={tmp_path / 'run'}"]
     assert "watches a validation set: add source@dataset.val=NAME" in refused(words)
     assert "choose selection=last or best_val" in refused([*words, *VALIDATED, "selection=best_test"])
+
+
+def test_a_validation_set_without_masks_is_noticed_before_the_training(
+    tmp_path: Path, refused: Callable[[list[str]], str]
+) -> None:
+    for name in ("no", "yes"):
+        (tmp_path / "mri" / name).mkdir(parents=True)
+        Image.new("L", (24, 20), 90 if name == "no" else 120).save(tmp_path / "mri" / name / f"{name}.jpg")
+    words = ["source@dataset.val=brain_mri", f"dataset.val.root={tmp_path / 'mri'}", "selection=best_val"]
+    said = refused(["train", *BARE, *words, f"output_dir={tmp_path / 'run'}"])
+    assert said.startswith("selection_metric: pixel_f1_max is no number, as the validation set has no pixel masks")
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_several_callbacks_at_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
