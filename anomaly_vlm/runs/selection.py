@@ -11,8 +11,12 @@ from omegaconf import DictConfig
 
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.methods.base.calibrated import Calibrated
 from anomaly_vlm.methods.base.checkpoints import read_tensors
+from anomaly_vlm.reporting.console import is_first_process
 from anomaly_vlm.runs.build import Run
+from anomaly_vlm.runs.calibrate import calibrate
+from anomaly_vlm.runs.saving import write_checkpoint
 from anomaly_vlm.runs.trainer import callback_nodes
 
 STAGE = "val/"  # in front of the metrics of every epoch, whichever side is evaluated
@@ -82,6 +86,9 @@ def _has_region(sample: Sample) -> bool:
 def choose_weights(run: Run, trainer: L.Trainer, folder: Path) -> Path:
     """Puts the weights that `selection` names into the method.
 
+    Constants that a method takes from the training images belong to its weights: those of the chosen ones are computed anew,
+    and written into their checkpoint.
+
     Args:
         run: After its training.
         trainer: The one that trained.
@@ -104,4 +111,10 @@ def choose_weights(run: Run, trainer: L.Trainer, folder: Path) -> Path:
         )
     chosen = read_tensors(best)
     run.method.load_state_dict(chosen["state_dict"], strict=False)
+    if isinstance(run.method, Calibrated):
+        calibrate(run, trainer)
+        chosen["state_dict"].update({name: value.cpu() for name, value in run.method.state_dict().items()})
+        if is_first_process():
+            write_checkpoint(chosen, best)
+        trainer.strategy.barrier("chosen weights")
     return best
