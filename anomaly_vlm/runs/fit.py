@@ -32,6 +32,7 @@ from anomaly_vlm.runs.outcome import RunResult, logged, write_outcome
 from anomaly_vlm.runs.same_run import check_same_run
 from anomaly_vlm.runs.saving import last_state
 from anomaly_vlm.runs.selection import check_watched, choose_weights, mode_of
+from anomaly_vlm.runs.shared_images import note_selection_images
 from anomaly_vlm.runs.tracking import Tracking, tracked
 from anomaly_vlm.runs.trainer import build_trainer, callback_nodes
 from anomaly_vlm.runs.transductive import fit_test_images
@@ -66,6 +67,7 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
     run.data.selection_side = side
     if learns:
         check_watched(run)
+        note_selection_images(run)
     if cfg.init:
         Checkpoint.read(cfg.init, trusted=cfg.trust).load_into(run.method)
     validating = run.data.selection_side is not None

@@ -167,6 +167,10 @@ def evaluation_scope(run: Run, evaluated: int, *, epochs: int | None = None) -> 
         notes.append(f"texts changed on purpose: {run.facts['texts']}")
     if run.facts.get("test_images_trained_on"):
         notes.append(f"{run.facts['test_images_trained_on']:,} of the test images were TRAINED ON")
+    if run.facts.get("test_images_selected_on"):
+        notes.append(f"the epoch was chosen by {run.facts['test_images_selected_on']:,} of the TEST IMAGES")
+    if run.facts.get("validation_images_trained_on"):
+        notes.append(f"{run.facts['validation_images_trained_on']:,} of the validation images were TRAINED ON")
     return {"images": evaluated, "images_in_test_set": there, **({"note": "; ".join(notes)} if notes else {})}
 
 
