@@ -167,20 +167,18 @@ class AnomalyDataset(Dataset[Item]):
         if self.stored_pixels is not None:
             self.stored_pixels.put(key, {"image": pixels})
         region = None if mask is None else self._fitted(self.samples[i], mask)
-        return Pixels(pixels, region, key or self._named(pixels.numpy().data))
+        return Pixels(pixels, region, key or pixel_key(pixels.numpy().data, self.preprocess))
 
     def _fitted(self, sample: Sample, mask: Image.Image) -> Tensor:
         return (resize_labels if sample.labels else resize_mask)(mask, self.preprocess)
 
-    def _named(self, content: bytes | memoryview) -> str:
-        return pixel_key(content, self.preprocess)
-
     def _key(self, i: int) -> str | None:
-        """The key of a file's pixels, from its bytes alone; None for a drawn sample, whose pixels must be seen."""
-        if self.samples[i].drawing is not None:
+        """The key of a file's pixels, which need not be decoded; None for a drawn sample, whose pixels must be seen."""
+        sample = self.samples[i]
+        if sample.drawing is not None:
             return None
         if i not in self._keys:
-            self._keys[i] = self._named(read_bytes(self.samples[i].path))
+            self._keys[i] = pixel_key(read_bytes(sample.path), self.preprocess, sample.max_value)
         return self._keys[i]
 
     def _served(self, epoch: int, i: int) -> Item | None:

@@ -61,10 +61,18 @@ class PixelCache:
                 self.used += size
 
 
-def pixel_key(content: bytes | memoryview, preprocess: Preprocess) -> str:
-    """Names the pixels that a preprocessing makes of the content of a file, or of drawn pixels."""
+def pixel_key(content: bytes | memoryview, preprocess: Preprocess, max_value: float | None = None) -> str:
+    """Names the pixels that a preprocessing makes of the content of a file, or of drawn pixels.
+
+    Args:
+        content: Bytes of the file, or the drawn pixels.
+        preprocess: The method's; how it resizes masks does not matter.
+        max_value: What white is in files of more than 8 bits; None: the file's own content says it.
+    """
     digest = hashlib.blake2b(content, digest_size=16)
     digest.update(repr(replace(preprocess, mask_resize="bilinear", mask_size=None)).encode())
+    if max_value is not None:
+        digest.update(f"white {float(max_value)!r}".encode())
     return digest.hexdigest()
 
 

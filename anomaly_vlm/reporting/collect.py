@@ -17,7 +17,8 @@ from anomaly_vlm.reporting.tables import SELECTION_NOTE, percent
 
 log = logging.getLogger("anomaly_vlm")
 FACTS = ("method", "backbone", "data")
-ABOUT = ("choices", "random_weights", "image_size", "images", "images_in_test_set", "test_images_trained_on", "texts")
+MET_BEFORE = ("test_images_trained_on", "test_images_selected_on")
+ABOUT = ("choices", "random_weights", "image_size", "images", "images_in_test_set", *MET_BEFORE, "texts")
 LARGEST = 100_000_000  # bytes of a record; one with 10,000 categories has a tenth of it
 KINDS: dict[str, Any] = {  # what a record holds
     "method": str | None,
@@ -33,7 +34,7 @@ KINDS: dict[str, Any] = {  # what a record holds
     "texts": str | None,
     "images": int | None,
     "images_in_test_set": int | None,
-    "test_images_trained_on": int | None,
+    **dict.fromkeys(MET_BEFORE, int | None),
 }
 
 

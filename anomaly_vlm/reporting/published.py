@@ -175,6 +175,8 @@ def reasons(study: Study, group: Group) -> list[str]:
     found.append(f"seeds: {', '.join(str(one['seed']) for one in group.runs)}; published: {study.protocol['seeds']}")
     if run.get("test_images_trained_on"):
         found.append(f"{run['test_images_trained_on']:,} of the test images were trained on")
+    if run.get("test_images_selected_on"):
+        found.append(f"the epoch was chosen by {run['test_images_selected_on']:,} of the test images")
     return found
 
 

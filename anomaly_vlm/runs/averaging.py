@@ -62,6 +62,10 @@ class WeightAverage(Callback):
         """Leaves the average in the method."""
         self.on_validation_start(trainer, pl_module)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leaves the average in the method where a resumed training had no step left, so that no `on_train_end` came."""
+        self.on_validation_start(trainer, pl_module)
+
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the average where a checkpoint's weights are, and the last weights beside it."""
         if self.average:

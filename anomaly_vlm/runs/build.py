@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from anomaly_vlm import __version__
@@ -22,7 +20,7 @@ from anomaly_vlm.data import AnomalyData, Preprocess, Source
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.class_aware import ClassAware
 from anomaly_vlm.data.crops import RandomCrop
-from anomaly_vlm.data.overlap import content_keys, shared_images
+from anomaly_vlm.data.overlap import content_keys
 from anomaly_vlm.data.references import MemoryImages, ReferencePicks, write_list
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
@@ -35,6 +33,7 @@ from anomaly_vlm.runs.devices import check_gpu, flush_denormals
 from anomaly_vlm.runs.instantiate import check_backbone_options, instantiate, method_class, own_function, plain
 from anomaly_vlm.runs.rewriting import rewrite_texts
 from anomaly_vlm.runs.same_run import config_key
+from anomaly_vlm.runs.shared_images import note_training_images
 
 if TYPE_CHECKING:
     from anomaly_vlm.data.datamodule import AnomalyDataModule
@@ -136,25 +135,6 @@ def make_metrics(cfg: DictConfig) -> Any:
     from anomaly_vlm.metrics import AnomalyMetrics
 
     return AnomalyMetrics(**metric_options(plain(cfg.metrics)))
-
-
-def note_training_images(data: AnomalyData, method: AnomalyMethod, facts: dict[str, Any], *, with_train: bool) -> None:
-    """Records which images are learned from, for later evaluations, and says where the test set has some of them."""
-    if with_train and data.train_on == "dataset":
-        keys = content_keys(data.samples("train"))
-        method.run_record["train_images"] = torch.tensor(sorted(set(keys)), dtype=torch.int64)
-        say_shared_images(data, keys, facts)
-
-
-def say_shared_images(data: AnomalyData, keys: Sequence[int], facts: dict[str, Any]) -> None:
-    """Says and records how many test images are among those that were trained on."""
-    shared = shared_images(data.samples("test"), keys)
-    if shared:
-        facts["test_images_trained_on"] = len(shared)
-        say(
-            f"warning: {len(shared):,} of {len(data.samples('test')):,} test images were trained on, such as '{shared[0]}':"
-            " the results do not say how unseen images are told apart"
-        )
 
 
 def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> AnomalyMethod:

@@ -28,6 +28,7 @@ def calibrate(run: Run, trainer: L.Trainer) -> None:
     say(f"{len(samples):,} training images once more, for the range of the scores")
     run.method.to(trainer.strategy.root_device)
     run.method.eval()
+    run.method.invalidate_caches()
     run.method.calibrate(_batches(run))
 
 

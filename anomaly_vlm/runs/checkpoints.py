@@ -67,13 +67,18 @@ def _is_list_of(kind: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(type(entry) is kind for entry in value)
 
 
+def _is_whole_numbers(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.int64
+
+
 RECORD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "version": (lambda value: isinstance(value, str), "a text"),
     "fingerprint": (lambda value: isinstance(value, str), "a text"),
     "trained_on": (lambda value: isinstance(value, str), "a text"),
     "references": (_is_list_of(str), "a list of paths"),
     "reference_contents": (_is_list_of(int), "a list of whole numbers"),
-    "train_images": (lambda value: isinstance(value, torch.Tensor) and value.dtype == torch.int64, "whole numbers"),
+    "train_images": (_is_whole_numbers, "whole numbers"),
+    "selection_images": (_is_whole_numbers, "whole numbers"),
     "thresholds": (
         lambda value: isinstance(value, dict) and all(isinstance(k, str) for k in value),
         "thresholds by name",
@@ -169,7 +174,15 @@ class Checkpoint:
     @property
     def train_images(self) -> list[int]:
         """Content of the images that it was trained on, see `data.overlap`; empty where it does not say."""
-        keys = self.record.get("train_images")
+        return self._contents("train_images")
+
+    @property
+    def selection_images(self) -> list[int]:
+        """Content of the images that its epoch was chosen by; empty where it does not say."""
+        return self._contents("selection_images")
+
+    def _contents(self, name: str) -> list[int]:
+        keys = self.record.get(name)
         return [int(key) for key in keys.flatten().tolist()] if isinstance(keys, torch.Tensor) else []
 
     @property

@@ -19,12 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.files import expanded
 from anomaly_vlm.runs.groups import GROUPS, choices, conf_dir, own_launchers_and_sweepers
-from anomaly_vlm.runs.mistakes import flat_keys, search_words, translate, unknown_choice_short
+from anomaly_vlm.runs.mistakes import flat_keys, search_words, several_values, translate, unknown_choice_short
 from anomaly_vlm.runs.own_conf import KEY, check_search_path, with_search_path
 from anomaly_vlm.runs.path_words import literal_paths
 
 # Nodes whose constructors know more keys than their YAMLs list.
 ADDABLE = ("method.", "backbone.", "trainer.", "optimizer.", "scheduler.", "callbacks.")
+# Groups whose files set keys anywhere in a configuration, so that none of its nodes is theirs.
+OF_A_NEW_RUN = ("experiment", "debug", "hparams_search")
 
 
 def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:
@@ -171,8 +173,16 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
         overrides: Group choices (`dataset=visa`, `source@dataset.test=folder`) replace the whole group; `key=value`
             changes an existing key.
         fixed: Groups that the checkpoint decides; another choice is an error.
+
+    Raises:
+        UserError: An override that does not parse, has several values, names an unknown key, or composes a new run.
     """
     parsed = parse(overrides)
+    if any(o.is_sweep_override() for o in parsed):
+        raise several_values(overrides)
+    for o in parsed:
+        if o.key_or_group in OF_A_NEW_RUN:
+            raise UserError(f"{o.input_line} composes a new run, and here is one already: give its keys one by one")
     cfg = stored.copy()
     if cfg.get("choices") is None:  # of an older version
         OmegaConf.update(cfg, "choices", {}, force_add=True)

@@ -20,9 +20,9 @@ def decisions(rows: Sequence[ImageRow], thresholds: Mapping[str, Threshold]) -> 
 
 
 def scores_of(rows: Sequence[ImageRow], category: str) -> tuple[list[float], list[float]]:
-    """Scores of a category's normal and of its anomalous images."""
+    """Scores of a category's normal and of its anomalous images, as its threshold is compared with them."""
     members = [row for row in rows if row.category == category]
-    good, bad = ([row.score for row in members if row.label == label] for label in (0, 1))
+    good, bad = ([row.decision_score for row in members if row.label == label] for label in (0, 1))
     return good, bad
 
 

@@ -9,12 +9,13 @@ from omegaconf import DictConfig
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
-from anomaly_vlm.runs.build import build, fit_references, say_shared_images
+from anomaly_vlm.runs.build import build, fit_references
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.devices import seed_everything
 from anomaly_vlm.runs.outcome import RunResult, logged, write_outcome
+from anomaly_vlm.runs.shared_images import say_shared_images
 from anomaly_vlm.runs.tracking import Tracking, tracked
 from anomaly_vlm.runs.trainer import build_trainer
 from anomaly_vlm.runs.transductive import fit_test_images
@@ -46,7 +47,8 @@ def _evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None, trac
     if checkpoint is not None:
         checkpoint.load_into(run.method)
         learned_from = [checkpoint.trained_on]
-        say_shared_images(run.data, checkpoint.train_images, run.facts)
+        met = {"trained_on": checkpoint.train_images, "selected_on": checkpoint.selection_images}
+        say_shared_images(run.data, run.facts, **met)
     description = describe_data(run.data)
     if memory_images is None and cfg.shots:
         fit_references(run, folder)

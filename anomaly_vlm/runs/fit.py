@@ -31,6 +31,8 @@ from anomaly_vlm.runs.devices import seed_everything
 from anomaly_vlm.runs.outcome import RunResult, logged, write_outcome
 from anomaly_vlm.runs.same_run import check_same_run
 from anomaly_vlm.runs.saving import last_state
+from anomaly_vlm.runs.selection import check_watched, choose_weights, mode_of
+from anomaly_vlm.runs.shared_images import note_selection_images
 from anomaly_vlm.runs.tracking import Tracking, tracked
 from anomaly_vlm.runs.trainer import build_trainer, callback_nodes
 from anomaly_vlm.runs.transductive import fit_test_images
@@ -63,6 +65,9 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
     state = last_state(folder) if learns else None
     run = build(cfg, sides=sides_of(cfg))
     run.data.selection_side = side
+    if learns:
+        check_watched(run)
+        note_selection_images(run)
     if cfg.init:
         Checkpoint.read(cfg.init, trusted=cfg.trust).load_into(run.method)
     validating = run.data.selection_side is not None
@@ -85,7 +90,7 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
     if learns:
         train(run, trainer, last, state)
     trained = round(time.monotonic() - began, 1) if learns and state is None else None
-    chosen = _choose(run, folder) if learns else last
+    chosen = choose_weights(run, trainer, folder) if learns else last
 
     tester = trainer if trainer.world_size > 1 else build_trainer(cfg)
     fit_test_images(run, tester.strategy.root_device)
@@ -187,20 +192,5 @@ def savers(cfg: DictConfig, folder: Path, *, choosing: bool) -> list[Any]:
     )
     savers = [saver(filename="last", every_n_train_steps=cfg.checkpoint.every_steps)]
     if choosing:
-        savers.append(saver(filename="best", monitor=f"val/{cfg.selection_metric}", mode="max"))
+        savers.append(saver(filename="best", monitor=f"val/{cfg.selection_metric}", mode=mode_of(cfg.selection_metric)))
     return savers
-
-
-def _choose(run: Run, folder: Path) -> Path:
-    """Puts the weights that `selection` names into the method."""
-    selection, metric = run.cfg.selection, run.cfg.selection_metric
-    last, best = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt"
-    if selection == "last":
-        return last
-    if not best.is_file():
-        raise UserError(
-            f"selection={selection}: no best checkpoint, as val/{metric} was never a number: choose a selection_metric that"
-            " the set has labels for"
-        )
-    run.method.load_state_dict(read_tensors(best)["state_dict"], strict=False)
-    return best

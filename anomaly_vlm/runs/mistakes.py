@@ -31,8 +31,13 @@ def translate(error: Exception, overrides: Sequence[str]) -> UserError:
     if found := re.search(r"(?:full_key|Key '[^']*' is not in struct).*?full_key: ([\w.@]+)", text, re.S):
         return _unknown_key(found[1], overrides)
     if "Multi-value" in text or "sweep" in text.lower():
-        return UserError(f"several values in one run ({' '.join(overrides)}): use 'anomaly-vlm sweep' for that")
+        return several_values(overrides)
     return UserError(f"the overrides do not fit: {text.splitlines()[0]}")
+
+
+def several_values(overrides: Sequence[str]) -> UserError:
+    """The error where overrides of one run have several values for a key, as those of a sweep."""
+    return UserError(f"several values in one run ({' '.join(overrides)}): use 'anomaly-vlm sweep' for that")
 
 
 def _needs_masks(method: str) -> UserError:

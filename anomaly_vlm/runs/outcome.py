@@ -167,6 +167,10 @@ def evaluation_scope(run: Run, evaluated: int, *, epochs: int | None = None) -> 
         notes.append(f"texts changed on purpose: {run.facts['texts']}")
     if run.facts.get("test_images_trained_on"):
         notes.append(f"{run.facts['test_images_trained_on']:,} of the test images were TRAINED ON")
+    if run.facts.get("test_images_selected_on"):
+        notes.append(f"the epoch was chosen by {run.facts['test_images_selected_on']:,} of the TEST IMAGES")
+    if run.facts.get("validation_images_trained_on"):
+        notes.append(f"{run.facts['validation_images_trained_on']:,} of the validation images were TRAINED ON")
     return {"images": evaluated, "images_in_test_set": there, **({"note": "; ".join(notes)} if notes else {})}
 
 
@@ -197,28 +201,35 @@ def compare_lines(values: Mapping[str, float], untrained: Mapping[str, float]) -
 def write_images(
     path: Path, rows: Sequence[ImageRow], thresholds: Mapping[str, Threshold], pictures: Mapping[int, str]
 ) -> None:
-    """One row an image: path, category, label, score, decision where there is a threshold, picture where there is one."""
+    """One row an image: path, category, label, score, decision where there is a threshold, picture where there is one.
+
+    Where scores depend on the other images of a category, `single_image_score` is what the decision is made by.
+    """
+    two_scores = any(row.single_image_score is not None for row in rows)
     with whole_file(path) as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "category", "label", "score", "decision", "picture"])
+        more = ["single_image_score"] if two_scores else []
+        writer.writerow(["path", "category", "label", "score", *more, "decision", "picture"])
         for row in rows:
             threshold = thresholds.get(row.category)
-            decision = "" if threshold is None else threshold.decision(row.score)
+            decision = "" if threshold is None else threshold.decision(row.decision_score)
             label = "" if row.label < 0 else row.label
-            cells = [csv_cell(row.path), csv_cell(row.category), label, f"{row.score:.9g}", decision]
-            writer.writerow([*cells, pictures.get(row.index, "")])
+            scores = [row.score, row.decision_score] if two_scores else [row.score]
+            cells = [csv_cell(row.path), csv_cell(row.category), label, *(f"{score:.9g}" for score in scores)]
+            writer.writerow([*cells, decision, pictures.get(row.index, "")])
 
 
 def write_pictures(run: Run, rows: Sequence[ImageRow], folder: Path) -> dict[int, str]:
-    """Heat maps of a few telling images a category.
+    """Heat maps of a few telling images a category; by the scores that are compared with its threshold, where it has one.
 
     Returns:
         By position in the data set the picture's place in the run's folder.
     """
     dataset, thresholds = run.data.dataset("test"), run.method.decision_thresholds
     limits = {category: threshold.score for category, threshold in thresholds.items()}
+    rows = [replace(row, score=row.decision_score) if row.category in limits else row for row in rows]
     by_category: dict[str, list[Choice[ImageRow]]] = {}
-    for choice in choose(list(rows), per_category=run.cfg.pictures.per_category, limits=limits):
+    for choice in choose(rows, per_category=run.cfg.pictures.per_category, limits=limits):
         by_category.setdefault(choice.row.category, []).append(choice)
     written: dict[int, str] = {}
     for category, chosen in by_category.items():

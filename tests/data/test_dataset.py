@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import kornia.augmentation as K
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data import AnomalyDataset, Item, Sample, collate
 from anomaly_vlm.data.augment import Augment, TrainingAugmentation
-from anomaly_vlm.data.pixels import PixelCache
+from anomaly_vlm.data.pixels import PixelCache, pixel_key
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.methods.base.images import as_batch, as_pictures
 from tests.data.made import PIXELS, Square, squares
 
 
@@ -44,6 +50,31 @@ def test_key_names_the_exact_pixels() -> None:
     assert keys == [AnomalyDataset(samples, PIXELS)[i].key for i in range(3)]
     assert AnomalyDataset(samples, replace(PIXELS, mean=(0.0, 0.0, 0.0)))[0].key != keys[0]
     assert AnomalyDataset(samples, replace(PIXELS, size=16))[0].key != keys[0]
+
+
+def test_the_key_of_a_file_depends_on_the_value_of_white(tmp_path: Path) -> None:
+    """Of 16-bit files, what the set says of white decides the pixels; a method called on the file has the same key."""
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 16).save(path)
+    files = {white: Sample(str(path), "gear", 0, max_value=white) for white in (None, 4095, 65535)}
+    items = {white: AnomalyDataset([sample], PIXELS)[0] for white, sample in files.items()}
+    assert len({item.key for item in items.values()}) == 3
+    assert items[None].key == pixel_key(path.read_bytes(), PIXELS)  # as before, so that caches stay valid
+    assert torch.equal(items[None].image, items[4095].image) and not torch.equal(items[4095].image, items[65535].image)
+    for white, item in items.items():
+        (picture,) = as_pictures(str(path), None if white is None else float(white))
+        batch = as_batch(SimpleNamespace(preprocess=PIXELS, backbone=None), [picture], "gear")
+        assert batch.key == [item.key] and torch.equal(batch.image[0], item.image)
+
+
+def test_stored_pixels_of_another_white_are_not_served(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16) * 16).save(path)
+    store = TokenCache({"weights": "none", "version": 1}, folder=tmp_path / "cache")
+    for white in (4095.0, 65535.0, 4095.0):
+        sample = Sample(str(path), "gear", 0, max_value=white)
+        stored = AnomalyDataset([sample], PIXELS, stored_pixels=store)[0]
+        assert torch.equal(stored.image, AnomalyDataset([sample], PIXELS)[0].image)
 
 
 def test_masks_of_sets_with_image_labels_only() -> None:

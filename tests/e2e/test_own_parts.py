@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -216,3 +217,25 @@ def test_good_parts_with_drawn_defects_are_trained_on_and_others_calibrated(part
     scored = {Path(row["path"]).name for row in rows(tmp_path / "run" / "good_parts.csv")}
     everything = {path.name for path in (parts / "good").iterdir()}
     assert len(scored) == len(everything) // 2 and scored < everything
+
+
+def test_evaluate_decides_as_predict_does(parts: Path, tmp_path: Path) -> None:
+    """APRIL-GAN's scores of an evaluation are stretched over its images; its threshold is one of single images' scores."""
+    words = ["method=april_gan", *TINY, "train_limit=8", "epochs=1", "category=gear", "shots=4"]
+    assert main(["fit", *words, f"good={parts / 'good'}", f"output_dir={tmp_path / 'fit'}"]) == 0
+    ckpt, new = f"ckpt={tmp_path / 'fit/checkpoints/last.ckpt'}", tmp_path / "new"
+    shutil.copytree(parts / "new", new)
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60), dtype=np.uint8)
+    Image.fromarray(noise).save(new / "b" / "noise.png")  # above the threshold once stretched, below it alone
+    assert main(["predict", ckpt, f"images={new}", "category=gear", f"output_dir={tmp_path / 'out'}"]) == 0
+    words = [f"dataset.test.root={new}", "dataset.test.reader.normal=a", "dataset.test.reader.category=gear"]
+    assert main(["evaluate", ckpt, "source@dataset.test=folder", *words, f"output_dir={tmp_path / 'test'}"]) == 0
+    predicted = {Path(row["path"]).parts[-2:]: row for row in rows(tmp_path / "out/scores.csv")}
+    evaluated = {Path(row["path"]).parts[-2:]: row for row in rows(tmp_path / "test/images.csv")}
+    assert predicted.keys() == evaluated.keys() and len(predicted) == 9
+    for place, row in evaluated.items():
+        assert row["decision"] == predicted[place]["decision"]
+        assert float(row["single_image_score"]) == pytest.approx(float(predicted[place]["score"]), abs=1e-5)
+    assert any(row["score"] != row["single_image_score"] for row in evaluated.values())
+    found = json.loads((tmp_path / "test/metrics.json").read_text())["decisions"]["gear"]["found"]["count"]
+    assert found == sum(row["decision"] == "NOT OK" for place, row in predicted.items() if place[0] == "b") == 4

@@ -120,6 +120,24 @@ def test_selection_on_a_validation_set(tmp_path: Path) -> None:
     assert record["selection"] == "best_val" and record["checkpoint"] == "checkpoints/best.ckpt"
 
 
+@pytest.mark.filterwarnings("ignore:the pixel values of")
+def test_chosen_weights_are_calibrated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """AA-CLIP's range of the scores is that of the chosen weights, in the test and in their checkpoint."""
+    words = ["method=aaclip", *[word for word in QUICK[1:] if not word.startswith("method.")], *SMALL_PICTURES]
+    chosen = ["selection=best_test", "selection_metric=pixel_auroc", "compare_untrained=false"]
+    assert main(["train", *words, *chosen, f"output_dir={tmp_path / 'run'}"]) == 0
+    best, last = (
+        torch.load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]["range"]
+        for name in ("best", "last")
+    )
+    assert torch.isfinite(best).all() and torch.isfinite(last).all()
+    caplog.clear()
+    ckpt = f"ckpt={tmp_path / 'run' / 'checkpoints' / 'best.ckpt'}"
+    assert main(["evaluate", ckpt, LIMIT, *SMALL_PICTURES[1:], f"output_dir={tmp_path / 'again'}"]) == 0
+    assert "no range of the training images" not in caplog.text
+    assert results(tmp_path / "again") == results(tmp_path / "run")
+
+
 def test_published_checkpoints_load(trained: Path, tmp_path: Path) -> None:
     """A file in the published layout, made from our own learned values, gives our own results."""
     from anomaly_vlm.runs.build import build

@@ -6,15 +6,20 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from anomaly_vlm.cli import main
+from anomaly_vlm.data.overlap import content_keys
 from anomaly_vlm.runs.averaging import AHEAD
 from anomaly_vlm.runs.compose import compose
 from anomaly_vlm.runs.groups import choices
+from anomaly_vlm.runs.shared_images import note_selection_images
+from tests.data.made import squares
 from tests.e2e.test_logging import TINY
 
 pytestmark = pytest.mark.e2e
@@ -25,6 +30,14 @@ VALIDATED = ["source@dataset.val=procedural", "dataset.val.size=64", "selection_
 def trained(folder: Path, *words: str) -> dict[str, Any]:
     assert main(["train", *BARE, *words, f"output_dir={folder}"]) == 0
     return json.loads((folder / "metrics.json").read_text())
+
+
+def brain_images(root: Path) -> Path:
+    """The folder of a normal and an anomalous image without masks."""
+    for name, grey in (("no", 90), ("yes", 120)):
+        (root / name).mkdir(parents=True)
+        Image.new("L", (24, 20), grey).save(root / name / f"{name}.jpg")
+    return root
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -48,6 +61,45 @@ def test_a_validation_set_must_be_there(tmp_path: Path, refused: Callable[[list[
     assert "choose selection=last or best_val" in refused([*words, *VALIDATED, "selection=best_test"])
 
 
+def test_a_validation_set_without_masks_is_noticed_before_the_training(
+    tmp_path: Path, refused: Callable[[list[str]], str]
+) -> None:
+    root = brain_images(tmp_path / "mri")
+    words = ["source@dataset.val=brain_mri", f"dataset.val.root={root}", "selection=best_val"]
+    said = refused(["train", *BARE, *words, f"output_dir={tmp_path / 'run'}"])
+    assert said.startswith("selection_metric: pixel_f1_max is no number, as the validation set has no pixel masks")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_validation_images_that_are_test_images_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = brain_images(tmp_path / "mri")
+    sides = [f"dataset.{side}.root={root}" for side in ("val", "test")]
+    words = [word for word in BARE if not word.startswith("dataset.test")]
+    words += ["source@dataset.val=brain_mri", "source@dataset.test=brain_mri", *sides, "epochs=1"]
+    words += ["selection=best_val", "selection_metric=image_auroc", f"output_dir={tmp_path / 'run'}"]
+    assert main(["train", *words]) == 0
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert record["test_images_selected_on"] == 2 and "test_images_trained_on" not in record
+    assert "the epoch was chosen by 2 of the TEST IMAGES" in record["note"]
+    assert "warning: the epoch was chosen by 2 of 2 test images, such as" in (said := capsys.readouterr().out)
+    assert "the epoch was chosen by 2 of the TEST IMAGES" in said.partition("warning")[2]  # in the table's head
+    Image.new("L", (24, 20), 30).save(root / "no" / "new.jpg")
+    ckpt = f"ckpt={tmp_path / 'run' / 'checkpoints' / 'best.ckpt'}"
+    assert main(["evaluate", ckpt, f"output_dir={tmp_path / 'again'}"]) == 0
+    record = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert record["test_images_selected_on"] == 2 and "2 of the TEST IMAGES" in record["note"]
+
+
+def test_validation_images_that_are_trained_on_are_noticed(capsys: pytest.CaptureFixture) -> None:
+    samples = squares(6)
+    data = SimpleNamespace(selection_side="val", samples=lambda side: samples[:2] if side == "test" else samples[2:])
+    method = SimpleNamespace(run_record={"train_images": torch.tensor(content_keys(samples[3:5]))})
+    note_selection_images(run := SimpleNamespace(data=data, method=method, facts={}))
+    assert run.facts == {"validation_images_trained_on": 2}
+    assert "warning: 2 of 4 validation images are trained on" in capsys.readouterr().out
+    assert sorted(method.run_record["selection_images"].tolist()) == sorted(content_keys(samples[2:]))
+
+
 def test_several_callbacks_at_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["callbacks=[ema,lr_monitor,model_summary]", "callbacks.progress=none", "scheduler=step", "epochs=2"]
     trained(tmp_path / "run", *words, "scheduler.step_size=1", "callbacks.ema.decay=0.5")
@@ -69,6 +121,17 @@ def test_the_average_is_what_is_evaluated_and_kept(tmp_path: Path) -> None:
     assert main(["evaluate", f"ckpt={tmp_path / 'ema' / 'checkpoints' / 'last.ckpt'}", *out]) == 0
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text())["results"] for name in ("ema", "again"))
     assert first == second
+
+
+def test_a_training_that_is_resumed_after_its_last_epoch_is_evaluated_with_the_average(tmp_path: Path) -> None:
+    words = ["callbacks=ema", "callbacks.ema.decay=0.75", "batch_size=4", "epochs=1"]
+    whole, before = trained(tmp_path / "run", *words)["results"], state(tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert main(["train", f"resume={tmp_path / 'run'}"]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["results"] == whole
+    after = state(tmp_path / "run")
+    for part in ("state_dict", AHEAD):
+        assert all(torch.equal(after[part][name], weight) for name, weight in before[part].items())
 
 
 @pytest.mark.slow

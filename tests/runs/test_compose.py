@@ -158,6 +158,23 @@ def test_merging_keeps_what_a_checkpoint_decides() -> None:
         merge_overrides(stored, ["eval_batch=2"], fixed=())
 
 
+@pytest.mark.parametrize("word", ["experiment=adaclip/prompts", "debug=limit", "hparams_search=adaclip"])
+def test_a_choice_that_composes_a_new_run_is_not_ignored_beside_a_checkpoint(word: str) -> None:
+    stored = compose(["method=adaclip"])
+    with pytest.raises(UserError, match=f"^{word} composes a new run, .*: give its keys one by one$"):
+        merge_overrides(stored, [word], fixed=("method",))
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=0,1", "dataset=visa,mvtec_ad", "epochs=range(1,3)", "optimizer.lr=interval(0,1)"]
+)
+def test_several_values_beside_a_checkpoint_are_the_line_of_a_new_run(word: str) -> None:
+    stored = compose(["method=adaclip"])
+    with pytest.raises(UserError, match=r"^several values in one run .*use 'anomaly-vlm sweep'"):
+        merge_overrides(stored, [word], fixed=("method",))
+    assert merge_overrides(stored, ["preset=nano/adaclip"], fixed=("method",)) == stored
+
+
 def test_hydra_answers_questions_about_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     own = tmp_path / "own" / "experiment" / "mine.yaml"
     own.parent.mkdir(parents=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from anomaly_vlm.data.types import VOID, Batch
 from anomaly_vlm.methods.base.prediction import ImageRow, Prediction
-from anomaly_vlm.names import mean_values
+from anomaly_vlm.names import category_and_metric, mean_values
 from anomaly_vlm.reporting.console import is_first_process
 
 log = logging.getLogger("anomaly_vlm")
@@ -49,7 +49,8 @@ class EvaluationResult:
 class Evaluation:
     """Collects metrics and image rows of one pass at a time.
 
-    A method calls `start`, `update` and `finish`. The result of the last pass stays in `result`.
+    A method calls `start`, `update` and `finish`. The result of the last pass stays in `result`. A subclass with other
+    metrics defines `measure` and `metric_names`.
 
     Args:
         metrics: Makes the metrics of a pass; None for `AnomalyMetrics` with its defaults.
@@ -64,6 +65,16 @@ class Evaluation:
         self._rows: list[ImageRow] = []
         # Of anomalous images with a mask: index, path, whether any anomalous pixel is left.
         self._masks: list[tuple[int, str, bool]] = []
+
+    def metric_names(self, method: Any) -> list[str]:
+        """Names of the metrics that a pass gives; they are the same for every set.
+
+        Args:
+            method: Which is to be evaluated.
+        """
+        metrics, (maps, masks) = self.make_metrics(), two_images()
+        metrics.update(maps.amax(dim=(1, 2)), maps, masks.amax(dim=(1, 2)), masks, category="any", index=[0, 1])
+        return names_of(metrics.compute())
 
     def start(self, method: Any) -> None:
         """Begins a pass with new metrics."""
@@ -117,7 +128,10 @@ class Evaluation:
         return self.result
 
     def _with_category_scores(self, method: Any, rows: list[ImageRow]) -> list[ImageRow]:
-        """Replaces scores that depend on the whole category by the final ones, in the rows and in the metrics."""
+        """Replaces scores that depend on the whole category by the final ones, in the rows and in the metrics.
+
+        The rows keep the score of the image alone beside the final one.
+        """
         by_category: dict[str, list[ImageRow]] = {}
         for row in rows:
             if row.score_components:
@@ -128,7 +142,23 @@ class Evaluation:
             final.update({row.index: score for row, score in zip(members, scores, strict=True)})
         if final:
             self.metrics.replace_scores(final)
-        return [replace(row, score=final.get(row.index, row.score)) for row in rows]
+        return [
+            replace(row, score=final[row.index], single_image_score=row.score) if row.index in final else row
+            for row in rows
+        ]
+
+
+def two_images() -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps and masks `[2, 8, 8]` of a normal and an anomalous image, to try metrics out with."""
+    maps, masks = torch.arange(128.0).view(2, 8, 8) / 128, torch.zeros(2, 8, 8, dtype=torch.uint8)
+    masks[1, 4:] = 1
+    return maps, masks
+
+
+def names_of(values: Mapping[str, Any]) -> list[str]:
+    """The names of metrics that have a mean over the categories, or are no category's."""
+    rows = (category_and_metric(key) for key in values)
+    return sorted({name for row, name in rows if row in ("mean", "")})
 
 
 def _warn_empty_masks(masks: Sequence[tuple[int, str, bool]], method: Any) -> None:

@@ -163,6 +163,7 @@ def _as_picture(image: Any, max_value: float | None) -> Image.Image:
     if isinstance(image, str | Path):
         picture = open_image(str(image), max_value)
         picture.filename = picture.unchanged_file = str(image)  # type: ignore[attr-defined]
+        picture.max_value = max_value  # type: ignore[attr-defined]
         return picture
     if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3 and image.is_floating_point():
         if image.amin() < 0 or image.amax() > 1:
@@ -198,7 +199,9 @@ def _changed(method: Any, pictures: Sequence[Image.Image], change: PixelChange) 
 def _key(picture: Image.Image, preprocess: Preprocess) -> str | None:
     """The key of a file's pixels, as data sets give it; None for an image from memory."""
     path = getattr(picture, "unchanged_file", None)
-    return None if path is None else pixel_key(read_bytes(path), replace(preprocess, decode="full"))
+    if path is None:
+        return None
+    return pixel_key(read_bytes(path), replace(preprocess, decode="full"), getattr(picture, "max_value", None))
 
 
 def _name(picture: Image.Image, number: int) -> str:

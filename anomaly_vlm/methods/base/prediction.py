@@ -80,8 +80,10 @@ class ImageRow:
         path: Image file.
         category: Row of the results table.
         label: 0 normal, 1 anomalous, -1 unknown.
-        score: Image score.
+        score: Image score, from which the metrics are computed.
         score_components: As in its `Prediction`.
+        single_image_score: What `predict` gives for the image without the others of its category; None where that is
+            `score`.
     """
 
     index: int
@@ -90,3 +92,9 @@ class ImageRow:
     label: int
     score: float
     score_components: tuple[float, ...] = ()
+    single_image_score: float | None = None
+
+    @property
+    def decision_score(self) -> float:
+        """The score that a threshold is compared with: that of the image alone, as thresholds are set on such scores."""
+        return self.score if self.single_image_score is None else self.single_image_score

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from anomaly_vlm.data.types import Batch
-from anomaly_vlm.methods.base.evaluation import Evaluation
+from anomaly_vlm.methods.base.evaluation import Evaluation, names_of, two_images
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.vl4ad.pixel_scores import anomaly_score
 from anomaly_vlm.metrics import RoadMetrics
@@ -15,6 +15,16 @@ from anomaly_vlm.metrics import RoadMetrics
 
 class RoadEvaluation(Evaluation):
     """An evaluation whose table has a row for each score in place of one for each category."""
+
+    def metric_names(self, method: Any) -> list[str]:
+        """Names of the metrics that a pass gives.
+
+        Args:
+            method: Which is to be evaluated.
+        """
+        metrics, (maps, masks) = RoadMetrics([method.score], components=method.components), two_images()
+        metrics.update({method.score: maps}, masks, index=torch.arange(2))
+        return names_of(metrics.compute())
 
     def start(self, method: Any) -> None:
         """Begins a pass with the metrics of the scores that the method compares."""
