@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from anomaly_vlm.errors import UserError
@@ -38,6 +38,13 @@ def values_of(command: str, arguments: Sequence[str], keys: Sequence[str]) -> di
     if rest:
         raise UserError(f"'{rest[0]}' is no key of {command}: give {', '.join(f'{key}=' for key in keys)}")
     return values
+
+
+def trusted_in(values: Mapping[str, str | None]) -> list[str]:
+    """The packages that `trust=[...]` among these values names."""
+    from anomaly_vlm.runs.configs import trusted_packages
+
+    return [] if values["trust"] is None else trusted_packages([f"trust={values['trust']}"])
 
 
 def asks_for_help(arguments: Sequence[str], text: str) -> bool:

@@ -111,7 +111,7 @@ def _kept_from_training(cfg: DictConfig, good: str, category: str, parts: FileSo
 
     if cfg.dataset.train.root is None:
         cfg.dataset.train.root, cfg.dataset.train.category, cfg.dataset.train.share = good, category, 0.5
-    trained = {str(path) for path in instantiate(cfg.dataset.train).photographs()}
+    trained = {str(path) for path in instantiate(cfg.dataset.train, trusted=cfg.trust).photographs()}
     kept = [Path(sample.path) for sample in parts.samples("test") if sample.path not in trained]
     if not kept:
         raise UserError(f"all good parts are trained on: give more than one, or others with good=FOLDER than '{good}'")

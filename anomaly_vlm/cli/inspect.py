@@ -34,9 +34,6 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _of_machine(words: Sequence[str]) -> list[str]:
-    """Those of the words that say how images are run, which a checkpoint does not fix."""
-    return [
-        word
-        for word in words
-        if word.startswith(("trainer", "eval_batch_size=", "num_workers=", "cache.", "callbacks.", "pictures="))
-    ]
+    """Those of the words that say how images are run and what is trusted, which a checkpoint does not fix."""
+    kept = ("trainer", "eval_batch_size=", "num_workers=", "cache.", "callbacks.", "pictures=", "trust=")
+    return [word for word in words if word.startswith(kept)]
