@@ -30,6 +30,10 @@ def run(arguments: Sequence[str]) -> int:
     prediction.check_images(images)
     learning = [word for word in rest if not word.startswith("pictures=")]
     _, folder, path = fitted("inspect", arguments, good, learning)
+    from anomaly_vlm.reporting.console import is_first_process
+
+    if not is_first_process():  # it has helped to train
+        return 0
     return prediction.run([f"ckpt={path}", f"images={images}", f"output_dir={folder}", *_of_machine(rest)])
 
 
