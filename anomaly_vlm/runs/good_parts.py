@@ -32,7 +32,7 @@ from anomaly_vlm.metrics.thresholds import (
     with_rule,
 )
 from anomaly_vlm.names import csv_cell
-from anomaly_vlm.options import PositiveFloat, Range, check_arguments
+from anomaly_vlm.options import PositiveFloat, Range, check_arguments, option_names
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.trackers import Logged
 from anomaly_vlm.runs.build import Run, build, fit_references
@@ -225,9 +225,10 @@ def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typ
     run = build(cfg, sides=sides, test=good, memory_images=memory_images, with_trainer=trains)
     run.method.to(device_of(cfg))
     if run.method.is_transductive:
+        other = ", or method.fit_on=references" if "fit_on" in option_names(chosen) else ""
         raise UserError(
             f"{run.facts['method']} scores images by comparing them with each other, so that no threshold holds for the"
-            " next one: choose another method, or fit_on=references"
+            f" next one: choose another method{other}"
         )
     if checkpoint is None:
         load_init(cfg, run.method)

@@ -188,7 +188,9 @@ def test_mistakes_are_one_line(fitted: Path, parts: Path, refused: Callable[[lis
     said = refused(["predict", f"ckpt={ckpt}", f"images={parts / 'new'}", "category=lid"])
     assert "category 'lid' is not among them" in said and '"category=Gear Wheel"' in said
     transductive = ["method=anomalydino", "method.fit_on=test", "shots=0", *TINY]
-    assert "no threshold holds for the next one" in refused(["fit", *transductive, good])
+    said = refused(["fit", *transductive, good])
+    assert "no threshold holds for the next one: choose another method, or method.fit_on=references" in said
+    assert refused(["fit", "method=musc", *TINY, good]).rstrip().endswith("choose another method")
 
 
 def test_a_verdict_from_python(fitted: Path, parts: Path, tmp_path: Path) -> None:

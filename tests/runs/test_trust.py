@@ -107,7 +107,8 @@ def test_own_packages_are_trusted_by_name_alone() -> None:
     config = OmegaConf.to_container(compose(["method=adaclip", "trust=[os]"]), resolve=False)
     assert isinstance(config, dict)
     assert foreign_config(config, source="x").trust == []  # a file never says whom to trust
-    for library in ("lightning.pytorch.callbacks.EarlyStopping", "torch.optim.SGD"):
+    profilers = [f"lightning.pytorch.profilers.{name}Profiler" for name in ("Advanced", "PyTorch", "PassThrough")]
+    for library in ("lightning.pytorch.callbacks.EarlyStopping", "torch.optim.SGD", *profilers):
         check_targets({"_target_": library}, source="x")
 
 
