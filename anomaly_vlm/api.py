@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.runs.build import build_method
@@ -64,13 +65,12 @@ def load_method(
     loaded = instantiate(cfg.backbone, trusted=cfg.trust) if named else backbone
     if not named:
         cfg.image_size = loaded.image_size
-    collaborators = {
-        group: instantiate(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None
-    }
-    return build_method(cfg, loaded, **collaborators).eval()
+    return build_method(cfg, loaded, **_collaborators(cfg)).eval()
 
 
-def load_checkpoint(path: str | Path, *, method: str | None = None, backbone: str = "nano") -> AnomalyMethod:
+def load_checkpoint(
+    path: str | Path, *, method: str | None = None, backbone: str = "nano", trusted: Sequence[str] = ()
+) -> AnomalyMethod:
     """A method with learned weights.
 
     Args:
@@ -78,22 +78,26 @@ def load_checkpoint(path: str | Path, *, method: str | None = None, backbone: st
             published code's layout.
         method: Of a published file.
         backbone: Of a published file.
+        trusted: Packages of your own that the file may name, as `trust=[mypackage]` on the command line: their code runs.
 
     Returns:
         The method, ready to be called: `method(images, category="gear")`.
 
     Raises:
-        UserError: The file is missing, damaged, or does not fit.
+        UserError: The file is missing, damaged, does not fit, or names code that is not trusted.
     """
     spec = str(path)
-    checkpoint = Checkpoint.read(spec)
+    checkpoint = Checkpoint.read(spec, trusted=trusted)
     if spec.startswith(PUBLISHED):
-        loaded = load_method(str(method), backbone)
+        loaded = load_method(str(method), backbone, overrides=[f"trust=[{','.join(trusted)}]"])
     else:
         cfg = checkpoint.config
-        collaborators = {
-            group: instantiate(cfg[group]) for group in ("detector", "segmenter") if cfg.get(group) is not None
-        }
-        loaded = build_method(cfg, instantiate(cfg.backbone), **collaborators)
+        loaded = build_method(cfg, instantiate(cfg.backbone, trusted=cfg.trust), **_collaborators(cfg))
     checkpoint.load_into(loaded)
     return loaded.eval()
+
+
+def _collaborators(cfg: DictConfig) -> dict[str, Any]:
+    """Detector and segmenter, where the configuration has them."""
+    groups = [group for group in ("detector", "segmenter") if cfg.get(group) is not None]
+    return {group: instantiate(cfg[group], trusted=cfg.trust) for group in groups}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from anomaly_vlm.errors import UserError
@@ -40,6 +40,13 @@ def values_of(command: str, arguments: Sequence[str], keys: Sequence[str]) -> di
     return values
 
 
+def trusted_in(values: Mapping[str, str | None]) -> list[str]:
+    """The packages that `trust=[...]` among these values names."""
+    from anomaly_vlm.runs.configs import trusted_packages
+
+    return [] if values["trust"] is None else trusted_packages([f"trust={values['trust']}"])
+
+
 def asks_for_help(arguments: Sequence[str], text: str) -> bool:
     """Whether `-h` or `--help` is among the arguments; the text is then shown."""
     if any(word in ("-h", "--help") for word in arguments):
@@ -69,11 +76,16 @@ def answered_by_hydra(arguments: Sequence[str]) -> bool:
 
 
 def hydra_words(arguments: Sequence[str]) -> list[str]:
-    """The arguments without `--multirun`, and with `--config-dir FOLDER` as the override that it stands for.
+    """The arguments as overrides that a run can store.
+
+    `--multirun` is left out, `--config-dir FOLDER` becomes the override that it stands for, and values of environment
+    variables take the place of `${oc.env:NAME}`.
 
     Raises:
-        UserError: The folder is not there.
+        UserError: The folder or the variable is not there, or see `runs.interpolations.typed_values`.
     """
+    from anomaly_vlm.runs.interpolations import typed_values
+
     words, rest = [], [word for word in arguments if word not in MULTIRUN]
     while rest:
         name, equals, value = (word := rest.pop(0)).partition("=")
@@ -86,4 +98,4 @@ def hydra_words(arguments: Sequence[str]) -> list[str]:
                 f"{name} {folder}: no such folder: give one with configurations, in sub-folders named as in conf/"
             )
         words.append(f"hydra.searchpath=['file://{folder.resolve()}']")
-    return words
+    return typed_values(words)

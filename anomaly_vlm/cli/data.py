@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     overrides = _named([word for word in rest if word not in ("--verify", "--meta-json")])
     cfg = compose(overrides, config="data")
     from anomaly_vlm.data import AnomalyData
-    from anomaly_vlm.data.source import FileSource
+    from anomaly_vlm.data.source import FileSource, JointSource
     from anomaly_vlm.reporting.console import say
     from anomaly_vlm.reporting.counting import counting
     from anomaly_vlm.reporting.describe import describe_data
@@ -49,14 +49,15 @@ def run(arguments: Sequence[str]) -> int:
     description = describe_data(used).sides["test"]
     samples = used.samples("test")
     published = {}
-    if isinstance(source, FileSource):
-        published = {} if source.categories is not None else source.published_counts
-        source.split = "all"
+    if isinstance(source, FileSource) and source.categories is None:
+        published = source.published_counts
+    everything = source.everything() if isinstance(source, FileSource | JointSource) else samples
     with counting("files") as each:
-        found = inspect(source.samples("test"), published=published, decode=verify, each=each)
+        found = inspect(everything, published=published, decode=verify, each=each)
     for line in _lines(found):
         say(line)
-    say(f"{description}: {'complete' if found.complete else 'not complete'}")
+    state = "complete" if found.complete else "not complete"
+    say(f"{description}: {state} ({len(everything):,} images looked at)")
     if sheet:
         from anomaly_vlm.reporting.sheet import contact_sheet
 

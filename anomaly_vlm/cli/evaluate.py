@@ -47,6 +47,8 @@ def run(arguments: Sequence[str]) -> int:
 def configured(spec: str | None, overrides: Sequence[str], command: str) -> tuple[DictConfig, Checkpoint | None]:
     """The configuration of a command that starts from a checkpoint (or from none), and the checkpoint."""
     overrides = hydra_words(overrides)
+    if command not in ("fit", "inspect") and (word := pop_key(overrides, "init")[0]) not in (None, "null"):
+        raise UserError(f"init={word} is what a training starts from, and {command} trains nothing: give ckpt={word}")
     asked = any(word.startswith("logger") for word in overrides)  # evaluate and predict log where they are asked to
     fresh = [*overrides, "logger=none"] if command in ("evaluate", "predict") and not asked else overrides
     if spec is None:

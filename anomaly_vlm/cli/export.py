@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.cli.arguments import asks_for_help, values_of
+from anomaly_vlm.cli.arguments import asks_for_help, trusted_in, values_of
 from anomaly_vlm.errors import UserError, unknown_choice
 
 PIXELS = ("float", "uint8")
@@ -15,6 +15,7 @@ Writes an ONNX file (image in, score and map out) that runs without this suite, 
 pictures. Texts, the memory of good parts and the threshold are those of one category: the one that the checkpoint knows, or
 category=WORD. examples/run_onnx.py runs the file. Needs the extra 'export'.
 pixels: of the input, which takes any number of images: float (RGB in [0, 1]; the default) or uint8 (0 to 255)
+trust: packages of your own that the checkpoint may name, such as trust=[mypackage]: their code runs
 """
 
 
@@ -22,7 +23,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs `anomaly-vlm export` with its arguments; returns the exit status."""
     if asks_for_help(arguments, HELP):
         return 0
-    values = values_of("export", arguments, ("ckpt", "category", "output", "format", "pixels"))
+    values = values_of("export", arguments, ("ckpt", "category", "output", "format", "pixels", "trust"))
     spec, output, form, pixels = (values[key] for key in ("ckpt", "output", "format", "pixels"))
     if form not in (None, "onnx"):
         raise unknown_choice("format", str(form), ("onnx",))
@@ -35,8 +36,10 @@ def run(arguments: Sequence[str]) -> int:
     from anomaly_vlm.runs.checkpoints import Checkpoint
     from anomaly_vlm.runs.export import export_onnx
 
-    word = Checkpoint.read(spec).category(values["category"])
+    trusted = trusted_in(values)
+    word = Checkpoint.read(spec, trusted=trusted).category(values["category"])
     path = Path(output) if output else Path(f"{Path(spec.removeprefix('package:')).stem}.onnx")
-    done = export_onnx(load_checkpoint(spec), path, category=word, pixels="uint8" if pixels == "uint8" else "float")
+    method = load_checkpoint(spec, trusted=trusted)
+    done = export_onnx(method, path, category=word, pixels="uint8" if pixels == "uint8" else "float")
     say(f"{done.path}: differs from the method by at most {done.difference:.1e} on {done.images} pictures")
     return 0

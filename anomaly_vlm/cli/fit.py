@@ -10,7 +10,7 @@ from anomaly_vlm.cli.arguments import asks_for_help, pop_key
 from anomaly_vlm.cli.evaluate import configured
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs import stopping
-from anomaly_vlm.runs.configs import run_folder
+from anomaly_vlm.runs.configs import run_folder, shared_with_children
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -91,7 +91,8 @@ def fitted(command: str, arguments: Sequence[str], good: str, rest: Sequence[str
     if "reader" in cfg.dataset.test:
         cfg.dataset.test.reader.category = known
     folder = run_folder(cfg, overrides)
-    with stopping.resume_command(*stopping.same_command(command, arguments, output_dir=folder)):
+    again = stopping.same_command(command, arguments, output_dir=folder)
+    with stopping.resume_command(*again), shared_with_children(folder):
         path = fit_good_parts(
             cfg,
             folder,
@@ -111,7 +112,7 @@ def _kept_from_training(cfg: DictConfig, good: str, category: str, parts: FileSo
 
     if cfg.dataset.train.root is None:
         cfg.dataset.train.root, cfg.dataset.train.category, cfg.dataset.train.share = good, category, 0.5
-    trained = {str(path) for path in instantiate(cfg.dataset.train).photographs()}
+    trained = {str(path) for path in instantiate(cfg.dataset.train, trusted=cfg.trust).photographs()}
     kept = [Path(sample.path) for sample in parts.samples("test") if sample.path not in trained]
     if not kept:
         raise UserError(f"all good parts are trained on: give more than one, or others with good=FOLDER than '{good}'")

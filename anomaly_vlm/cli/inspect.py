@@ -30,13 +30,14 @@ def run(arguments: Sequence[str]) -> int:
     prediction.check_images(images)
     learning = [word for word in rest if not word.startswith("pictures=")]
     _, folder, path = fitted("inspect", arguments, good, learning)
+    from anomaly_vlm.reporting.console import is_first_process
+
+    if not is_first_process():  # it has helped to train
+        return 0
     return prediction.run([f"ckpt={path}", f"images={images}", f"output_dir={folder}", *_of_machine(rest)])
 
 
 def _of_machine(words: Sequence[str]) -> list[str]:
-    """Those of the words that say how images are run, which a checkpoint does not fix."""
-    return [
-        word
-        for word in words
-        if word.startswith(("trainer", "eval_batch_size=", "num_workers=", "cache.", "callbacks.", "pictures="))
-    ]
+    """Those of the words that say how images are run and what is trusted, which a checkpoint does not fix."""
+    kept = ("trainer", "eval_batch_size=", "num_workers=", "cache.", "callbacks.", "pictures=", "trust=")
+    return [word for word in words if word.startswith(kept)]

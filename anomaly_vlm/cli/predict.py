@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from anomaly_vlm.cli.arguments import asks_for_help, pop_key
 from anomaly_vlm.cli.evaluate import configured
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs import stopping
 from anomaly_vlm.runs.configs import run_folder
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from anomaly_vlm.runs.checkpoints import Checkpoint
 
 DEFAULT = "package:adaclip"
 HELP = """usage: anomaly-vlm predict images=FOLDER [ckpt=FILE] [category=WORD] [key=value ...]
@@ -37,11 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     if spec is None and not any(word.startswith("method=") for word in overrides):
         spec = DEFAULT
     cfg, checkpoint = configured(spec, overrides, "predict")
-    if cfg.shots and (checkpoint is None or checkpoint.memory_images(cfg) is None):
-        raise UserError(
-            f"method={cfg.name} with shots={cfg.shots} has no reference images at prediction: give ckpt=FILE, a .ckpt that"
-            " 'fit' or 'train' wrote with them"
-        )
+    check_references(cfg, checkpoint)
     known = category or "object" if checkpoint is None else checkpoint.category(category)
     from anomaly_vlm.runs.predict import predict
     from anomaly_vlm.runs.writer import pictures_wanted
@@ -58,3 +60,12 @@ def check_images(images: str) -> None:
     from anomaly_vlm.data.own_images import image_files
 
     image_files(images)
+
+
+def check_references(cfg: DictConfig, checkpoint: Checkpoint | None) -> None:
+    """Raises a `UserError` where a method is to compare with references that only a checkpoint could hold, and none does."""
+    if cfg.shots and (checkpoint is None or checkpoint.memory_images(cfg) is None):
+        raise UserError(
+            f"method={cfg.name} with shots={cfg.shots} has no reference images at prediction: give ckpt=FILE, a .ckpt that"
+            " 'fit' or 'train' wrote with them"
+        )

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from anomaly_vlm.cli.arguments import asks_for_help, values_of
+from anomaly_vlm.cli.arguments import asks_for_help, trusted_in, values_of
 from anomaly_vlm.cli.predict import DEFAULT
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs import stopping
@@ -24,9 +24,10 @@ category: what images show, where a request does not say it
 host: the address to listen at: the default is reached from this machine alone, 0.0.0.0 from others too, without a password
 port: 0 takes a free one
 max_mb: largest image file that is read
+trust: packages of your own that the checkpoint may name, such as trust=[mypackage]: their code runs
 """
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-KEYS = ("ckpt", "category", "host", "port", "max_mb")
+KEYS = ("ckpt", "category", "host", "port", "max_mb", "trust")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -67,7 +68,7 @@ def _app(values: Mapping[str, str | None], host: str, max_bytes: int) -> FastAPI
     from anomaly_vlm.runs.serve import build_app
 
     spec, category = values["ckpt"] or DEFAULT, values["category"]
-    method = load_checkpoint(spec)
+    method = load_checkpoint(spec, trusted=trusted_in(values))
     if category is not None:
         known_category(method.known_categories, category)
     facts = {

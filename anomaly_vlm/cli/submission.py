@@ -7,6 +7,7 @@ from pathlib import Path
 
 from anomaly_vlm.cli.arguments import asks_for_help, pop_key
 from anomaly_vlm.cli.evaluate import configured
+from anomaly_vlm.cli.predict import check_references
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import expanded
 from anomaly_vlm.runs import stopping
@@ -33,6 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     if not root.is_dir():
         raise UserError(f"data={data}: no such folder: give the folder of MVTec AD 2")
     cfg, checkpoint = configured(spec, overrides, "submission")
+    check_references(cfg, checkpoint)
     folder = run_folder(cfg, overrides)
     from anomaly_vlm.reporting.console import say
     from anomaly_vlm.runs.submission import write_submission

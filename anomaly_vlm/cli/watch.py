@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.cli.arguments import asks_for_help, values_of
+from anomaly_vlm.cli.arguments import asks_for_help, trusted_in, values_of
 from anomaly_vlm.cli.predict import DEFAULT
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import expanded, unique_folder
@@ -19,14 +19,16 @@ Scores the images that are in the folder and those that arrive later, and append
 every: seconds between two looks; a file is scored once two looks find it the same
 looks: how often to look (default: until Ctrl-C)
 output_dir: with the one of an earlier watch, files that have a row are not scored again unless they have changed
+trust: packages of your own that the checkpoint may name, such as trust=[mypackage]: their code runs
 """
+KEYS = ("images", "ckpt", "category", "every", "looks", "output_dir", "trust")
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs `anomaly-vlm watch` with its arguments; returns the exit status."""
     if asks_for_help(arguments, HELP):
         return 0
-    values = values_of("watch", arguments, ("images", "ckpt", "category", "every", "looks", "output_dir"))
+    values = values_of("watch", arguments, KEYS)
     if values["images"] is None:
         raise UserError("no folder given: add images=FOLDER, the folder that images arrive in (make: IMAGES=FOLDER)")
     images = expanded(values["images"])
@@ -41,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     from anomaly_vlm.reporting.console import say
     from anomaly_vlm.runs.watch import watch
 
-    method = load_checkpoint(values["ckpt"] or DEFAULT)
+    method = load_checkpoint(values["ckpt"] or DEFAULT, trusted=trusted_in(values))
     category = known_category(method.known_categories, values["category"])
     given = values["output_dir"]
     folder = writable_folder(Path(given) if given else unique_folder(f"outputs/watch/{timestamp()}"))

@@ -41,7 +41,7 @@ class Finding:
     pages: int = 1
 
 
-class _Job(NamedTuple):
+class FileJob(NamedTuple):
     """A file of a data set with its masks, and how they are read."""
 
     image: str
@@ -61,7 +61,7 @@ def check_files(samples: Iterable[Sample], *, most_masks: int | None = MOST_MASK
     Raises:
         ReadError: Names the first bad file in the order of paths, and how many more there are.
     """
-    jobs = sorted({job for sample in samples if (job := _job(sample)) is not None}, key=lambda job: job[:2])
+    jobs = sorted({job for sample in samples if (job := file_job(sample)) is not None}, key=lambda job: job[:2])
     findings = findings_of(jobs, most_masks=most_masks)
     bad = [finding.error for finding in findings if finding.error is not None]
     if bad:
@@ -75,7 +75,7 @@ def check_files(samples: Iterable[Sample], *, most_masks: int | None = MOST_MASK
         log.warning("%d files hold several pages or frames, of which the first is read (%s)", len(several), several[0])
 
 
-def findings_of(jobs: Sequence[_Job], *, most_masks: int | None) -> list[Finding]:
+def findings_of(jobs: Sequence[FileJob], *, most_masks: int | None) -> list[Finding]:
     """Checks files with their masks, in threads; findings in the order of `jobs`."""
     with_masks = [i for i, job in enumerate(jobs) if job.masks]
     if most_masks is not None and len(with_masks) > most_masks:
@@ -87,14 +87,15 @@ def findings_of(jobs: Sequence[_Job], *, most_masks: int | None) -> list[Finding
         return list(pool.map(lambda pair: _check(pair[1], pair[0] in decoded), enumerate(jobs), chunksize=1))
 
 
-def _job(sample: Sample) -> _Job | None:
+def file_job(sample: Sample) -> FileJob | None:
+    """The files of a sample: its own, or those that its drawing reads; None for one that is drawn from nothing."""
     if sample.drawing is None:
-        return _Job(sample.path, sample.masks, sample.mask_threshold, sample.max_value, sample.labels)
+        return FileJob(sample.path, sample.masks, sample.mask_threshold, sample.max_value, sample.labels)
     files = getattr(sample.drawing, "files", None)
-    return None if files is None else _Job(files[0], files[1], 0, None, False)
+    return None if files is None else FileJob(files[0], files[1], 0, None, False)
 
 
-def _check(job: _Job, decode_masks: bool) -> Finding:
+def _check(job: FileJob, decode_masks: bool) -> Finding:
     # labels are read in another way, in which every value has its meaning
     decode_masks = decode_masks and not job.labels
     oddities: list[tuple[str, str]] = []

@@ -52,6 +52,11 @@ class JointSource:
             self._check_rows({key: {sample.category for sample in samples} for key, samples in found.items()})
         return [sample for samples in found.values() for sample in samples]
 
+    def everything(self) -> list[Sample]:
+        """The images of all splits and shares, each once; of sets without files those of the test side."""
+        found = (s.everything() if isinstance(s, FileSource) else s.samples("test") for s in self.sources.values())
+        return [sample for samples in found for sample in samples]
+
     def references(self) -> list[Sample]:
         """The normal images that few-shot references may be picked from."""
         return [sample for source in self.sources.values() for sample in source.references()]

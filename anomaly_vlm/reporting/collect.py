@@ -6,7 +6,7 @@ import csv
 import logging
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,17 @@ def value_of(run: dict[str, Any], metric: str) -> float | None:
     place = {"": run["means"], "pooled": run["results"], "cost": run.get("cost") or {}}.get(kind, {})
     found: float | None = place.get(metric if kind == "pooled" else name)
     return found
+
+
+def names_of(run: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What conditions may call a row of `collect_runs`, by key: its overrides, choices, and facts, also without their notes.
+
+    So `method=musc` and `method=musc (transductive)` are the same run.
+    """
+    yield from run["overrides"].items()
+    yield from (run.get("choices") or {}).items()
+    yield from ((key, run.get(key)) for key in (*FACTS, "seed", "selection", "shots", "run"))
+    yield from ((key, str(run.get(key)).partition(" (")[0]) for key in ("method", "backbone"))
 
 
 def spread(values: Sequence[float | None]) -> str:

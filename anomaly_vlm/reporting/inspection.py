@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from anomaly_vlm.data.checks import checked_size
+from anomaly_vlm.data.checks import FileJob, checked_size, file_job
 from anomaly_vlm.data.images import ReadError, open_image
 from anomaly_vlm.data.masks import describe_oddities, read_mask
 from anomaly_vlm.data.overlap import content_keys
@@ -68,32 +68,33 @@ def inspect(
         published=dict(published or {}),
         without_mask=[s.path for s in samples if s.kind == "mask" and s.label and not s.masks and s.drawing is None],
     )
-    files = [sample for sample in samples if sample.drawing is None]
+    files = [(sample, job) for sample in samples if (job := file_job(sample)) is not None]
+    jobs = list(dict.fromkeys(job for _, job in files))  # samples may be parts of one image
     sizes: list[tuple[int, int]] = []
     odd: list[tuple[str, str]] = []
     with ThreadPoolExecutor(max_workers=8) as pool:
-        for done, (size, errors, oddities) in enumerate(pool.map(lambda s: _look(s, decode), files), start=1):
+        for done, (size, errors, oddities) in enumerate(pool.map(lambda job: _look(job, decode), jobs), start=1):
             sizes += [size] if size is not None else []
             found.unreadable += errors
             odd += oddities
-            each(done, len(files))
+            each(done, len(jobs))
     if sizes:
         found.sizes = (min(sizes), max(sizes))
-    found.oddities = describe_oddities(odd, sum(len(sample.masks) for sample in files))
-    found.repeated = _repeated(files)
+    found.oddities = describe_oddities(odd, sum(len(job.masks) for job in jobs))
+    found.repeated = _repeated([sample for sample, _ in files])
     return found
 
 
-def _look(sample: Sample, decode: bool) -> tuple[tuple[int, int] | None, list[str], list[tuple[str, str]]]:
+def _look(job: FileJob, decode: bool) -> tuple[tuple[int, int] | None, list[str], list[tuple[str, str]]]:
     size, errors, oddities = None, [], []
     try:
-        size = open_image(sample.path, sample.max_value).size if decode else checked_size(sample.path)
+        size = open_image(job.image, job.max_value).size if decode else checked_size(job.image)
     except ReadError as error:
         errors.append(str(error))
-    for mask in sample.masks:
+    for mask in job.masks:
         try:
             mask_size = checked_size(mask)
-            if decode and not sample.labels and (oddity := read_mask(mask, sample.mask_threshold).oddity):
+            if decode and not job.labels and (oddity := read_mask(mask, job.threshold).oddity):
                 oddities.append((mask, oddity))
             if size is not None and mask_size != size:
                 errors.append(f"mask '{mask}' is {mask_size[0]}x{mask_size[1]}, its image {size[0]}x{size[1]}")

@@ -87,6 +87,8 @@ class RunPage:
         nested: dict[str, dict[str, Any]] = {}
         for key, value in self.record.get("results", {}).items():
             category, name = category_and_metric(key)
+            if category == "mean_count":  # numbers of categories, no metric
+                continue
             nested.setdefault(category or "all", {})[name] = value
         return nested
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from anomaly_vlm.files import whole_file, write_text
 from anomaly_vlm.names import category_and_metric, csv_cell
 from anomaly_vlm.reporting.collect import FACTS, spread
-from anomaly_vlm.reporting.tables import COLUMNS, SELECTION_NOTE, categories, empty_table, plain
+from anomaly_vlm.reporting.tables import SELECTION_NOTE, categories, empty_table, plain, shown_columns
 
 
 def seeds_table(rows: Sequence[dict[str, Any]], *, csv_path: Path, json_path: Path) -> Table:
@@ -51,9 +51,10 @@ def seeds_table(rows: Sequence[dict[str, Any]], *, csv_path: Path, json_path: Pa
     head.append(f"{len(rows)} seeds: mean ± standard deviation")
     table = empty_table(head)
     table.add_column("category", no_wrap=True)
-    for title in COLUMNS.values():
+    columns = shown_columns(dict.fromkeys(keys, 0.0))
+    for title in columns.values():
         table.add_column(title, justify="right")
     for group in groups:
-        cells = [spread(values.get(f"{group}/{key}", [])) for key in COLUMNS]
+        cells = [spread(values.get(f"{group}/{key}", [])) for key in columns]
         table.add_row(plain(group), *cells, style="bold" if group == "mean" else None, end_section=group == groups[-2])
     return table

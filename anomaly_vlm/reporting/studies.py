@@ -11,14 +11,21 @@ from typing import Any
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.metrics.decisions import Interval, bootstrap_mean
 from anomaly_vlm.names import shortest_names
-from anomaly_vlm.reporting.collect import FACTS, spread, value_of
+from anomaly_vlm.reporting.collect import names_of, spread, value_of
 from anomaly_vlm.reporting.study_table import Cell, StudyTable
 from anomaly_vlm.reporting.table_options import CONDITION, TableOptions
-from anomaly_vlm.reporting.tables import COSTS, POOLED, SELECTION_NOTE, categories, is_road, shown_columns
+from anomaly_vlm.reporting.tables import (
+    COSTS,
+    POOLED,
+    SELECTION_NOTE,
+    categories,
+    is_road,
+    shown_columns,
+    smaller_is_better,
+)
 
 KINDS = {"": "without references", "few_shot": "few-shot", "road": "road scenes"}  # a table each
 NOT_VARIED = ("seed", "seeds", "output_dir", "experiment", "trust", "method", "backbone")  # said otherwise
-SMALLER_IS_BETTER = ("pixel_fpr95", "image_calibration_error")
 Run = dict[str, Any]  # a row of `collect_runs`
 
 
@@ -83,7 +90,7 @@ def study_tables(runs: Sequence[Run], options: TableOptions) -> list[StudyTable]
         of_categories = {metric: title for metric, title in columns.items() if "/" not in metric}
         if options.intervals and of_categories:
             tables.append(_intervals(groups, of_categories, table))
-        base = [group for group in groups if options.base and all(_matches(group, c) for c in options.base)]
+        base = _base(groups, options)
         if base and of_categories:
             found_base = True
             tables.append(_differences(base, groups, of_categories, options, table))
@@ -274,21 +281,24 @@ def _sorted(groups: list[Group], columns: dict[str, str], sort: str | None) -> l
 
 def _best(groups: Sequence[Group], metric: str) -> float:
     values = [value for group in groups if not math.isnan(value := group.mean(metric))]
-    choose = min if metric in SMALLER_IS_BETTER or metric in COSTS else max
+    choose = min if smaller_is_better(metric) else max
     return choose(values) if values else math.nan
 
 
 def _holds(condition: str, run: Run) -> bool:
     found = CONDITION.fullmatch(condition)
     assert found is not None
-    values = {**run["overrides"], **{key: run.get(key) for key in (*FACTS, "seed", "selection", "shots", "run")}}
     key = found["key"]
-    named = [str(value) for name, value in values.items() if name == key or name.endswith(f".{key}")]
-    return (found["value"] in named) == (found["sign"] == "=")
+    values = [str(value) for name, value in names_of(run) if name == key or name.endswith(f".{key}")]
+    return (found["value"] in values) == (found["sign"] == "=")
 
 
-def _matches(group: Group, condition: str) -> bool:
-    return all(_holds(condition, run) for run in group.runs)
+def _base(groups: Sequence[Group], options: TableOptions) -> list[Group]:
+    """The rows that fulfil `base=`; of several variants of a method the one that is shown under the very name."""
+    if not options.base:
+        return []
+    found = [group for group in groups if all(_holds(c, run) for c in options.base for run in group.runs)]
+    return [group for group in found if f"method={group.cells.get('method')}" in options.base] or found
 
 
 def _order(key: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,11 @@ def shown_columns(results: Mapping[str, float]) -> dict[str, str]:
     extra = {key: title for key, title in ASKED_FOR.items() if f"mean/{key}" in results}
     limits = {key: f"AUPRO at {key.rpartition('limit')[2]}" for key in _aupro_limits(results)}
     return {**COLUMNS, **limits, **extra}
+
+
+def smaller_is_better(metric: str) -> bool:
+    """Whether the smallest value of a metric is the best: costs, errors, and false-positive rates at a recall."""
+    return metric in COSTS or re.search(r"_(fpr\d+|error)(/|$)", metric) is not None
 
 
 def _aupro_limits(results: Mapping[str, float]) -> list[str]:

@@ -256,3 +256,13 @@ class Checkpoint:
         method.decision_thresholds = self.thresholds
         method.known_categories = self.categories
         method.max_value = self.record.get("max_value")
+
+
+def load_init(cfg: DictConfig, method: AnomalyMethod) -> None:
+    """Puts the weights that `init` names into a method that is about to be trained.
+
+    Raises:
+        UserError: The file is missing, damaged, or does not fit.
+    """
+    if cfg.init:
+        Checkpoint.read(cfg.init, trusted=cfg.trust).load_into(method)

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.files import expanded
 from anomaly_vlm.runs.groups import GROUPS, choices, conf_dir, own_launchers_and_sweepers
+from anomaly_vlm.runs.interpolations import resolve_computed
 from anomaly_vlm.runs.mistakes import flat_keys, search_words, several_values, translate, unknown_choice_short
 from anomaly_vlm.runs.own_conf import KEY, check_search_path, with_search_path
 from anomaly_vlm.runs.path_words import literal_paths
@@ -76,6 +77,7 @@ def _without_hydra(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         del cfg["hydra"]
         cfg.choices = made
         try:
+            resolve_computed(cfg)
             if isinstance(cfg.get("dataset"), DictConfig) and cfg.dataset.get("name") is None:
                 cfg.dataset.name = data_name(cfg)
         except OmegaConfBaseException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -12,6 +13,7 @@ from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.build import build, fit_references
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.configs import write_config
+from anomaly_vlm.runs.cost import cost_of
 from anomaly_vlm.runs.detect import precompute_detections
 from anomaly_vlm.runs.devices import seed_everything
 from anomaly_vlm.runs.outcome import RunResult, logged, write_outcome
@@ -63,7 +65,9 @@ def _evaluate(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None, trac
     fit_test_images(run, trainer.strategy.root_device)
     trainer.test(run.method, datamodule=run.datamodule, verbose=False)
     write_config(cfg, folder)
-    facts = {} if checkpoint is None else {"checkpoint": checkpoint.spec}
+    facts: dict[str, Any] = {} if checkpoint is None else {"checkpoint": checkpoint.spec}
+    if cfg.get("measure_cost"):
+        facts["cost"] = cost_of(run, training_seconds=None)
     outcome = write_outcome(run, run.method.evaluation.result, folder, facts)
     tracking.finish(logged(outcome, f"evaluate/{cfg.dataset.test.name}" if tracking.attached else "test"))
     return outcome

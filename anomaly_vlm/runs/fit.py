@@ -22,7 +22,7 @@ from anomaly_vlm.reporting.record import finite_or_none
 from anomaly_vlm.reporting.sheet import contact_sheet
 from anomaly_vlm.runs.build import Run, build, fit_references
 from anomaly_vlm.runs.calibrate import calibrate
-from anomaly_vlm.runs.checkpoints import Checkpoint
+from anomaly_vlm.runs.checkpoints import load_init
 from anomaly_vlm.runs.checks import sides_of
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.cost import cost_of
@@ -68,8 +68,7 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
     if learns:
         check_watched(run)
         note_selection_images(run)
-    if cfg.init:
-        Checkpoint.read(cfg.init, trusted=cfg.trust).load_into(run.method)
+    load_init(cfg, run.method)
     validating = run.data.selection_side is not None
     trainer = build_trainer(
         cfg,

@@ -32,11 +32,11 @@ from anomaly_vlm.metrics.thresholds import (
     with_rule,
 )
 from anomaly_vlm.names import csv_cell
-from anomaly_vlm.options import PositiveFloat, Range, check_arguments
-from anomaly_vlm.reporting.console import say
+from anomaly_vlm.options import PositiveFloat, Range, check_arguments, option_names
+from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.trackers import Logged
 from anomaly_vlm.runs.build import Run, build, fit_references
-from anomaly_vlm.runs.checkpoints import Checkpoint
+from anomaly_vlm.runs.checkpoints import Checkpoint, load_init
 from anomaly_vlm.runs.configs import write_config
 from anomaly_vlm.runs.devices import device_of, seed_everything
 from anomaly_vlm.runs.good_part_scores import PartScore, left_out, score_samples
@@ -107,23 +107,28 @@ def fit_good_parts(
         run = _built(cfg, good, checkpoint, typed_shots)
         tracking.start(run, folder, "fit")
         learns = checkpoint is None and cfg.train_on != "nothing" and bool(run.method.loss_terms)
-        path, threshold = _fitted(run, folder, good, bad, options, learns=learns, loggers=tracking.loggers)
-        tracking.finish(Logged("fit", {"threshold": threshold.score}, files=[folder / "good_parts.csv"]))
+        path = folder / "checkpoints" / "last.ckpt"
+        threshold = _fitted(run, path, good, bad, options, learns=learns, loggers=tracking.loggers)
+        if threshold is not None:
+            tracking.finish(Logged("fit", {"threshold": threshold.score}, files=[folder / "good_parts.csv"]))
         return path
 
 
 def _fitted(
     run: Run,
-    folder: Path,
+    last: Path,
     good: FileSource,
     bad: FileSource | None,
     options: VerdictOptions,
     *,
     learns: bool,
     loggers: Sequence[Logger],
-) -> tuple[Path, Threshold]:
-    """Trains if `learns`, chooses the threshold, and returns the checkpoint and its threshold."""
-    cfg = run.cfg
+) -> Threshold | None:
+    """Trains if `learns`, chooses the threshold, and writes both into the checkpoint `last`.
+
+    Of several processes, which train together, the first one chooses and writes; the others get None.
+    """
+    cfg, folder = run.cfg, last.parent.parent
     write_config(cfg, folder)
     say(f"{run.facts['method']} on {run.facts['backbone']}")
     held = run.data.memory_images or MemoryImages(frozenset(sample.path for sample in run.data.picks.samples()))
@@ -139,27 +144,28 @@ def _fitted(
     if run.data.memory_images is None:
         fit_references(run, folder, only_noted=bool(leave_out) and not learns)
     if learns:
-        _train(run, folder, loggers)
+        _train(run, last, loggers)
+        if not is_first_process():
+            return None
     scored = left_out(run, memory, leave_out)
     scored += score_samples(run, rest)
     defective = [] if bad is None else score_samples(run, bad.samples("test"))
     threshold = choose_threshold(scored, defective, options, left_out=bool(leave_out), seed=cfg.seed)
-    return _written(run, folder, parts[0], threshold, scored, defective), threshold
+    _write(run, last, parts[0], threshold, scored, defective)
+    return threshold
 
 
-def _written(
-    run: Run, folder: Path, part: Sample, threshold: Threshold, scored: list[PartScore], defective: list[PartScore]
-) -> Path:
+def _write(
+    run: Run, last: Path, part: Sample, threshold: Threshold, scored: list[PartScore], defective: list[PartScore]
+) -> None:
     """Writes what was learned and chosen; the checkpoint comes last, as it says that all is done."""
-    record = {part.category: threshold.to_record()}
+    folder, record = last.parent.parent, {part.category: threshold.to_record()}
     run.method.run_record["thresholds"] = record
     run.method.run_record["max_value"] = part.max_value
     _write_scores(folder / "good_parts.csv", scored, defective)
     write_text(folder / "thresholds.json", json.dumps(record, indent=1) + "\n")
-    path = folder / "checkpoints" / "last.ckpt"
-    save_method(run.method, path)
-    say(f"checkpoint: {path}; scores of the good parts: {folder / 'good_parts.csv'}")
-    return path
+    save_method(run.method, last)
+    say(f"checkpoint: {last}; scores of the good parts: {folder / 'good_parts.csv'}")
 
 
 def choose_threshold(
@@ -219,11 +225,14 @@ def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typ
     run = build(cfg, sides=sides, test=good, memory_images=memory_images, with_trainer=trains)
     run.method.to(device_of(cfg))
     if run.method.is_transductive:
+        other = ", or method.fit_on=references" if "fit_on" in option_names(chosen) else ""
         raise UserError(
             f"{run.facts['method']} scores images by comparing them with each other, so that no threshold holds for the"
-            " next one: choose another method, or fit_on=references"
+            f" next one: choose another method{other}"
         )
-    if checkpoint is not None:
+    if checkpoint is None:
+        load_init(cfg, run.method)
+    else:
         checkpoint.load_into(run.method)
         run.method.run_record["trained_on"] = checkpoint.trained_on
         if memory_images is not None:
@@ -245,14 +254,12 @@ def _check_counts(run: Run, memory: int, rest: int, left_out: int) -> None:
         )
 
 
-def _train(run: Run, folder: Path, loggers: Sequence[Logger]) -> None:
+def _train(run: Run, last: Path, loggers: Sequence[Logger]) -> None:
     from anomaly_vlm.runs.fit import savers, train, try_one_step  # Lightning is read only where something is trained
     from anomaly_vlm.runs.trainer import build_trainer
 
-    last = folder / "checkpoints" / "last.ckpt"
-    trainer = build_trainer(
-        run.cfg, callbacks=savers(run.cfg, folder, choosing=False), loggers=loggers, fitting=True, last=last
-    )
+    callbacks = savers(run.cfg, last.parent.parent, choosing=False)
+    trainer = build_trainer(run.cfg, callbacks=callbacks, loggers=loggers, fitting=True, last=last)
     try_one_step(run)
     say(f"learning: {run.method.run_record['trained_on']}")
     train(run, trainer, last, None)

@@ -153,10 +153,10 @@ def evaluation_scope(run: Run, evaluated: int, *, epochs: int | None = None) -> 
         evaluated: Number of images.
         epochs: That were trained; None where nothing is known of a training.
     """
-    there, notes = run.data.total("test"), []
-    if run.cfg.eval_limit is not None:
-        notes.append(f"a trial on {run.cfg.eval_limit} test images only")
-    if evaluated < len(run.data.samples("test")):
+    there, chosen, notes = run.data.total("test"), len(run.data.samples("test")), []
+    if chosen < there:
+        notes.append(f"a trial on {chosen} test images only")
+    if evaluated < chosen:
         notes.append(f"ONLY {evaluated:,} of {there:,} test images were evaluated")
     limits = {key: run.cfg.trainer.get(key) for key in TRAINER_KEYS if run.cfg.trainer.get(key)}
     if epochs and epochs < run.cfg.epochs:

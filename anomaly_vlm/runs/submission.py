@@ -28,7 +28,10 @@ from anomaly_vlm.reporting.console import say
 from anomaly_vlm.reporting.counting import with_progress
 from anomaly_vlm.runs.build import build
 from anomaly_vlm.runs.checkpoints import Checkpoint
+from anomaly_vlm.runs.detect import precompute_detections
+from anomaly_vlm.runs.devices import device_of
 from anomaly_vlm.runs.scoring import predictions
+from anomaly_vlm.runs.transductive import fit_test_images
 
 PRIVATE = ("test_private", "test_private_mixed")
 VALIDATION = "validation"
@@ -131,6 +134,8 @@ def write_submission(cfg: DictConfig, root: Path, folder: Path, checkpoint: Chec
         raise UserError(f"{cfg.name} scores with what it has learned, and no checkpoint is given: add ckpt=FILE")
     ordered = run.data.samples("test")
     say(f"{run.facts['method']} on {run.facts['backbone']}: {len(ordered):,} images of {root}")
+    precompute_detections(run, "test")
+    fit_test_images(run, device_of(cfg))
     spreads: dict[str, Spread] = {}
     for index, heat in _maps(run, cfg):
         sample = ordered[index]

@@ -20,15 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.groups import conf_dir
+from anomaly_vlm.runs.interpolations import is_storable
 from anomaly_vlm.runs.migrate import migrated
 
 # Classes that lie directly in these modules. A prefix would not do: Hydra follows attributes (`torch.optim.adam.os.system`).
 LIBRARY_CLASS = re.compile(
     r"(torch\.optim|torch\.optim\.lr_scheduler|kornia\.augmentation|lightning\.pytorch|lightning\.pytorch\.callbacks"
-    r"|lightning\.pytorch\.loggers)\.[A-Z]\w*"
+    r"|lightning\.pytorch\.loggers|lightning\.pytorch\.profilers)\.[A-Z]\w*"
 )
-# Interpolations that a file may use: a key, `oc.select` of a key with a plain default, the time.
-INTERPOLATION = re.compile(r"\$\{(?:\.*[\w.@/]+|oc\.select:[\w.@/]+(?:,[\w.\-]*)?|now:[%\w\-: ]+)\}")
 MAX_BYTES = 1_000_000  # of a configuration file; a run's own has about 10,000
 MAX_DEPTH = 40
 
@@ -151,20 +150,12 @@ def _plain(value: Any, source: str, depth: int) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(entry, source, depth + 1) for entry in value]
     if isinstance(value, str):
-        if "${" in _without_interpolations(value):
+        if not is_storable(value):
             raise UserError(f"{source} has '{value[:80]}' in its configuration: only names of keys are read there")
         return value
     if value is None or isinstance(value, int | float | bool):
         return value
     raise UserError(f"{source} has a {type(value).__name__} in its configuration: use another file")
-
-
-def _without_interpolations(text: str) -> str:
-    """A text with its allowed interpolations, the innermost first, in place of which a key's name is left."""
-    before = ""
-    while before != text:
-        before, text = text, INTERPOLATION.sub("key", text)
-    return text
 
 
 def _nodes(container: Any) -> Iterator[Any]:

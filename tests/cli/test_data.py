@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from anomaly_vlm.cli import main
-from tests.data.trees import mask, mvtec_category, picture
+from tests.data.test_readers_coco import content
+from tests.data.trees import mask, mvtec_category, picture, write_json
 
 FEW = "dataset.test.published_counts={train: [2, 0], test: [2, 2]}"
 
@@ -51,6 +52,35 @@ def test_unusual_masks_are_named_when_they_are_decoded(tmp_path: Path, capsys: p
     mask(tmp_path / "ground_truth/1.png", box=None)
     assert main(["data", "folder", str(tmp_path), "--verify"]) == 0
     assert "1 of 1 masks mark no pixel at all" in told(capsys)
+
+
+@pytest.mark.parametrize("words", [[], ["--verify"]])
+def test_images_whose_masks_are_annotations_are_read(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "1.png", value=1, size=(10, 8))
+    picture(tmp_path / "2.png", value=2, size=(10, 8))
+    write_json(tmp_path / "annotations.json", content([[3, 2, 8, 2, 8, 5, 3, 5]]))
+    assert main(["data", "coco", str(tmp_path), *words]) == 0
+    assert "sizes: 10x8" in told(capsys)
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
+    assert main(["data", "coco", str(tmp_path), *words]) == 1
+    said = told(capsys)
+    assert "1 files that cannot be read:" in said and "2.png" in said and "not complete (2 images looked at)" in said
+
+
+def test_a_folder_that_is_dealt_out_is_looked_at_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(5):
+        picture(tmp_path / f"good/{i}.png", value=10 + i)
+        picture(tmp_path / f"dent/{i}.png", value=20 + i)
+    assert main(["data", "own", str(tmp_path)]) == 0
+    said = told(capsys)
+    assert "train: " in said and "test: " in said and "complete (10 images looked at)" in said
+    for path in tmp_path.rglob("*.png"):
+        whole = path.read_bytes()
+        path.write_bytes(b"no image")
+        assert main(["data", "own", str(tmp_path)]) == 1, path
+        path.write_bytes(whole)
 
 
 def test_drawn_sets_need_no_folder(capsys: pytest.CaptureFixture[str]) -> None:

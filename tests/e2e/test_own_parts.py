@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +21,8 @@ from anomaly_vlm import load_checkpoint
 from anomaly_vlm.cli import main
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.metrics.thresholds import Threshold
+from anomaly_vlm.runs import good_parts
+from anomaly_vlm.runs.configs import FOLDER_VARIABLE
 
 TINY = [
     "backbone=tiny_random",
@@ -184,7 +189,9 @@ def test_mistakes_are_one_line(fitted: Path, parts: Path, refused: Callable[[lis
     said = refused(["predict", f"ckpt={ckpt}", f"images={parts / 'new'}", "category=lid"])
     assert "category 'lid' is not among them" in said and '"category=Gear Wheel"' in said
     transductive = ["method=anomalydino", "method.fit_on=test", "shots=0", *TINY]
-    assert "no threshold holds for the next one" in refused(["fit", *transductive, good])
+    said = refused(["fit", *transductive, good])
+    assert "no threshold holds for the next one: choose another method, or method.fit_on=references" in said
+    assert refused(["fit", "method=musc", *TINY, good]).rstrip().endswith("choose another method")
 
 
 def test_a_verdict_from_python(fitted: Path, parts: Path, tmp_path: Path) -> None:
@@ -239,3 +246,50 @@ def test_evaluate_decides_as_predict_does(parts: Path, tmp_path: Path) -> None:
     assert any(row["score"] != row["single_image_score"] for row in evaluated.values())
     found = json.loads((tmp_path / "test/metrics.json").read_text())["decisions"]["gear"]["found"]["count"]
     assert found == sum(row["decision"] == "NOT OK" for place, row in predicted.items() if place[0] == "b") == 4
+
+
+DRAWN = [
+    "method=linear_heads",
+    *TINY,
+    "epochs=1",
+    "source@dataset.train=good_plus_drawn_defects",
+    "dataset.train.count=8",
+    "dataset.train.size=48",
+]
+
+
+def test_a_training_on_good_parts_starts_from_init(
+    parts: Path, tmp_path: Path, refused: Callable[[list[str]], str]
+) -> None:
+    words = ["fit", *DRAWN, f"good={parts / 'good'}"]
+    assert "nowhere.ckpt" in refused([*words, f"init={tmp_path / 'nowhere.ckpt'}", f"output_dir={tmp_path / 'no'}"])
+    first, again = (tmp_path / name / "checkpoints" / "last.ckpt" for name in ("first", "again"))
+    assert main([*words, f"output_dir={tmp_path / 'first'}"]) == 0
+    assert main([*words, f"init={first}", "optimizer.lr=1e-30", f"output_dir={tmp_path / 'again'}"]) == 0
+    expected, found = (torch.load(path, weights_only=True)["state_dict"] for path in (first, again))
+    assert expected and all(torch.equal(found[name], value) for name, value in expected.items())
+    assert "init=x.ckpt is what a training starts from" in refused(["evaluate", "method=winclip", "init=x.ckpt"])
+
+
+def test_another_process_helps_to_train_and_writes_nothing(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = []
+    monkeypatch.setattr(good_parts, "is_first_process", lambda: False)
+    monkeypatch.setattr(good_parts, "_train", lambda *_: shared.append(os.environ[FOLDER_VARIABLE]))
+    folder = tmp_path / "run"
+    assert main(["fit", *DRAWN, f"good={parts / 'good'}", f"output_dir={folder}"]) == 0
+    assert shared == [str(folder)] and FOLDER_VARIABLE not in os.environ
+    assert not {"good_parts.csv", "thresholds.json", "checkpoints"} & {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_two_processes_inspect_into_one_folder(parts: Path, tmp_path: Path) -> None:
+    words = [*DRAWN, "trainer=ddp_cpu", f"good={parts / 'good'}", f"images={parts / 'new'}"]
+    command = [sys.executable, "-m", "anomaly_vlm.cli", "inspect", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs" / "inspect" / "linear_heads").iterdir()
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["inspect"]
+    assert len(rows(folder / "good_parts.csv")) == 4 and len(rows(folder / "scores.csv")) == 8
+    assert done.stdout.count("threshold ") >= 1 and done.stdout.count("scores: ") == 1

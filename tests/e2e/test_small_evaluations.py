@@ -45,6 +45,15 @@ def test_metrics_that_are_asked_for(
     assert title in capsys.readouterr().out
 
 
+def test_what_a_method_costs_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
+    picture(tmp_path / "parts/good/0.png", size=(60, 60))
+    picture(tmp_path / "parts/dent/0.png", size=(60, 60))
+    words = [*WORDS, f"dataset.test.root={tmp_path / 'parts'}", f"output_dir={tmp_path / 'out'}"]
+    assert main(["evaluate", *words, "measure_cost=true"]) == 0
+    cost = json.loads((tmp_path / "out/metrics.json").read_text())["cost"]
+    assert cost["gflops"] > 0 and cost["ms_per_image"] > 0 and cost["training_seconds"] is None
+
+
 def test_binned_metrics_bound_the_exact_ones(tmp_path: Path) -> None:
     for name in ("good/0.png", "good/1.png", "dent/0.png"):
         picture(tmp_path / "parts" / name, size=(60, 60))

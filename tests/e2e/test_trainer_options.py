@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.profilers import AdvancedProfiler
 from PIL import Image
 
 from anomaly_vlm.cli import main
@@ -19,6 +20,7 @@ from anomaly_vlm.runs.averaging import AHEAD
 from anomaly_vlm.runs.compose import compose
 from anomaly_vlm.runs.groups import choices
 from anomaly_vlm.runs.shared_images import note_selection_images
+from anomaly_vlm.runs.trainer import build_trainer
 from tests.data.made import squares
 from tests.e2e.test_logging import TINY
 
@@ -178,6 +180,14 @@ def test_optimisers_and_schedules_are_groups() -> None:
 )
 def test_slips_are_rejected(word: str, wanted: str, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
     assert wanted in refused(["train", *BARE, word, f"output_dir={tmp_path / 'run'}"])
+
+
+def test_another_profiler_takes_the_place_of_the_simple_one(tmp_path: Path) -> None:
+    target = "trainer.profiler._target_=lightning.pytorch.profilers.AdvancedProfiler"
+    cfg = compose(
+        ["method=linear_heads", "debug=profiler", target, f"output_dir={tmp_path}", "trainer.accelerator=cpu"]
+    )
+    assert type(build_trainer(cfg).profiler) is AdvancedProfiler
 
 
 @pytest.mark.parametrize("debug", ["fast_dev_run", "overfit", "profiler", "limit"])

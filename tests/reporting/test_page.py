@@ -31,7 +31,8 @@ def run_folder(folder: Path) -> Path:
             name = f"pictures/{i}.png"
             Image.fromarray(np.full((20, 60, 3), 40 * i, np.uint8)).save(folder / name)
             writer.writerow([f"parts/{EVIL if i == 3 else 'a'}/{i}.png", "gear", label, score, decision, name])
-    record = {"results": {"gear/image_auroc": 0.888, "mean/image_auroc": 0.888}, "method": EVIL}
+    results = {"gear/image_auroc": 0.888, "mean/image_auroc": 0.888, "mean_count/image_auroc": 6.0}
+    record = {"results": results, "method": EVIL}
     record["decisions"] = {"gear": {"threshold": 0.5}}
     (folder / "metrics.json").write_text(json.dumps(record))
     return folder
@@ -44,6 +45,7 @@ def test_a_page_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture) 
     page = (run / "report.html").read_text(encoding="utf-8")
     assert EVIL not in page and "&lt;script&gt;alert(1)" in page
     assert "2 of 3 (9 to 99 %)" in page and "1 of 3 (1 to 91 %)" in page and "88.8" in page
+    assert "mean_count" not in page and "600.0" not in page
     assert page.count("data:image/jpeg;base64,") == 6
     assert not re.search(r"(src|href)=.(?!data:|#)", page)  # nothing from outside
     captions = re.findall(r"<figcaption[^>]*>([^<]*)", page)

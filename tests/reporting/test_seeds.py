@@ -46,3 +46,22 @@ def test_mean_and_deviation_of_every_category(tmp_path):
     assert "gear/pixel_auroc" not in summary["deviation"]
     rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
     assert len(rows) == 4 and rows[0]["image_auroc"] == "0.5" and rows[2]["pixel_auroc"] == ""
+
+
+@pytest.mark.parametrize(
+    ("extra", "titles"),
+    [
+        (["pixel_aupimo", "pixel_aupro_limit0.05"], ["image AUROC", "AUPIMO", "AUPRO at 0.05"]),
+        (["component_f1", "pixel_ap"], ["AP", "F1*", "FPR95"]),
+    ],
+)
+def test_columns_are_those_of_a_single_run(extra, titles, tmp_path):
+    rows = [row(seed, 0.5, 0.9) for seed in (0, 1)]
+    for one in rows:
+        one["results"] |= {f"{group}/{name}": 0.25 for group in ("gear", "mean") for name in extra}
+    table = seeds_table(rows, csv_path=tmp_path / "s.csv", json_path=tmp_path / "s.json")
+    shown = {column.header: list(column.cells) for column in table.columns}
+    assert set(titles) <= set(shown), shown.keys()
+    assert all(
+        shown[title] == ["25.0 ± 0.0"] * 2 for title in titles if title in ("AUPIMO", "AUPRO at 0.05", "AP", "F1*")
+    )

@@ -64,6 +64,42 @@ def test_smaller_is_better_where_it_is(study: Path) -> None:
     assert [[cell.best for cell in row[2:]] for row in table.rows] == [[False, False], [True, True]]
 
 
+@pytest.mark.parametrize("name", ["image_fpr95", "image_fpr99", "image_calibration_error"])
+def test_every_rate_of_errors_marks_the_smallest(name: str, tmp_path: Path) -> None:
+    for run, value in (("a", 0.25), ("b", 0.5)):
+        write_run(tmp_path, run, {f"mean/{name}": value, "mean/image_auroc": value}, method=run, config=run)
+    (table,) = tables(tmp_path, f"columns={name},image_auroc")
+    assert [[cell.best for cell in row[1:]] for row in table.rows] == [[True, False], [False, True]]
+
+
+def test_conditions_name_a_method_by_its_key_as_well(tmp_path: Path) -> None:
+    """The table shows `musc (transductive)`, a user types `method=musc`."""
+    write_run(
+        tmp_path, "a", {"mean/image_auroc": 0.5, "gear/image_auroc": 0.5}, ["method=musc"], method="musc (transductive)"
+    )
+    write_run(
+        tmp_path, "b", {"mean/image_auroc": 0.6, "gear/image_auroc": 0.6}, ["method=saa"], method="saa+ (contrast)"
+    )
+    choices = {"method": "winclip", "backbone": "tiny_random"}
+    results = {"mean/image_auroc": 0.7, "gear/image_auroc": 0.7}
+    write_run(tmp_path, "c", results, method="renamed", choices=choices)
+
+    def left(condition: str) -> set[str]:
+        (table,) = tables(tmp_path, f"where=shots=0,{condition}")
+        return {value for row in texts(table) for value in row[-1:]}
+
+    assert left("method!=musc") == left("method!=musc (transductive)") == {"60.0", "70.0"}
+    assert left("method=musc") == left("method=musc (transductive)") == {"50.0"}
+    assert left("method=saa") == left("method=saa+") == {"60.0"}
+    assert left("method=winclip") == left("backbone=tiny_random") == {"70.0"}
+    assert left("backbone=tiny, random weights") == {"50.0", "60.0", "70.0"}
+    _, difference = tables(tmp_path, "base=method=musc")
+    assert [row[-1][:5] for row in texts(difference)] == ["+10.0", "+20.0"]
+    write_run(tmp_path, "d", results, ["method=musc"], method="musc", config="other")
+    _, difference = tables(tmp_path, "base=method=musc")
+    assert [row[-1][:5] for row in texts(difference)] == ["-20.0", "-10.0", "+0.0 "]  # to the one shown as musc
+
+
 def test_conditions_and_order(study: Path) -> None:
     assert [row[0] for row in texts(tables(study, "sort=-image_auroc")[0])] == ["4", "2"]
     assert [row[0] for row in texts(tables(study, "sort=depth")[0])] == ["2", "4"]

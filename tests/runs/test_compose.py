@@ -8,12 +8,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from anomaly_vlm.cli import main
+from anomaly_vlm.cli.arguments import hydra_words
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.checks import check_values
 from anomaly_vlm.runs.compose import compose, compose_job, merge_overrides
+from anomaly_vlm.runs.configs import composed, resumed, write_config
 from anomaly_vlm.runs.groups import choices
 from anomaly_vlm.runs.mistakes import flat_keys
-from anomaly_vlm.runs.sweeps import expand
+from anomaly_vlm.runs.sweeps import expand, plan
 from anomaly_vlm.runs.trainer import check_keys
 from anomaly_vlm.runs.trust import read_config
 from tests.support.conf import CONF
@@ -231,3 +233,56 @@ def test_keys_that_the_trainer_does_not_take_are_rejected(word: str, told: str) 
 def test_numbers_that_can_only_be_slips_are_rejected(word: str) -> None:
     with pytest.raises(UserError, match=rf"{word.partition('=')[0]} is \d+: give a whole number from"):
         check_values(compose(["method=adaclip", word]))
+
+
+WITH_VARIABLE = ["method=winclip", "backbone=tiny_random", "dataset=folder", "dataset.test.root=${oc.env:PARTS}"]
+
+
+def test_values_of_the_environment_are_stored_as_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may not read the environment: a run that stored its words could not be resumed."""
+    parts = tmp_path / "my parts, all"
+    monkeypatch.setenv("PARTS", str(parts))
+    cfg = composed([*hydra_words(WITH_VARIABLE), f"output_dir={tmp_path}"])
+    (job,) = plan([hydra_words(WITH_VARIABLE)])
+    monkeypatch.delenv("PARTS")
+    for number, one in enumerate((cfg, job.cfg)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_config(one, folder)
+        assert resumed(folder, []).dataset.test.root == str(parts)
+        assert "oc.env" not in (folder / "config.yaml").read_text()
+
+
+def test_values_of_the_environment_in_a_users_yaml_are_stored_as_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conf/dataset").mkdir(parents=True)
+    (tmp_path / "conf/dataset/mine.yaml").write_text(
+        "defaults: [folder, _self_]\ntest: {root: '${oc.env:PARTS}/${seed}'}\n"
+    )
+    monkeypatch.setenv("PARTS", "/parts")
+    own = hydra_words(["--config-dir", str(tmp_path / "conf")])
+    cfg = composed(["method=winclip", "dataset=mine", "seed=3", *own, f"output_dir={tmp_path}"])
+    write_config(cfg, tmp_path)
+    monkeypatch.delenv("PARTS")
+    assert read_config(tmp_path / "config.yaml").dataset.test.root == "/parts/3"
+
+
+def test_words_with_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBER", "3")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    for word, expected in {
+        "epochs=${oc.env:NUMBER}": "epochs=3",
+        "a=${oc.env:NOWHERE,5}/${oc.env:NUMBER}": "a=5/3",
+        "a=${oc.env:NOWHERE,${oc.env:NUMBER}}": "a=3",
+        "a=${epochs}": "a=${epochs}",
+        "a=x/${now:%Y-%m-%d}": "a=x/${now:%Y-%m-%d}",
+        "a=${oc.select:b,${c}}": "a=${oc.select:b,${c}}",
+        "hydra.sweep.dir=${hydra:job.name}": "hydra.sweep.dir=${hydra:job.name}",
+    }.items():
+        assert hydra_words([word]) == [expected]
+    assert compose(hydra_words(["method=adaclip", "epochs=${oc.env:NUMBER}"])).epochs == 3
+    with pytest.raises(UserError, match="there is no environment variable NOWHERE: set it, or give a default"):
+        hydra_words(["epochs=${oc.env:NOWHERE}"])
+    with pytest.raises(UserError, match="computes a value: give the value itself"):
+        hydra_words(["epochs=${oc.decode:'3'}"])

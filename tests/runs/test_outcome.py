@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from anomaly_vlm.data import AnomalyData
+from anomaly_vlm.data.drawn.products.source import ProceduralSource
 from anomaly_vlm.names import slug
-from anomaly_vlm.runs.outcome import common_scale, compare_lines
+from anomaly_vlm.runs.outcome import common_scale, compare_lines, evaluation_scope
 
 
 def test_one_hot_spot_does_not_darken_the_other_maps() -> None:
@@ -24,3 +29,13 @@ def test_lines_compare_with_the_untrained_head() -> None:
 
 def test_slug() -> None:
     assert (slug("metal nut/01 (a).png"), slug("///")) == ("metal_nut_01_a_.png", "image")
+
+
+@pytest.mark.parametrize(
+    ("limit", "note"), [(1000, None), (12, None), (None, None), (4, "a trial on 4 test images only")]
+)
+def test_a_limit_is_noted_where_it_leaves_something_out(limit: int | None, note: str | None) -> None:
+    data = AnomalyData(test=ProceduralSource(test_count=12), limits={"test": limit})
+    cfg = OmegaConf.create({"eval_limit": limit, "trainer": {}, "epochs": 1})
+    scope = evaluation_scope(SimpleNamespace(data=data, cfg=cfg, facts={}), len(data.samples("test")))
+    assert (scope["images_in_test_set"], scope.get("note")) == (12, note)

@@ -78,3 +78,26 @@ def test_what_is_missing_is_reported(
             (category / "test_private_mixed").rename(category / "another")
     assert main(["submission", f"data={root}", *WINCLIP, f"output_dir={tmp_path / 'run'}"]) == 2
     assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["method=musc"], id="transductive"),
+        pytest.param(["method=saa", "detector=file", "detector.missing=none"], id="detector"),
+    ],
+)
+def test_what_a_method_needs_of_all_images_is_computed_first(words: list[str], root: Path, tmp_path: Path) -> None:
+    (tmp_path / "boxes.json").write_text('{"format": 1, "size": "relative", "images": {}}')
+    tower = ["image_size=64"] if "method=saa" in words else WINCLIP[1:]
+    given = [f"detector.path={tmp_path / 'boxes.json'}"] if "detector=file" in words else []
+    folder = tmp_path / "submission"
+    quiet = ["callbacks.progress=none", f"output_dir={folder}"]
+    assert main(["submission", f"data={root}", *words, *tower, *given, *quiet]) == 0
+    assert len(list(folder.rglob("*.tiff"))) == 6
+
+
+def test_references_that_nothing_holds_are_reported(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    assert main(["submission", f"data={root}", *WINCLIP, "shots=2", f"output_dir={tmp_path / 'run'}"]) == 2
+    assert "method=winclip with shots=2 has no reference images at prediction" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from anomaly_vlm import load_checkpoint, load_method
 from anomaly_vlm.cli import main
+from anomaly_vlm.cli.inspect import _of_machine
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.methods.linear_heads import LinearHeads
 from anomaly_vlm.runs.checkpoints import Checkpoint
 from anomaly_vlm.runs.compose import compose
 from anomaly_vlm.runs.instantiate import instantiate
@@ -103,7 +107,8 @@ def test_own_packages_are_trusted_by_name_alone() -> None:
     config = OmegaConf.to_container(compose(["method=adaclip", "trust=[os]"]), resolve=False)
     assert isinstance(config, dict)
     assert foreign_config(config, source="x").trust == []  # a file never says whom to trust
-    for library in ("lightning.pytorch.callbacks.EarlyStopping", "torch.optim.SGD"):
+    profilers = [f"lightning.pytorch.profilers.{name}Profiler" for name in ("Advanced", "PyTorch", "PassThrough")]
+    for library in ("lightning.pytorch.callbacks.EarlyStopping", "torch.optim.SGD", *profilers):
         check_targets({"_target_": library}, source="x")
 
 
@@ -117,3 +122,53 @@ def test_callbacks_of_a_training_are_not_asked_of_its_checkpoint(tmp_path: Path)
     torch.save({"anomaly_vlm": record, "state_dict": {}}, tmp_path / "x.ckpt")
     read = Checkpoint.read(str(tmp_path / "x.ckpt")).config
     assert (read.callbacks.progress, list(read.callbacks.extra), dict(read.logger)) == ("auto", [], {})
+
+
+class OwnHeads(LinearHeads):
+    """A method of a package that the suite does not know."""
+
+
+@pytest.fixture(scope="module")
+def own_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    method = load_method("linear_heads", "tiny_random", overrides=["image_size=32"])
+    record = {**method.run_record, "trained_on": "nothing"}
+    record["config"]["method"]["_target_"] = f"{__name__}.OwnHeads"
+    path = tmp_path_factory.mktemp("own") / "own.ckpt"
+    torch.save({"anomaly_vlm": record, "state_dict": method.state_dict()}, path)
+    return path
+
+
+def test_python_trusts_what_it_is_given(own_checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=r"asks to run 'tests\..*trust=\[tests\]"):
+        load_checkpoint(own_checkpoint)
+    assert type(load_checkpoint(own_checkpoint, trusted=["tests"])) is OwnHeads
+
+
+@pytest.mark.parametrize("command", ["watch", "export", "serve"])
+def test_a_command_that_refuses_takes_the_advice(
+    command: str,
+    own_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = {"watch": [f"images={tmp_path}", "looks=1", "every=0.01"], "export": [], "serve": ["port=0"]}[command]
+    if command == "serve":
+        pytest.importorskip("fastapi")
+        monkeypatch.setattr(pytest.importorskip("uvicorn").Server, "run", lambda *args, **kwargs: None)
+    taken = []
+    monkeypatch.setattr(
+        "anomaly_vlm.runs.export.export_onnx",
+        lambda method, path, **options: (
+            taken.append(type(method)) or SimpleNamespace(path=path, difference=0, images=1)
+        ),
+    )
+    assert main([command, f"ckpt={own_checkpoint}", *words]) == 2
+    assert "trust=[tests]" in capfd.readouterr().err
+    assert main([command, f"ckpt={own_checkpoint}", "trust=[tests]", *words]) == 0
+    assert taken == ([OwnHeads] if command == "export" else [])
+
+
+def test_the_second_half_of_inspect_trusts_too() -> None:
+    assert _of_machine(["trust=[tests]", "shots=3", "trainer=cpu"]) == ["trust=[tests]", "trainer=cpu"]

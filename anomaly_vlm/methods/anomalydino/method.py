@@ -239,7 +239,7 @@ class AnomalyDINO(MemoryMethod, Transductive):
             if count < 2:
                 raise UserError(
                     f"method.fit_on=test compares the images of a category with each other: '{category}' has {count}, give"
-                    " at least 2, or references (fit_on=references)"
+                    " at least 2, or references (method.fit_on=references)"
                 )
 
     def fit_test_category(self, category: str, images: Sequence[Batch]) -> None:
