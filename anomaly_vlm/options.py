@@ -13,9 +13,11 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 from anomaly_vlm.errors import UserError, unknown_choice
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,27 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], 
         name: check_value(f"{owner}.{name}", value, hints[name]) if name in hints else value
         for name, value in arguments.items()
     }
+
+
+def call_checked(function: Callable[..., T], options: Mapping[str, Any], *, owner: str) -> T:
+    """Calls a function with the options of a configuration.
+
+    Args:
+        function: A function or class whose parameters are annotated and have no other names than options.
+        options: By name.
+        owner: Prefix of names in messages.
+
+    Raises:
+        UserError: An option is unknown or missing, or see `check_value`.
+    """
+    parameters = inspect.signature(function).parameters
+    for name in options:
+        if name not in parameters:
+            raise unknown_choice(f"key of {owner}", str(name), list(parameters))
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise UserError(f"{owner} has no {name}: give {owner}.{name}=VALUE")
+    return function(**check_arguments(function, options, owner=owner))
 
 
 def checked_constructor(

@@ -25,6 +25,8 @@ from anomaly_vlm.backbone.weight_files import fill_weights, read_weights, weight
 from anomaly_vlm.errors import UserError, unknown_choice
 
 HUB_PREFIX = "hf-hub:"
+# What open_clip and timm raise for a configuration that is none, or that asks for weights which cannot be had.
+NOT_BUILT = (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError, AttributeError, OSError, UserWarning)
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -174,11 +176,12 @@ def _build(
         raise UserError(f"backbone '{name}': a hub name brings its own weights: leave weights and random_seed out")
     config = copy.deepcopy(config)
     custom = config.pop("custom_text", False)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(0 if seed is None else seed)
+        warnings.filterwarnings("error", "Initializing zero-element tensors")
         try:
             model: nn.Module = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
-        except (RuntimeError, ValueError, TypeError, ZeroDivisionError, AssertionError, AttributeError) as error:
+        except NOT_BUILT as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
             raise UserError(
                 f"backbone.architecture of '{name}' cannot be built ({reason}): give an open_clip configuration"

@@ -27,6 +27,7 @@ from anomaly_vlm.losses import build_terms
 from anomaly_vlm.methods.base.few_shot import FewShot
 from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.method import AnomalyMethod
+from anomaly_vlm.options import call_checked
 from anomaly_vlm.reporting.console import is_first_process, say
 from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.devices import check_gpu, flush_denormals
@@ -205,7 +206,7 @@ def build_data(
             mosaic=augment.mosaic,
             mosaic_on=None if augment.mosaic_on is None else list(augment.mosaic_on),
             operations=[create(operation) for operation in augment.operations],
-            crop=None if augment.crop is None else RandomCrop(**plain(augment.crop)),
+            crop=None if augment.crop is None else call_checked(RandomCrop, plain(augment.crop), owner="augment.crop"),
             class_aware=ClassAware(augment.get("class_aware", 0.0), tuple(augment.get("class_aware_grids", (2, 3)))),
         ),
         limits={"train": cfg.train_limit, "val": cfg.eval_limit, "test": cfg.eval_limit},

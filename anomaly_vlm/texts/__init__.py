@@ -31,6 +31,10 @@ def load_texts(table: str | Mapping[str, Any]) -> dict[str, Any]:
     """
     if isinstance(table, Mapping):
         return dict(table)
+    if not isinstance(table, str):
+        raise UserError(
+            f"texts is {table!r}: give the name of a table ({shipped()}), a .json file, or categories with texts"
+        )
     is_path = "/" in table or table.endswith(".json")
     path = expanded(table) if is_path else _FOLDER / f"{table}.json"
     if not is_path and not path.is_file():

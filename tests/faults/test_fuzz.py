@@ -37,7 +37,7 @@ from tests.support.fuzz import ODD, ODD_IN_FILES, ODD_WORDS, changes, places
 
 FEW = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 # Of the harness; what it finds is told as it is, as shrinking it takes as long as all the rest.
-EXAMPLES = int(os.environ.get("ANOMALY_VLM_FUZZ", "4"))  # words for each of a method's own keys
+EXAMPLES = int(os.environ.get("ANOMALY_VLM_FUZZ", "3"))  # words for each of a method's own keys
 MANY = settings(FEW, max_examples=12 * EXAMPLES, phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False)
 METHODS = [name for name in choices("method") if name not in ("dinov2", "sam")]  # these need downloaded weights
 

@@ -19,7 +19,7 @@ from anomaly_vlm.methods.base.images import Images, predict_images
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.base.steps import TrainerSteps
 from anomaly_vlm.metrics.thresholds import Threshold
-from anomaly_vlm.options import checked_constructor
+from anomaly_vlm.options import check_value, checked_constructor
 
 COLLABORATORS = ("backbone", "losses", "optimizer", "scheduler", "evaluation", "detector", "segmenter")  # no options
 
@@ -83,7 +83,7 @@ class AnomalyMethod(TrainerSteps, LearnedState):
         super().__init__()
         self.backbone = backbone
         self.terms = checked_terms(losses, self.loss_terms, owner=type(self).__name__)
-        self.seed = seed
+        self.seed: int = check_value("method.seed", seed, int)
         self._optimizer, self._scheduler = optimizer, scheduler
         self.evaluation = self.evaluation_type() if evaluation is None else evaluation
         self.run_record: dict[str, Any] = {}

@@ -10,6 +10,7 @@ import numpy as np
 
 from anomaly_vlm.data.types import Drawn, Sample
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.options import check_arguments
 
 from .canvas import Canvas, Scene
 from .captions import caption
@@ -115,6 +116,8 @@ class ProceduralSource:
         categories: Sequence[str] | None = None,
         train_on_all: bool = False,
     ) -> None:
+        counts = {"train_count": train_count, "val_count": val_count, "test_count": test_count}
+        check_arguments(type(self), {"size": size, "seed": seed, **counts}, owner="procedural")
         if not 32 <= size <= 1024:
             raise UserError(f"procedural size is {size}: give a side of 32 to 1024 pixels")
         if seed < 0:

@@ -9,6 +9,7 @@ import numpy as np
 from anomaly_vlm.data.drawn.products.draws import RandomDraws
 from anomaly_vlm.data.types import UNKNOWN, Drawn, Sample
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.options import check_arguments
 
 from .canvas import RoadCanvas
 from .ground import View, paint_backdrop, paint_ground
@@ -93,6 +94,8 @@ class ProceduralRoadSource:
         val_count: int = 40,
         test_count: int = 40,
     ) -> None:
+        counts = {"train_count": train_count, "val_count": val_count, "test_count": test_count}
+        check_arguments(type(self), {"height": height, "width": width, "seed": seed, **counts}, owner="procedural_road")
         for side, size in (("height", height), ("width", width)):
             if not 32 <= size <= 4096:
                 raise UserError(f"procedural_road {side} is {size}: give 32 to 4096 pixels")
