@@ -40,7 +40,8 @@ class RunPage:
 
     Attributes:
         name: The run's folder.
-        rows: Its images: path, category, label, score, decision, picture.
+        rows: Its images: path, category, label, score, decision, picture, and the `decision_score` that the decision is
+            made by.
         record: `metrics.json` of an evaluation; empty for a prediction.
         limits: By category the score above which an image is rejected.
         lines: Method, backbone, data and notes, shown above the tables.
@@ -134,7 +135,7 @@ class RunPage:
                     "total": share.total,
                     "rejected": share.count if decided else "-",
                     "interval": f"{100 * low:.0f} to {100 * high:.0f} %" if decided else "-",
-                    "highest": f"{max(float(row['score']) for row in members):.4g}",
+                    "highest": f"{max(float(row['decision_score']) for row in members):.4g}",
                 }
             )
         return found
@@ -145,8 +146,11 @@ def _percent(value: Any) -> str:
 
 
 def histogram(rows: Sequence[Mapping[str, str]], category: str, limit: float | None) -> dict[str, Any]:
-    """The bars of a histogram of scores: good (or unlabelled) images beside defective ones."""
-    scores = np.array([float(row["score"]) for row in rows])
+    """The bars of a histogram of scores: good (or unlabelled) images beside defective ones.
+
+    Where there is a limit, they are the scores that are compared with it.
+    """
+    scores = np.array([float(row["score" if limit is None else "decision_score"]) for row in rows])
     ends = [*scores, *([] if limit is None else [limit])]
     low, high = min(ends), max(ends)
     high = high if high > low else low + 1.0
@@ -197,7 +201,9 @@ def read_run(folder: Path, *, most: int = MOST_PICTURES, most_bytes: int = MOST_
         with table.open(newline="", encoding="utf-8") as file:
             found = list(csv.DictReader(file))
         rows = [{key: row.get(key) or "" for key in COLUMNS} for row in found]
-        [float(row["score"]) for row in rows]
+        for row, cells in zip(rows, found, strict=True):
+            row["decision_score"] = cells.get("single_image_score") or row["score"]
+        [(float(row["score"]), float(row["decision_score"])) for row in rows]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"'{table}' cannot be read ({error}): run the evaluation or prediction again") from error
     record = _json(folder / "metrics.json")

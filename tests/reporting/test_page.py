@@ -81,6 +81,18 @@ def test_a_prediction_without_a_threshold_has_no_column_of_categories(tmp_path: 
     assert "<th>category</th>" not in write_page([tmp_path])
 
 
+def test_a_histogram_shows_the_scores_that_are_decided_by(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    rows = list(csv.DictReader((run / "images.csv").read_text().splitlines()))
+    with (run / "images.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "single_image_score"])
+        writer.writeheader()
+        writer.writerows({**row, "single_image_score": 10 * float(row["score"])} for row in rows)
+    page = read_run(run)
+    assert [float(row["decision_score"]) for row in page.rows] == [1, 2, 7, 3, 8, 9]
+    assert {group["highest"] for group in page.groups} == {"9", "3"}
+
+
 def test_the_roc_and_the_histogram(tmp_path: Path) -> None:
     run = read_run(run_folder(tmp_path / "run"))
     panel, _ = run.panels  # there are no curves of an evaluation: the ROC of the images
