@@ -116,6 +116,8 @@ def logged(outcome: RunResult, stage: str) -> Logged:
     of_category: dict[str, dict[str, Any]] = {}
     for key, value in outcome.values.items():
         category, name = category_and_metric(key)
+        if category == "mean_count":  # numbers of categories, no metric
+            continue
         of_category.setdefault(category or "all", {})[name] = None if math.isnan(value) else value
     names = list(dict.fromkeys(name for values in of_category.values() for name in values))
     pictures: dict[str, list[tuple[Path, str]]] = {}
