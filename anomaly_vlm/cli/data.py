@@ -67,8 +67,9 @@ def run(arguments: Sequence[str]) -> int:
         from anomaly_vlm.data.readers.meta_json import write_index
 
         path = Path(index) if index else Path(str(cfg.dataset.test.root)) / "meta.json"
-        write_index(samples, path)
-        say(f"index: {path}")
+        labelled = [sample for sample in everything if sample.label is not None]  # some sets keep the labels of a split
+        write_index(labelled or everything, path)
+        say(f"index: {path} ({len(labelled):,} images of all splits)")
     return 0 if found.complete else 1
 
 

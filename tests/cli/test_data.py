@@ -31,7 +31,8 @@ def test_a_complete_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "train: 2 normal, 0 anomalous, as published" in said and "test: 2 normal, 2 anomalous, as published" in said
     assert "sizes: 8x8" in said and "complete" in said and "same" not in said
     assert (tmp_path / "sheet.png").is_file()
-    assert len(json.loads((tmp_path / "meta.json").read_text())["test"]["tile"]) == 4
+    index = json.loads((tmp_path / "meta.json").read_text())
+    assert len(index["test"]["tile"]) == 4 and len(index["train"]["tile"]) == 2
 
 
 def test_what_is_wrong_is_named_and_is_the_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
