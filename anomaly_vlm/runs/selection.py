@@ -14,6 +14,7 @@ from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.base.calibrated import Calibrated
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.reporting.console import is_first_process
+from anomaly_vlm.reporting.tables import smaller_is_better
 from anomaly_vlm.runs.build import Run
 from anomaly_vlm.runs.calibrate import calibrate
 from anomaly_vlm.runs.saving import write_checkpoint
@@ -24,7 +25,7 @@ STAGE = "val/"  # in front of the metrics of every epoch, whichever side is eval
 
 def mode_of(metric: str) -> Literal["min", "max"]:
     """Whether a smaller or a larger value of a metric is better."""
-    return "min" if "fpr" in metric or "calibration_error" in metric else "max"
+    return "min" if smaller_is_better(metric) else "max"
 
 
 def watched_metrics(cfg: DictConfig) -> dict[str, str]:
