@@ -190,11 +190,11 @@ class FrozenClip(FrozenTower):
         """
         x = self.embed_text(tokens) if states is None else states
         blocks = self.text.transformer.resblocks
-        x = run_blocks(blocks, x, prompts=prompts, causal=True, first_block=first_block, adapters=adapters).last
         end = tokens.argmax(dim=-1)
         if prompts is not None and prompts.place == "start":
             end = end + prompts.inserted
-        ends = x[torch.arange(x.shape[0], device=x.device), end]
+        run = run_blocks(blocks, x, prompts=prompts, causal=True, adapters=adapters, first_block=first_block, read=end)
+        ends = run.last[:, 0]
         return self._project_text(ends) if projection is None else projection(self.text.ln_final(ends))
 
     @torch.no_grad()

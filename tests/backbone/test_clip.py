@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from anomaly_vlm.backbone import ClipBackbone, Prompts, convert_torchscript, load_backbone, resize_positions
+from anomaly_vlm.backbone.blocks import run_blocks
 from anomaly_vlm.backbone.weights import resolve_activation
 from anomaly_vlm.errors import UserError
 from tests.support.tiny import tiny_architecture, tiny_clip
@@ -101,6 +102,26 @@ def test_states_go_on_where_they_stopped(tiny: ClipBackbone) -> None:
     ids = tiny.tokenize(["a photo of a cat"])
     states = tiny.text_states(ids, until=2)
     torch.testing.assert_close(tiny.encode_text(ids, states=states, first_block=2), tiny.encode_text(ids))
+
+
+@pytest.mark.parametrize("first_block", [0, 2, 3])
+@pytest.mark.parametrize("place", [None, "start"])
+def test_one_token_is_read_as_all_are_computed(tiny: ClipBackbone, place: str | None, first_block: int) -> None:
+    blocks, ends = tiny.text.transformer.resblocks, torch.tensor([3, 6, 5])
+    x = torch.randn(3, 7, 16, requires_grad=True)
+    prompts = (
+        None if place is None else Prompts([torch.randn(2, 16)], place="start", first_block=first_block, insert=False)
+    )
+    options = {"causal": True, "prompts": prompts, "first_block": first_block}
+    whole = run_blocks(blocks, x, **options).last[torch.arange(3), ends]
+    read = run_blocks(blocks, x, read=ends, **options).last[:, 0]
+    torch.testing.assert_close(read, whole)
+    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (read, whole)))
+
+
+def test_one_token_is_read_of_the_ordinary_path_only(tiny: ClipBackbone) -> None:
+    with pytest.raises(ValueError, match="ordinary path only"):
+        run_blocks(tiny.text.transformer.resblocks, torch.randn(1, 4, 16), read=torch.tensor([2]), vv_from=1)
 
 
 @pytest.mark.parametrize(
