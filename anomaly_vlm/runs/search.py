@@ -13,6 +13,7 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.options import check_value
 from anomaly_vlm.reporting.collect import collect_runs
 from anomaly_vlm.reporting.console import say
+from anomaly_vlm.reporting.tables import smaller_is_better
 from anomaly_vlm.runs.compose import parse
 from anomaly_vlm.runs.sweeps import Job, Launcher, plan, run_jobs
 
@@ -24,7 +25,7 @@ class OptunaSearch:
 
     Args:
         sampler: One of `optuna.samplers`.
-        direction: `maximize` or `minimize`.
+        direction: `maximize`, `minimize`, or `auto` for the one in which the metric gets better.
         metric: Mean over the categories of the test set that is searched by, such as `pixel_f1_max`.
         n_trials: Number of trials, those of the study before it was interrupted included.
         n_jobs: Trials that are chosen together.
@@ -35,7 +36,7 @@ class OptunaSearch:
         self,
         *,
         sampler: Any,
-        direction: Literal["maximize", "minimize"] = "maximize",
+        direction: Literal["auto", "maximize", "minimize"] = "auto",
         metric: str = "pixel_f1_max",
         n_trials: int = 20,
         n_jobs: int = 1,
@@ -44,7 +45,12 @@ class OptunaSearch:
         for name, value in (("n_trials", n_trials), ("n_jobs", n_jobs)):
             if check_value(f"hydra.sweeper.{name}", value, int) < 1:
                 raise UserError(f"hydra.sweeper.{name} is {value}: give a whole number of at least 1")
-        self.sampler, self.direction, self.metric = sampler, direction, metric
+        better: Literal["minimize", "maximize"] = "minimize" if smaller_is_better(metric) else "maximize"
+        if direction not in ("auto", better):
+            raise UserError(
+                f"hydra.sweeper.direction is {direction}, and for {metric} it can only be {better}: give auto"
+            )
+        self.sampler, self.direction, self.metric = sampler, better, metric
         self.n_trials, self.n_jobs, self.params = n_trials, n_jobs, params or {}
 
     def run(self, words: Sequence[str], root: Path, launcher: Launcher) -> list[Job]:

@@ -9,6 +9,7 @@ from typing import Literal
 import lightning as L
 from omegaconf import DictConfig
 
+from anomaly_vlm.data.anomaly_data import AnomalyData
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.base.calibrated import Calibrated
@@ -42,21 +43,37 @@ def check_watched(run: Run) -> None:
     """Finds out before the training what would only fail, or choose the worst epoch, once its first epoch has ended.
 
     Raises:
-        UserError: A metric that is watched has an unknown name, the evaluated side lacks the labels for it, or a callback
-            takes it for one that should grow although it should fall.
+        UserError: A metric that is watched has an unknown name, or see `check_watched_data`.
     """
-    side = run.data.selection_side
-    if side is None:
+    if run.data.selection_side is None:
         return
-    samples = run.data.samples(side)
+    known = run.method.evaluation.metric_names(run.method)
     for key, metric in watched_metrics(run.cfg).items():
-        known = run.method.evaluation.metric_names(run.method)
         if metric not in known:
             raise unknown_choice(key, metric, known)
+    check_watched_data(run.cfg, run.data)
+
+
+def check_watched_data(cfg: DictConfig, data: AnomalyData) -> None:
+    """The part of `check_watched` that needs no method, so that a sweep checks it for all of its jobs before the first.
+
+    Args:
+        cfg: Of the run.
+        data: With the side that is evaluated after every epoch, if any, as its `selection_side`.
+
+    Raises:
+        UserError: The evaluated side lacks the labels for a watched metric, or a callback takes it for one that should grow
+            although it should fall.
+    """
+    side = data.selection_side
+    if side is None:
+        return
+    samples = data.samples(side)
+    for key, metric in watched_metrics(cfg).items():
         if reason := _lacks(samples, metric):
             where = "validation set" if side == "val" else "test set"
             raise UserError(f"{key}: {metric} is no number, as the {where} {reason}")
-    for name, node in callback_nodes(run.cfg).items():
+    for name, node in callback_nodes(cfg).items():
         mode, monitor = node.get("mode"), str(node.get("monitor") or "")
         if monitor.startswith(STAGE) and mode in ("min", "max") and mode != mode_of(monitor):
             better = "smaller" if mode == "max" else "larger"

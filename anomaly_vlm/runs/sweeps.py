@@ -141,10 +141,10 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     """
     for job in jobs:
         _check_job(job, check_values, job.cfg)
-    from anomaly_vlm.runs.build import build_data  # torch is read only now
-    from anomaly_vlm.runs.devices import check_gpu
+    from anomaly_vlm.runs.devices import check_gpu  # torch is read only now
     from anomaly_vlm.runs.fit import validated_side
     from anomaly_vlm.runs.instantiate import check_backbone_options, check_method_options
+    from anomaly_vlm.runs.selection import watched_metrics
     from anomaly_vlm.runs.tracking import check_logger
     from anomaly_vlm.runs.trainer import check_keys
 
@@ -155,10 +155,23 @@ def check_jobs(jobs: Sequence[Job]) -> None:
             _check_job(job, check, cfg)
         for node in cfg.logger.values():
             _check_job(job, check_logger, node)
-        data = OmegaConf.to_yaml(OmegaConf.create([cfg.dataset, cfg.shots_list, bool(cfg.shots)]), resolve=True)
+        read = [cfg.dataset, cfg.shots_list, bool(cfg.shots), cfg.eval_limit, watched_metrics(cfg), validated_side(cfg)]
+        data = OmegaConf.to_yaml(OmegaConf.create(read), resolve=True)
         if data not in data_seen:
             data_seen.add(data)
-            _check_job(job, lambda cfg: build_data(cfg, sides_of(cfg), with_trainer=False).check(), cfg)
+            _check_job(job, _check_data, cfg)
+
+
+def _check_data(cfg: DictConfig) -> None:
+    """Reads the lists of images of a job, and checks that what it watches after every epoch can be measured on them."""
+    from anomaly_vlm.runs.build import build_data
+    from anomaly_vlm.runs.fit import validated_side
+    from anomaly_vlm.runs.selection import check_watched_data
+
+    data = build_data(cfg, sides_of(cfg), with_trainer=False)
+    data.check()
+    data.selection_side = validated_side(cfg) if cfg.train_on != "nothing" else None
+    check_watched_data(cfg, data)
 
 
 def _check_job(job: Job, check: Any, value: Any) -> None:

@@ -74,6 +74,14 @@ def test_jobs_have_folders_and_labels() -> None:
             "no folder '/nowhere'|unknown key",
         ),
         (["hydra/launcher=jobli", "seed=0,1"], "did you mean launcher/joblib"),
+        (
+            [
+                "callbacks=early_stopping",
+                "callbacks.early_stopping.monitor=val/pixel_fpr95",
+                "source@dataset.val=procedural",
+            ],
+            r"job 0.*callbacks.early_stopping.mode is max, and a smaller val/pixel_fpr95 is better",
+        ),
     ],
 )
 def test_what_can_be_known_is_reported_before_the_first_job(
@@ -303,6 +311,14 @@ def test_a_search_goes_on(search: OptunaSearch, tmp_path: Path, capsys: pytest.C
 def test_a_search_needs_something_to_search(search: OptunaSearch, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing is searched"):
         search.run(TINY, tmp_path, Recorded())
+
+
+@pytest.mark.parametrize(("metric", "direction"), [("pixel_f1_max", "maximize"), ("pixel_fpr95", "minimize")])
+def test_the_direction_of_a_search_is_the_metrics_own(metric: str, direction: str) -> None:
+    assert OptunaSearch(sampler=None, metric=metric).direction == direction
+    wrong = "minimize" if direction == "maximize" else "maximize"
+    with pytest.raises(UserError, match=f"for {metric} it can only be {direction}"):
+        OptunaSearch(sampler=None, metric=metric, direction=wrong)
 
 
 @pytest.mark.parametrize("name", ["adaclip", "linear_heads"])
