@@ -38,7 +38,11 @@ QUIET = (
     "callbacks.progress=none",
     "logger=none",
 )
-OPTIONS = {"promptad": ("shots=1",), "finegrainedad": ("shots=1",)}
+OPTIONS = {
+    "promptad": ("shots=1",),
+    "finegrainedad": ("shots=1",),
+    "filo": ("epochs=4", "train_limit=240"),  # its small rates need more steps before its maps are above chance
+}
 BF16 = "trainer.precision=bf16-mixed"
 
 
@@ -81,7 +85,8 @@ def compared(name: str, folder: Path, backbone: str, side: int) -> Iterator[tupl
         backbone: Its name in `conf/backbone/`.
         side: Of the pictures, and of the input, in pixels.
     """
-    words = [f"method={name}", *OPTIONS.get(name, ()), f"backbone={backbone}"]
+    options = OPTIONS.get(name, ())
+    words = [f"method={name}", *options, f"backbone={backbone}"]
     used = [key for key, source in compose(words).dataset.items() if key in ("train", "test") and source is not None]
     words += [
         f"image_size={side}",
@@ -90,6 +95,7 @@ def compared(name: str, folder: Path, backbone: str, side: int) -> Iterator[tupl
         *QUIET,
         "trainer=cpu",
         "seed=0",
+        *options,
     ]
     whole = _trained(words, folder / "float32")
     yield _line(name, "32-true", whole, None, None)

@@ -70,9 +70,15 @@ def test_a_method_from_its_configuration_to_python(name: str, tmp_path: Path) ->
     method = load_checkpoint(checkpoint)
     count = 5 if method.is_transductive else 1  # a set of images that score each other
     images = image if count == 1 else torch.stack([image.roll(i, dims=2) for i in range(count)])
-    prediction, twice = (load(images, category="gear") for load in (method, load_checkpoint(checkpoint)))
+    other = load_checkpoint(checkpoint)
+    prediction, twice = (load(images, category="gear") for load in (method, other))
     assert prediction.map.shape == (count, 64, 96) and torch.isfinite(prediction.map).all()
     assert torch.equal(prediction.score, twice.score) and torch.equal(prediction.map, twice.map)
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = other(images, category="gear")
+    for values in (lowered.score, lowered.map):  # eight bits would tie scores that differ
+        assert values.dtype == torch.float32
+        assert name == "saa" or not torch.equal(values, values.bfloat16().float())
     one_score_everywhere(name, checkpoint, method, tmp_path)
 
 

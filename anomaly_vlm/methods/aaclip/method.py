@@ -29,6 +29,7 @@ from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.adapters import MixedAdapter, xavier
 from anomaly_vlm.methods.shared.layers import Layers, first_blocks, tapped_layers
 from anomaly_vlm.methods.shared.maps import to_grid, upsample
+from anomaly_vlm.methods.shared.precision import summed_product
 from anomaly_vlm.options import AtLeast, Fraction, PositiveFloat, PositiveInt
 
 log = logging.getLogger("anomaly_vlm")
@@ -208,7 +209,7 @@ class AACLIP(CategoryScores, Calibrated):
         patches, image = self.encode(batch.image)
         texts = torch.stack([self.text_features(category) for category in batch.category])  # [B, 2, C]
         grids = smoothed(self.level_grids(patches, texts, self.grid_of(batch.size)), self.domain)
-        values = (torch.einsum("bc,bc->b", image, texts[:, 1]) + 1) / 2
+        values = (summed_product("bc,bc->b", image, texts[:, 1]) + 1) / 2
         return upsample(grids, batch.size, align_corners=True).sum(dim=0), values
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -223,7 +224,7 @@ class AACLIP(CategoryScores, Calibrated):
             texts: `[B, 2, C]`.
             grid: Rows and columns.
         """
-        difference = self.scale * torch.einsum("lbnc,bc->lbn", patches, texts[:, 1] - texts[:, 0])
+        difference = self.scale * summed_product("lbnc,bc->lbn", patches, texts[:, 1] - texts[:, 0])
         return to_grid((difference + 1) / 2, grid)
 
     def category_scores(self, components: Tensor) -> Tensor:
@@ -278,7 +279,7 @@ class AACLIP(CategoryScores, Calibrated):
         texts = torch.stack([self.text_features(category) for category in batch.category])
         values = self.map_terms(patches, texts, batch)
         if (ce := self.terms.get("ce")) is not None:
-            logits = torch.einsum("bc,bkc->bk", image, texts)
+            logits = summed_product("bc,bkc->bk", image, texts)
             values["ce"] = ce(logits.softmax(dim=1)[:, 1], batch.label).mean()
         return values
 
@@ -296,5 +297,5 @@ class AACLIP(CategoryScores, Calibrated):
         """Abnormal minus normal logits `[levels, B, H, W]` of patches `[levels, B, N, C]`, upsampled."""
         rows = patches.shape[2]
         grid = (round((rows * size[0] / size[1]) ** 0.5), round((rows * size[1] / size[0]) ** 0.5))
-        difference = self.scale * torch.einsum("lbnc,bc->lbn", patches, texts[:, 1] - texts[:, 0])
+        difference = self.scale * summed_product("lbnc,bc->lbn", patches, texts[:, 1] - texts[:, 0])
         return upsample(to_grid(difference, grid), size, align_corners=True)

@@ -21,6 +21,7 @@ from anomaly_vlm.losses.maps import map_losses, training_mask, wants_masks
 from anomaly_vlm.methods.anomalyclip.dual_path import DualPathFeatures, DualPathMethod
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
+from anomaly_vlm.methods.shared.precision import product
 from anomaly_vlm.options import PositiveInt
 from anomaly_vlm.texts.learned_context import insert_context, pad_sentences
 
@@ -81,11 +82,11 @@ class AnomalyCLIP(DualPathMethod):
 
     def patch_prob(self, features: DualPathFeatures, text: Tensor) -> Tensor:
         """Probabilities `[layers, B, N, 2]` that each patch is normal and that it is abnormal."""
-        return (features.patches @ text.T / self.temperature).softmax(dim=-1)
+        return (product(features.patches, text.T) / self.temperature).softmax(dim=-1)
 
     def image_prob(self, features: DualPathFeatures, text: Tensor) -> Tensor:
         """Probability `[B]` that an image is abnormal, from its global feature alone."""
-        return (features.cls @ text.T / self.temperature).softmax(dim=-1)[:, 1]
+        return (product(features.cls, text.T) / self.temperature).softmax(dim=-1)[:, 1]
 
     def layer_maps(self, prob: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """Upsamples the abnormal probabilities to `[layers, B, H, W]`; the normal ones are 1 minus these."""

@@ -28,6 +28,7 @@ from anomaly_vlm.methods.anovl.views import augmented_views, joined, squares_of
 from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.maps import to_grid, upsample
+from anomaly_vlm.methods.shared.precision import in_float32
 from anomaly_vlm.methods.shared.seeding import derived_generator
 from anomaly_vlm.options import AtLeast, PositiveFloat, PositiveInt
 from anomaly_vlm.texts import load_texts, table_key
@@ -184,7 +185,7 @@ class AnoVL(FrozenTokens):
         self.squares(batch.size)
         score = torch.empty(len(batch), device=self.device)
         maps = torch.empty(len(batch), *batch.size, device=self.device)
-        with torch.autocast(self.device.type, enabled=False):  # probabilities close to 0.5 need their digits
+        with in_float32(score):  # probabilities close to 0.5 need their digits
             for category in dict.fromkeys(batch.category):
                 rows = [i for i, name in enumerate(batch.category) if name == category]
                 texts, patches = self.texts(category), tokens["patches"][rows].float()

@@ -22,6 +22,7 @@ from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.category_memory import MemoryMethod
 from anomaly_vlm.methods.shared.layers import Layers, tapped_layers
 from anomaly_vlm.methods.shared.maps import to_grid, upsample
+from anomaly_vlm.methods.shared.precision import summed_product
 from anomaly_vlm.methods.shared.sentences import fill_templates
 from anomaly_vlm.options import PositiveFloat
 from anomaly_vlm.texts import load_texts
@@ -133,9 +134,7 @@ class AprilGAN(CategoryScores, MemoryMethod):
             `[..., B, N]`.
         """
         direction = torch.stack([text[1] - text[0] for text in map(self.text_features, categories)])  # [B, C]
-        # rounding in half precision would show after the scale
-        with torch.autocast(features.device.type, enabled=False):
-            return self.scale * torch.einsum("...bnc,bc->...bn", features, direction)
+        return self.scale * summed_product("...bnc,bc->...bn", features, direction)
 
     def layer_maps(self, tokens: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Abnormal probabilities `[layers, B, H, W]`.

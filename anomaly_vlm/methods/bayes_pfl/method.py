@@ -30,6 +30,7 @@ from anomaly_vlm.methods.bayes_pfl.stages import StageOptions, schedule_of
 from anomaly_vlm.methods.bayes_pfl.texts import pair_features
 from anomaly_vlm.methods.shared.layers import Layers, tapped_layers
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
+from anomaly_vlm.methods.shared.precision import summed_product
 from anomaly_vlm.methods.shared.seeding import derived_generator
 from anomaly_vlm.options import AtLeast, PositiveInt
 from anomaly_vlm.texts import load_texts, table_key
@@ -169,7 +170,7 @@ class BayesPFL(FrozenTokens, CategoryScores):
             feature = self.image_mapping(feature + self.fuse([tokens[f"block_{i}"].float() for i in self.layers]))
         mapped = F.normalize(self.class_mapping(texts), dim=-1)
         scale = self.temperature_image if stage == 1 else self.temperature_image.detach()
-        return scale.exp() * torch.einsum("bspc,bc->bsp", mapped, F.normalize(feature, dim=-1))
+        return scale.exp() * summed_product("bspc,bc->bsp", mapped, F.normalize(feature, dim=-1))
 
     def level_maps(self, tokens: Tokens, texts: Tensor, size: tuple[int, int]) -> list[Tensor]:
         """For each level abnormal probabilities `[B, pairs, H, W]` under texts `[B, 2, pairs, C]`."""
@@ -178,7 +179,7 @@ class BayesPFL(FrozenTokens, CategoryScores):
         for level, layer in enumerate(self.layers):
             features, refined = self.rca(level, tokens[f"block_{layer}"].float(), texts.flatten(1, 2))
             normal, abnormal = refined.unflatten(1, texts.shape[1:3]).unbind(dim=1)
-            logits = self.temperature_pixel.exp() * torch.einsum("bnc,bpc->bpn", features, abnormal - normal)
+            logits = self.temperature_pixel.exp() * summed_product("bnc,bpc->bpn", features, abnormal - normal)
             grids = to_grid(logits, (size[0] // patch, size[1] // patch))
             maps.append(upsample(grids, size, align_corners=True).sigmoid())
         return maps

@@ -22,6 +22,7 @@ from anomaly_vlm.losses.maps import map_losses, training_mask
 from anomaly_vlm.methods.anomalyclip.dual_path import DualPathFeatures, DualPathMethod
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, upsample
+from anomaly_vlm.methods.shared.precision import product, summed_product
 from anomaly_vlm.options import AtLeast, PositiveInt
 from anomaly_vlm.texts.learned_context import insert_context, pad_sentences
 
@@ -218,11 +219,11 @@ class FAPrompt(DualPathMethod):
     def stages(self, features: DualPathFeatures, texts: CompoundTexts) -> StageProbabilities:
         """Compares the features with the plain sentences, adapts these to the image, and compares again."""
         patches = features.patches[0]  # [B, N, C]
-        prob1 = self._abnormal(patches @ texts.pair().T)
+        prob1 = self._abnormal(product(patches, texts.pair().T))
         offset = self.prior(self.selected(patches, prob1.detach()))
         pairs = self.adapted_pairs(texts, self.adapted(offset))
-        prob2 = self._abnormal(patches @ pairs.transpose(1, 2))
-        cls = self._abnormal(torch.einsum("bc,bkc->bk", features.cls, pairs))
+        prob2 = self._abnormal(product(patches, pairs.transpose(1, 2)))
+        cls = self._abnormal(summed_product("bc,bkc->bk", features.cls, pairs))
         return StageProbabilities(prob1, prob2, cls, offset)
 
     def adapted_pairs(self, texts: CompoundTexts, adapted: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.shared.maps import to_grid, upsample
+from anomaly_vlm.methods.shared.precision import in_float32, summed_product
 from anomaly_vlm.options import PositiveFloat, PositiveInt
 
 
@@ -57,7 +58,7 @@ def map_logits(
         For each head `[branches, B, H, W]`.
     """
     toward = scale * (pairs[:, 1] - pairs[:, 0])  # [B, C]
-    logits = [to_grid(torch.einsum("kbnc,bc->kbn", output, toward), grid) for output in outputs]
+    logits = [to_grid(summed_product("kbnc,bc->kbn", output, toward), grid) for output in outputs]
     return [upsample(one, size, align_corners=True) for one in logits]
 
 
@@ -68,7 +69,8 @@ def probabilities(logits: Sequence[Tensor]) -> Tensor:
 
 def blurred(maps: Tensor, options: MapOptions) -> Tensor:
     """Gaussian blur of maps `[..., H, W]`."""
-    blur: Tensor = gaussian_blur(maps, [options.kernel, options.kernel], [options.sigma, options.sigma])
+    with in_float32(maps):
+        blur: Tensor = gaussian_blur(maps, [options.kernel, options.kernel], [options.sigma, options.sigma])
     return blur
 
 

@@ -34,6 +34,7 @@ from anomaly_vlm.methods.filo.sentences import FiloPromptLearner, SentenceFeatur
 from anomaly_vlm.methods.filo.stages import StageOptions
 from anomaly_vlm.methods.filo.texts import DefectTexts, TextOptions
 from anomaly_vlm.methods.shared.layers import Layers, tapped_layers
+from anomaly_vlm.methods.shared.precision import summed_product
 from anomaly_vlm.options import AtLeast
 from anomaly_vlm.texts import load_texts
 
@@ -165,7 +166,7 @@ class FiLo(FrozenTokens, UsesDetections):
 
     def similarity(self, feature: Tensor, pairs: Tensor) -> Tensor:
         """Similarities `[B, 2]` (normal, abnormal) of global features `[B, C]` with text features `[B, 2, C]`."""
-        return torch.einsum("bc,bkc->bk", feature.float(), pairs)
+        return summed_product("bc,bkc->bk", feature, pairs)
 
     # ---- maps and boxes: HQ-Loc --------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from anomaly_vlm.methods.finegrainedad.regions import RegionOptions, find_region
 from anomaly_vlm.methods.promptad.category import Category
 from anomaly_vlm.methods.promptad.few_shot import VVMemoryMethod
 from anomaly_vlm.methods.promptad.prompt_learner import CategoryPrompts, FamilyFeatures, TextFamily, class_phrases
+from anomaly_vlm.methods.shared.precision import product, summed_product
 from anomaly_vlm.methods.shared.seeding import derived_generator
 from anomaly_vlm.texts import load_texts
 
@@ -170,7 +171,7 @@ class FineGrainedAD(VVMemoryMethod):
         for name, x in visual.items():
             family = texts[name]
             if "v2t" in values:
-                values["v2t"].append(self.terms["v2t"](self.factor * x @ family.candidates().T))
+                values["v2t"].append(self.terms["v2t"](product(self.factor * x, family.candidates().T)))
             if "triplet" in values:
                 values["triplet"].append(self.terms["triplet"](x, *family.pair()))
             if "match" in values and name != "background":
@@ -221,10 +222,10 @@ class FineGrainedAD(VVMemoryMethod):
 
     def nearest_family(self, features: Tensor, texts: Tensor) -> Tensor:
         """Number `[...]` of the family that is nearest to each unit feature `[..., C]`, by text features `[U, 2, C]`."""
-        return (features @ F.normalize(self.intrinsic(texts), dim=-1).T).argmax(dim=-1)
+        return product(features, F.normalize(self.intrinsic(texts), dim=-1).T).argmax(dim=-1)
 
     def abnormal_prob(self, features: Tensor, texts: Tensor) -> Tensor:
-        logits = self.factor * torch.einsum("...c,utc->...ut", features, texts)
+        logits = self.factor * summed_product("...c,utc->...ut", features, texts)
         chosen = self.nearest_family(features, texts)[..., None, None].expand(*features.shape[:-1], 1, 2)
         return logits.gather(-2, chosen)[..., 0, :].softmax(dim=-1)[..., 1]
 

@@ -22,6 +22,7 @@ from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.layers import Layers, tapped_layers
 from anomaly_vlm.methods.shared.maps import gaussian_smooth, to_grid, top_share_mean, upsample
+from anomaly_vlm.methods.shared.precision import in_float32, product
 from anomaly_vlm.options import AtLeast, PositiveFloat, PositiveInt
 
 
@@ -87,9 +88,10 @@ class LinearHeads(FrozenTokens):
         grid = self.backbone.grid_of(batch.size)
         maps = []
         for head, layer in zip(self.heads, patches, strict=True):
-            logits = head(F.layer_norm(layer, layer.shape[-1:]))  # some of DINOv2's patches have outlying norms
+            with in_float32(layer):
+                logits = head(F.layer_norm(layer, layer.shape[-1:]))  # some of DINOv2's patches have outlying norms
             if self.prototypes is not None:
-                logits = F.normalize(logits, dim=-1) @ F.normalize(self.prototypes, dim=-1).T / self.temperature
+                logits = product(F.normalize(logits, dim=-1), F.normalize(self.prototypes, dim=-1).T) / self.temperature
             grids = to_grid(logits.transpose(1, 2), grid)  # [B, 2, rows, columns]
             maps.append(upsample(grids, size, align_corners=False).softmax(dim=1)[:, 1])
         return torch.stack(maps)

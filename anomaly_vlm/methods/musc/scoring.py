@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_vlm.methods.shared.patch_memory import aligned_similarities
+from anomaly_vlm.methods.shared.precision import product
 
 ScoreRange = Literal["raw", "minmax"]
 
@@ -81,9 +82,9 @@ def _all_pairs(features: Tensor, *, tile: int) -> Tensor:
         left = features[a : a + tile]
         for b in range(a, n, tile):
             right = features[b : b + tile]
-            product = (left.flatten(0, 1) @ right.flatten(0, 1).T).view(len(left), patches, len(right), patches)
-            nearest[a : a + tile, :, b : b + tile] = product.amax(dim=3)
-            nearest[b : b + tile, :, a : a + tile] = product.amax(dim=1).permute(1, 2, 0)
+            cosines = product(left.flatten(0, 1), right.flatten(0, 1).T).view(len(left), patches, len(right), patches)
+            nearest[a : a + tile, :, b : b + tile] = cosines.amax(dim=3)
+            nearest[b : b + tile, :, a : a + tile] = cosines.amax(dim=1).permute(1, 2, 0)
     return nearest
 
 
@@ -98,7 +99,7 @@ def _row(features: Tensor, i: int, budget: int, aligned: tuple[int, tuple[int, i
     found = []
     for start in range(0, n, tile):
         others = features[start : start + tile]
-        found.append((features[i] @ others.flatten(0, 1).T).view(patches, len(others), patches).amax(dim=2))
+        found.append(product(features[i], others.flatten(0, 1).T).view(patches, len(others), patches).amax(dim=2))
     return torch.cat(found, dim=1)
 
 
@@ -120,7 +121,7 @@ def rescored(scores: Tensor, features: Tensor, *, neighbours: Sequence[int], sco
     if score_range == "minmax":
         spread = scores.max() - scores.min()
         scores = (scores - scores.min()) / spread if spread > 0 else torch.zeros_like(scores)
-    similar = (features @ features.T).clamp_min(0)
+    similar = product(features, features.T).clamp_min(0)
     similar.fill_diagonal_(float("inf"))  # the image itself is always kept
     found = []
     for count in neighbours:

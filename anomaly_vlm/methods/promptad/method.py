@@ -22,6 +22,7 @@ from anomaly_vlm.methods.promptad.prompt_learner import (
     class_phrases,
     fill_family,
 )
+from anomaly_vlm.methods.shared.precision import product
 from anomaly_vlm.texts import load_texts
 from anomaly_vlm.texts.learned_context import encode_sentences
 
@@ -73,13 +74,13 @@ class PromptAD(VVMemoryMethod):
     # ---- scores and losses -------------------------------------------------------------------------------------------
 
     def abnormal_prob(self, features: Tensor, texts: Tensor) -> Tensor:
-        return (self.factor * features @ texts[0].T).softmax(dim=-1)[..., 1]
+        return product(self.factor * features, texts[0].T).softmax(dim=-1)[..., 1]
 
     def task_losses(self, task: str, learner: CategoryPrompts, features: Tensor, rows: list[int]) -> dict[str, Tensor]:
         sentences, terms, values = self.sentence_features(learner), self.terms, {}
         normal, abnormal = sentences.pair()
         if "contrastive" in terms:
-            values["contrastive"] = terms["contrastive"](self.factor * features @ sentences.candidates().T)
+            values["contrastive"] = terms["contrastive"](product(self.factor * features, sentences.candidates().T))
         if "eam" in terms:
             values["eam"] = terms["eam"](features, normal, abnormal)
         if "alignment" in terms:

@@ -28,6 +28,7 @@ from anomaly_vlm.methods.saa.prompts import Language, SaaPlan, SaaPromptOptions,
 from anomaly_vlm.methods.saa.proposals import BoxThresholds, Fusion, areas, fused, rescored, selected
 from anomaly_vlm.methods.saa.saliency import SaliencyOptions, joined_stages, unlike_the_others, unlike_the_rest
 from anomaly_vlm.methods.shared.maps import upsample
+from anomaly_vlm.methods.shared.precision import in_float32
 from anomaly_vlm.options import PositiveInt
 from anomaly_vlm.texts import load_texts
 
@@ -169,7 +170,7 @@ class SAA(UsesDetections):
             objects: Masks `[n, H, W]` where there are several objects; None for one.
         """
         features = self.features(image, self.sizes[objects is not None])
-        with torch.autocast(features.device.type, enabled=False):  # half precision cannot tell cosines near 1 apart
+        with in_float32(features):  # half precision cannot tell cosines near 1 apart
             if objects is None:
                 small = unlike_the_rest(features, farthest=self.saliency.farthest, memory_mb=self.saliency.memory_mb)
             else:

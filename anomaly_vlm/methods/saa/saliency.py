@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly_vlm.methods.shared.precision import product
 from anomaly_vlm.options import AtLeast, PositiveFloat, PositiveInt
 
 
@@ -61,7 +62,8 @@ def unlike_the_rest(features: Tensor, *, farthest: int = 400, memory_mb: float =
     count = min(farthest, len(flat))
     rows = max(1, int(memory_mb * 1e6) // (4 * len(flat)))
     least = [
-        (block @ flat.T).topk(count, dim=1, largest=False, sorted=False).values for block in torch.split(flat, rows)
+        product(block, flat.T).topk(count, dim=1, largest=False, sorted=False).values
+        for block in torch.split(flat, rows)
     ]
     return ((1 - torch.cat(least).mean(dim=1)) / 2).clamp_min(0).view(features.shape[:2])
 
@@ -99,4 +101,4 @@ def _nearest(queries: Tensor, others: Tensor, shared: Tensor, memory_mb: float) 
     """Largest cosine `[q]` of queries `[q, C]` with others `[m, C]`, which is 0 with those that are `shared` `[m]`."""
     rows = max(1, int(memory_mb * 1e6) // (4 * len(others)))
     bank = others * ~shared[:, None]
-    return torch.cat([(block @ bank.T).amax(dim=1) for block in torch.split(queries, rows)])
+    return torch.cat([product(block, bank.T).amax(dim=1) for block in torch.split(queries, rows)])

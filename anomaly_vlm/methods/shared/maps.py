@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly_vlm.methods.shared.precision import in_float32
+
 
 def to_grid(patches: Tensor, grid: tuple[int, int]) -> Tensor:
     """Arranges values `[..., N]` of the patches as `[..., rows, columns]`."""
@@ -41,7 +43,6 @@ def gaussian_smooth(maps: Tensor, sigma: float, *, truncate: float = 4.0) -> Ten
     if sigma <= 0:
         return maps
     radius = int(truncate * sigma + 0.5)
-    maps = maps.float()
     for axis in (-2, -1):  # SciPy's border mode `reflect` repeats the edge pixel, PyTorch's does not
         length = maps.shape[axis]
         index = torch.arange(-radius, length + radius, device=maps.device) % (2 * length)
@@ -72,13 +73,15 @@ def _filtered(maps: Tensor, length: int, sigma: float) -> Tensor:
         sigma: Standard deviation in pixels.
 
     Returns:
-        `[B, H - length + 1, W - length + 1]`.
+        `[B, H - length + 1, W - length + 1]` float32.
     """
+    maps = maps.float()
     distance = torch.arange(length, device=maps.device, dtype=maps.dtype) - length // 2
     weights = torch.exp(-(distance**2) / (2 * sigma**2))
     weights = weights / weights.sum()
-    along_rows = F.conv2d(maps[:, None], weights.view(1, 1, 1, -1))
-    return F.conv2d(along_rows, weights.view(1, 1, -1, 1))[:, 0]
+    with in_float32(maps):
+        along_rows = F.conv2d(maps[:, None], weights.view(1, 1, 1, -1))
+        return F.conv2d(along_rows, weights.view(1, 1, -1, 1))[:, 0]
 
 
 def top_share_mean(values: Tensor, share: float) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.methods.shared.precision import in_float32, product
 from anomaly_vlm.methods.shared.seeding import derived_generator
 from anomaly_vlm.options import PositiveFloat, PositiveInt, Range, check_arguments, checked_constructor
 
@@ -49,7 +50,7 @@ def nearest_distance(
     columns = min(len(bank), capacity)
     rows = max(1, capacity // columns)
     distances = torch.empty(len(flat), device=flat.device)
-    with torch.autocast(flat.device.type, enabled=False):  # half precision cannot tell cosines near 1 apart
+    with in_float32(flat):  # half precision cannot tell cosines near 1 apart
         for start in range(0, len(flat), rows):
             block = flat[start : start + rows].float()
             block = F.normalize(block, dim=-1) if metric == "cosine" else block
@@ -68,7 +69,7 @@ def nearest_similarities(queries: Tensor, tiles: Iterable[Tensor], count: int) -
     Only those of one tile are held at a time. Fewer are returned where all tiles have fewer rows.
     """
     best = torch.empty(len(queries), 0, device=queries.device)
-    with torch.autocast(queries.device.type, enabled=False):
+    with in_float32(queries):
         for tile in tiles:
             both = torch.cat([best, queries @ tile.T], dim=1)
             best = both.topk(min(count, both.shape[1]), dim=1).values
@@ -111,7 +112,7 @@ def aligned_distance(queries: Tensor, bank: Tensor, *, radius: int, neighbours: 
     Returns:
         Distances `[B, rows, columns]`, float32, in [0, 1].
     """
-    with torch.autocast(queries.device.type, enabled=False):
+    with in_float32(queries):
         unit, rows = F.normalize(queries.float(), dim=-1), F.normalize(bank.float(), dim=-1)
         near = aligned_similarities(unit, rows, radius=radius)
     nearest = near.topk(min(neighbours, len(bank)), dim=-1).values
@@ -149,7 +150,7 @@ def greedy_coreset(features: Tensor, count: int, *, seed: int = 0) -> Tensor:
     selected = [int(derived_generator(seed).integers(len(features)))]
     distances = torch.full((len(features),), torch.inf, device=features.device)
     while len(selected) < count:
-        distances = torch.minimum(distances, 1 - features @ features[selected[-1]])
+        distances = torch.minimum(distances, 1 - product(features, features[selected[-1]]))
         distances[selected[-1]] = -torch.inf
         selected.append(int(distances.argmax()))
     return torch.tensor(sorted(selected), device=features.device)

@@ -16,3 +16,16 @@ def in_float32(like: Tensor) -> torch.autocast:
         like: A tensor on the device of the block.
     """
     return torch.autocast(like.device.type, enabled=False)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right` in float32, also where autocast would lower it."""
+    with in_float32(left):
+        return left.float() @ right.float()
+
+
+def summed_product(equation: str, left: Tensor, right: Tensor) -> Tensor:
+    """`torch.einsum` of two tensors in float32, also where autocast would lower it."""
+    with in_float32(left):
+        summed: Tensor = torch.einsum(equation, left.float(), right.float())
+    return summed

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from anomaly_vlm.methods.shared.precision import product
+
 Residual = Literal["reconstruction", "cosine", "mahalanobis", "euclidean"]
 
 
@@ -103,12 +105,12 @@ class NormalSubspace(nn.Module):
         tokens = tokens.float()
         centred = tokens - self.mean
         basis = self.basis[:, drop:]
-        inside = centred @ basis  # [..., q - drop]
+        inside = product(centred, basis)  # [..., q - drop]
         if kind == "mahalanobis":
             return (inside.square() / (self.eigenvalues[drop : self.basis.shape[1]] + eps)).sum(dim=-1)
         if kind == "euclidean":
             return inside.square().sum(dim=-1)
-        rebuilt = inside @ basis.T
+        rebuilt = product(inside, basis.T)
         if kind == "reconstruction":
             return (centred - rebuilt).square().sum(dim=-1)
         rebuilt = rebuilt + self.mean

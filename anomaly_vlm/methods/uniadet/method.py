@@ -24,6 +24,7 @@ from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.category_memory import MemoryMethod
 from anomaly_vlm.methods.shared.layers import Layers, share_of_depth, tapped_layers
 from anomaly_vlm.methods.shared.maps import to_grid, upsample
+from anomaly_vlm.methods.shared.precision import product
 from anomaly_vlm.options import Fraction, PositiveFloat, PositiveInt
 
 BLOCKS, DEPTH = (12, 15, 18, 21, 24), 24  # the paper's, of ViT-L
@@ -140,9 +141,7 @@ class UniADet(MemoryMethod):
             weights: Normal and abnormal direction `[2, D]`, any norm.
         """
         normal, abnormal = unit(weights.float())
-        with torch.autocast(features.device.type, enabled=False):
-            difference: Tensor = features.float() @ (abnormal - normal) / self.temperature
-        return difference
+        return product(features, abnormal - normal) / self.temperature
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches of an image of this height and width."""

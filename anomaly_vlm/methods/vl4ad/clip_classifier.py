@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_vlm.backbone import ConvNextBackbone
+from anomaly_vlm.methods.shared.precision import product
 from anomaly_vlm.methods.vl4ad.mask_decoder import pool
 from anomaly_vlm.options import Fraction
 
@@ -49,5 +50,5 @@ def clip_logits(
     pooled = pool(masks, dense)  # [B, N, Cv]
     embedded = F.normalize(clip.project(pooled.flatten(0, 1)), dim=-1).view(*pooled.shape[:2], -1)
     scale = min(float(torch.tensor(clip.logit_scale).exp()), 100.0)
-    logits = scale * embedded @ vectors.T
+    logits = product(scale * embedded, vectors.T)
     return torch.stack([logits[..., list(concepts)].amax(dim=-1) for concepts in members], dim=-1)

@@ -24,6 +24,7 @@ from transformers.models.mask2former.modeling_mask2former import (
 )
 
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.methods.shared.precision import in_float32, product
 from anomaly_vlm.options import PositiveInt
 
 __all__ = [
@@ -128,7 +129,7 @@ class MaskDecoder(Mask2FormerPreTrainedModel):
 
         Deformable attention keeps float32 under autocast, as in FC-CLIP.
         """
-        with torch.autocast(maps[0].device.type, enabled=False):
+        with in_float32(maps[0]):
             dtype = self.transformer.level_embed.weight.dtype
             pyramid = self.pixel_decoder([features.to(dtype) for features in maps])
         pixels, levels = pyramid.mask_features, pyramid.multi_scale_features
@@ -192,7 +193,7 @@ class MaskClassifier(nn.Module):
             `[B, N, M + 1]`, void last.
         """
         vectors = torch.cat([concepts, F.normalize(self.void, dim=-1)])
-        return self.scale * self.embeddings(masks, queries, pixels) @ vectors.T
+        return product(self.scale * self.embeddings(masks, queries, pixels), vectors.T)
 
 
 def pool(masks: Tensor, pixels: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly_vlm.methods.shared.precision import summed_product
+
 Void = Literal["drop", "ignore"]
 
 
@@ -148,7 +150,7 @@ def pixel_classes(
     for logits, c, top in zip(*(torch.split(values, chunk, dim=1) for values in (masks, classes, best)), strict=True):
         s = mask_probabilities(logits, padded, inner, size)
         c, top = c.to(s.dtype), top.to(s.dtype)
-        by_class, inside = torch.einsum("bnhw,bnk->bkhw", s, c), torch.einsum("bnhw,bn->bhw", s, top)
+        by_class, inside = summed_product("bnhw,bnk->bkhw", s, c), summed_product("bnhw,bn->bhw", s, top)
         strongest, who = (s * top[..., None, None]).max(dim=1)
         owner = top.gather(1, who.flatten(1)).view_as(strongest)
         if y is None or claim is None:

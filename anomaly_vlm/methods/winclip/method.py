@@ -23,6 +23,7 @@ from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.category_memory import MemoryMethod
 from anomaly_vlm.methods.shared.maps import swap_red_blue, to_grid, upsample
 from anomaly_vlm.methods.shared.patch_memory import PatchMemory, nearest_distance
+from anomaly_vlm.methods.shared.precision import product
 from anomaly_vlm.methods.shared.sentences import fill_templates
 from anomaly_vlm.methods.winclip.windows import Windows, arithmetic_mean, harmonic_mean, windows_of
 from anomaly_vlm.options import PositiveFloat, PositiveInt
@@ -174,7 +175,7 @@ class WinCLIP(MemoryMethod):
         Returns:
             `[...]`, in [0, 1].
         """
-        return (F.normalize(features, dim=-1) @ texts.T / self.temperature).softmax(dim=-1)[..., 1]
+        return (product(F.normalize(features, dim=-1), texts.T) / self.temperature).softmax(dim=-1)[..., 1]
 
     def compare_paper(
         self,
