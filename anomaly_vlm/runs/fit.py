@@ -31,7 +31,7 @@ from anomaly_vlm.runs.devices import seed_everything
 from anomaly_vlm.runs.outcome import RunResult, logged, write_outcome
 from anomaly_vlm.runs.same_run import check_same_run
 from anomaly_vlm.runs.saving import last_state
-from anomaly_vlm.runs.selection import check_watched, choose_weights, mode_of
+from anomaly_vlm.runs.selection import check_watched, choose_weights, mode_of, watched_metrics
 from anomaly_vlm.runs.shared_images import note_selection_images
 from anomaly_vlm.runs.tracking import Tracking, tracked
 from anomaly_vlm.runs.trainer import build_trainer, callback_nodes
@@ -67,7 +67,8 @@ def _fit(cfg: DictConfig, folder: Path, tracking: Tracking) -> RunResult:
     run.data.selection_side = side
     if learns:
         check_watched(run)
-        note_selection_images(run)
+        if watched_metrics(cfg):
+            note_selection_images(run)
     load_init(cfg, run.method)
     validating = run.data.selection_side is not None
     trainer = build_trainer(
@@ -160,7 +161,7 @@ def _untrained(run: Run, folder: Path, *, resuming: bool) -> dict[str, float]:
 
 
 def validated_side(cfg: DictConfig) -> Literal["val", "test"] | None:
-    """The side that is evaluated after every epoch: what weights are chosen by, or what a callback watches.
+    """The side that is evaluated after every epoch: what weights are chosen by, else a validation set where one is given.
 
     Raises:
         UserError: A callback watches a validation set that is not there, or would be shown the test set.
@@ -177,7 +178,7 @@ def validated_side(cfg: DictConfig) -> Literal["val", "test"] | None:
         if cfg.dataset.val is None:
             raise UserError(f"callbacks.{name} watches a validation set: add source@dataset.val=NAME")
         side = "val"
-    return side
+    return "val" if side is None and cfg.dataset.val is not None else side
 
 
 def savers(cfg: DictConfig, folder: Path, *, choosing: bool) -> list[Any]:

@@ -73,6 +73,14 @@ def test_a_validation_set_without_masks_is_noticed_before_the_training(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_validation_set_that_chooses_nothing_is_evaluated_after_every_epoch(tmp_path: Path) -> None:
+    record = trained(tmp_path / "run", *VALIDATED, "epochs=2", "logger=csv")
+    assert record["selection"] == "last" and "selection_images" not in state(tmp_path / "run")["anomaly_vlm"]
+    with next((tmp_path / "run").rglob("metrics.csv")).open(encoding="utf-8") as file:
+        values = [row["val/pixel_auroc"] for row in csv.DictReader(file) if row["val/pixel_auroc"]]
+    assert len(values) == 2 and all(0 <= float(value) <= 1 for value in values)
+
+
 def test_validation_images_that_are_test_images_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = brain_images(tmp_path / "mri")
     sides = [f"dataset.{side}.root={root}" for side in ("val", "test")]
