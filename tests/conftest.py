@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,12 @@ if WORKERS > 1:  # the workers share the cores, also with the processes that the
     threads = max(1, (os.cpu_count() or 1) // WORKERS)
     torch.set_num_threads(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def pytest_collection_finish() -> None:
+    """Takes what the imports have made out of the garbage collector's sight, which every run in a test calls (`build`)."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import socket
 import warnings
@@ -165,8 +166,12 @@ def resolve_activation(asked: str, tag_config: Mapping[str, Any], model_config: 
 
 
 def _clip_tokenizer(config: Mapping[str, Any] | None) -> SimpleTokenizer:
-    text = (config or {}).get("text_cfg", {})
-    return SimpleTokenizer(context_length=text.get("context_length", 77))
+    return _tokenizer((config or {}).get("text_cfg", {}).get("context_length", 77))
+
+
+@functools.cache  # reading its table of 49,000 merges takes a sixth of a second
+def _tokenizer(context_length: int) -> SimpleTokenizer:
+    return SimpleTokenizer(context_length=context_length)
 
 
 def _build(

@@ -91,7 +91,7 @@ def from_checkpoint(stored: DictConfig, overrides: Sequence[str], command: str, 
     cfg = merge_overrides(stored, overrides, fixed=("method", "backbone", "loss"))
     if has_memory:
         cfg.shots_list = None
-    drop_limits_of_training(cfg, overrides, keep_categories=has_memory)
+    drop_limits_of_training(cfg, overrides, keep_subset=has_memory or command == "predict")
     if not any(word.startswith("trainer") for word in overrides):
         adapt_to_machine(cfg, processes=command == "evaluate")
     if not any(word.startswith("output_dir=") for word in overrides):

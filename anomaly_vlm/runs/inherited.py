@@ -19,7 +19,7 @@ TRAINER_KEYS = (
 SUBSET_KEYS = ("categories", "test_count")  # which part of a test set is used
 
 
-def drop_limits_of_training(cfg: DictConfig, overrides: Sequence[str], *, keep_categories: bool) -> None:
+def drop_limits_of_training(cfg: DictConfig, overrides: Sequence[str], *, keep_subset: bool) -> None:
     """Removes from a checkpoint's configuration whatever limited its training run, unless the user sets it again.
 
     So a checkpoint of a quick trial on 24 images is evaluated on the whole test set.
@@ -27,8 +27,8 @@ def drop_limits_of_training(cfg: DictConfig, overrides: Sequence[str], *, keep_c
     Args:
         cfg: The checkpoint's configuration with the overrides on top; it is changed.
         overrides: Of the user.
-        keep_categories: Whether the checkpoint's memory holds references of certain categories, which then stay those of
-            the test set.
+        keep_subset: Whether the part of the test set that was used stays: where the checkpoint's memory holds references of
+            its categories, or where nothing reads that set.
     """
     given = {word.lstrip("+~").partition("=")[0] for word in overrides}
     with open_dict(cfg):
@@ -40,7 +40,7 @@ def drop_limits_of_training(cfg: DictConfig, overrides: Sequence[str], *, keep_c
                 cfg.trainer.pop(key, None)
         test = cfg.dataset.get("test")
         chosen_anew = "dataset" in given or "source@dataset.test" in given
-        if isinstance(test, DictConfig) and not chosen_anew and not keep_categories:
+        if isinstance(test, DictConfig) and not chosen_anew and not keep_subset:
             _restore_subsets(test, _as_shipped(cfg), "dataset.test", given)
 
 
