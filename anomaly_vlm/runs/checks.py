@@ -40,6 +40,7 @@ CHOICES = {  # the default first: what configurations of older checkpoints lack
     "pixels.interpolation": ("bicubic", "bilinear"),
     "pixels.decode": ("full", "draft"),
     "train_on": ("dataset", "references", "nothing"),
+    "rate": ("constant", "cosine"),
     "texts": ("as_written", "nameless", "swapped", "random"),
     "callbacks.progress": ("auto", "rich", "log", "none"),
 }

@@ -26,6 +26,7 @@ from anomaly_vlm.runs.path_words import literal_paths
 
 # Nodes whose constructors know more keys than their YAMLs list.
 ADDABLE = ("method.", "backbone.", "trainer.", "optimizer.", "scheduler.", "callbacks.")
+WITH_NONE = ("loss", "logger")  # groups whose choice `none` is an empty node, which a run needs
 # Groups whose files set keys anywhere in a configuration, so that none of its nodes is theirs.
 OF_A_NEW_RUN = ("experiment", "debug", "hparams_search")
 
@@ -140,8 +141,11 @@ def addable(override: str) -> str:
     """`method.KEY=VALUE` as `++method.KEY=VALUE`, which may add a key; the same of all nodes in `ADDABLE`.
 
     The YAML of a method lists only what differs from its constructor, which has the other options and rejects unknown ones,
-    as those of the others do (`runs.trainer.check_keys`, `runs.instantiate.check_options`).
+    as those of the others do (`runs.trainer.check_keys`, `runs.instantiate.check_options`). `GROUP=null` leaves a group out.
     """
+    key, _, value = override.partition("=")
+    if value == "null" and key in GROUPS:  # Hydra would end in a traceback
+        return f"{key}=none" if key in WITH_NONE else f"~{key}"
     return f"++{override}" if override.startswith(ADDABLE) else override
 
 

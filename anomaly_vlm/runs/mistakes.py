@@ -52,6 +52,8 @@ def _needs_masks(method: str) -> UserError:
 def _unknown_key(key: str, overrides: Sequence[str]) -> UserError:
     """Names the nearest keys of the configuration that the chosen groups compose."""
     group = key.split("@")[0]
+    if group in ("detector", "segmenter"):
+        return UserError(f"{key}: the method takes no {group}: leave it out")
     if group in GROUPS:
         return unknown_choice("data side", key, [f"source@dataset.{side}" for side in ("train", "test", "val")])
     chosen = [word for word in overrides if word.split("=")[0].split("@")[0] in GROUPS]

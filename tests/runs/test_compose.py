@@ -54,9 +54,15 @@ def test_a_backbone_brings_its_preset_for_a_method() -> None:
     assert "temperature" not in own.method and own.optimizer.lr == 0.01  # the constructor's
     other = compose(["method=adaclip", "backbone=vit_l14_336"])
     assert "preset" not in other.choices and "temperature" not in other.method
+    assert (cfg.epochs, cfg.rate, own.epochs, own.rate) == (3, "cosine", 5, "constant")
     assert compose(["method=adaclip", "method.temperature=0.5"]).method.temperature == 0.5  # what is asked for wins
     with pytest.raises(UserError, match="unknown preset 'mine'"):
         compose(["method=adaclip", "preset=mine"])
+
+
+def test_a_group_can_be_left_out() -> None:
+    cfg = compose(["method=filo", "detector=null", "logger=null", "scheduler=null"])
+    assert cfg.detector is None and cfg.scheduler is None and not cfg.logger
 
 
 @pytest.mark.parametrize("experiment", choices("experiment"))

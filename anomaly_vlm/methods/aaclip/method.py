@@ -65,6 +65,7 @@ class AACLIP(CategoryScores, Calibrated):
         UserError: The towers do not have the blocks.
     """
 
+    own_schedule: ClassVar[bool] = True
     loss_terms: ClassVar[dict[str, frozenset[str]]] = {
         "ce": PROBABILITY,
         "focal": PROBABILITY,

@@ -44,6 +44,7 @@ class AnomalyMethod(TrainerSteps, LearnedState):
         loss_terms: The terms that `losses` computes, each with the kinds of loss that it may be.
         backbone_types: Kinds of backbone that the method runs on.
         reference_support: Whether it takes reference images, see `FewShot`.
+        own_schedule: Whether it changes the rates of its optimiser itself, so that no scheduler may be given.
         evaluation_type: Evaluation that is used where none is given.
         color_range: Colours of a heat map: a pair (low, high), or `per_image` for the map's own minimum and maximum. None
             for [0, 1], widened where values fall outside.
@@ -58,6 +59,7 @@ class AnomalyMethod(TrainerSteps, LearnedState):
     loss_terms: ClassVar[Mapping[str, frozenset[str]]] = {}
     backbone_types: ClassVar[tuple[type[FrozenTower], ...]] = (ClipBackbone,)
     reference_support: Literal["none", "optional", "required"] = "none"
+    own_schedule: ClassVar[bool] = False
     evaluation_type: ClassVar[type[Evaluation]] = Evaluation
     color_range: tuple[float, float] | Literal["per_image"] | None = None
     overlay: ClassVar[Literal["blend", "heat"]] = "blend"
@@ -128,7 +130,16 @@ class AnomalyMethod(TrainerSteps, LearnedState):
     # ---- learning ----------------------------------------------------------------------------------------------------
 
     def total_loss(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of unweighted terms."""
+        """The weighted sum of unweighted terms.
+
+        Raises:
+            UserError: There is none.
+        """
+        if not values:
+            known = ", ".join(self.loss_terms) or "none"
+            raise UserError(
+                f"the loss has no terms, so that {type(self).__name__} has nothing to learn by (of: {known})"
+            )
         return torch.stack([self.terms[name].weight * value for name, value in values.items()]).sum()
 
     def configure_optimizers(self) -> Any:

@@ -66,6 +66,7 @@ class BayesPFL(FrozenTokens, CategoryScores):
         UserError: The towers do not have the blocks, or widths that the heads cannot divide.
     """
 
+    own_schedule: ClassVar[bool] = True
     loss_terms: ClassVar[dict[str, frozenset[str]]] = {
         "ce": PROBABILITY,
         "focal": frozenset({"balanced_focal", "focal"}),
