@@ -41,7 +41,7 @@ QUIET = (
 OPTIONS = {
     "promptad": ("shots=1",),
     "finegrainedad": ("shots=1",),
-    "filo": ("epochs=4", "train_limit=240"),  # its small rates need more steps before its maps are above chance
+    "filo": ("epochs=3", "train_limit=120"),  # its small rates need more steps before its maps are above chance
 }
 BF16 = "trainer.precision=bf16-mixed"
 

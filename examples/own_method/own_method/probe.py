@@ -14,6 +14,7 @@ from anomaly_vlm.losses import PROBABILITY, map_losses, training_mask
 from anomaly_vlm.methods.base.frozen_tokens import FrozenTokens
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.shared.maps import to_grid, upsample
+from anomaly_vlm.methods.shared.precision import product
 from anomaly_vlm.options import PositiveFloat
 
 
@@ -57,7 +58,7 @@ class TextProbe(FrozenTokens):
     def maps(self, batch: Batch, size: tuple[int, int]) -> Tensor:
         """Abnormal probabilities `[B, H, W]` at a size."""
         patches = F.normalize(self.probe(self.frozen_tokens(batch)["patches"].float()), dim=-1)  # [B, N, C]
-        logits = patches @ self.texts.T / self.temperature  # [B, N, 2]
+        logits = product(patches, self.texts.T) / self.temperature  # [B, N, 2], float32 in any precision
         rows, columns = (side // self.backbone.patch_size for side in batch.size)
         return upsample(to_grid(logits[..., 1] - logits[..., 0], (rows, columns)), size, align_corners=False).sigmoid()
 
