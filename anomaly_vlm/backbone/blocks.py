@@ -141,9 +141,8 @@ def block_at(block: Any, x: Tensor, read: Tensor, causal: bool) -> Tensor:
     query = F.linear(block.ln_1(own), weight[:width], bias[:width])
     key, value = F.linear(block.ln_1(x), weight[width:], bias[width:]).chunk(2, dim=-1)
     q, k, v = (_heads(part, block.attn.num_heads) for part in (query, key, value))
-    seen = (
-        (torch.arange(x.shape[1], device=x.device) <= read[:, None])[:, None, None] if causal else None
-    )  # [B, 1, 1, T]
+    places = torch.arange(x.shape[1], device=x.device)
+    seen = (places <= read[:, None])[:, None, None] if causal else None  # [B, 1, 1, T]
     own = own + block.ls_1(_attention(block.attn, q, k, v, causal=False, mask=seen))
     out: Tensor = own + block.ls_2(block.mlp(block.ln_2(own)))
     return out

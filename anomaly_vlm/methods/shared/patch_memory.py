@@ -147,6 +147,7 @@ def greedy_coreset(features: Tensor, count: int, *, seed: int = 0) -> Tensor:
     """
     if count >= len(features):
         return torch.arange(len(features), device=features.device)
+    features = features.float()
     selected = [int(derived_generator(seed).integers(len(features)))]
     distances = torch.full((len(features),), torch.inf, device=features.device)
     while len(selected) < count:
