@@ -1,7 +1,7 @@
 """What bfloat16 autocast changes: every method that learns, trained and scored in both precisions on drawn images.
 
 The nano CLIP, pictures drawn at 112 px, 24 training images, one epoch, 60 test images, the CPU; VL4AD on drawn roads.
-`scored`: the weights of the run in float32, evaluated in bf16-mixed. `trained`: a training in bf16-mixed from the same start.
+`scored`: the weights of the run in float32, evaluated in bf16-mixed. `trained`: trained in it from the same start.
 """
 
 from __future__ import annotations
