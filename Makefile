@@ -107,7 +107,7 @@ nano-report: $(VENV)/.run ## what the nano CLIP is worth: ARGS="magnetic_tile=FO
 cache: $(VENV)/.run ## list the token caches on disk; ARGS=clear=all removes them
 	@$(CLI) cache $(ARGS)
 
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 test: $(VENV)/.dev ## the tests, on all cores (about 10 minutes on 2); ARGS="-n 0 tests/data" runs a part of them in one process
 	@$(PYTEST) -m "not slow and not gpu and not faults" $(ARGS)

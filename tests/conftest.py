@@ -12,17 +12,11 @@ import torch
 
 from tests.support.golden import LEDGERS
 
-LONG = ("test_every_method.py", "test_own_method.py", "test_serve.py", "test_sweeps.py", "test_processes.py")
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:  # the workers share the cores, also with the processes that their tests start
     threads = max(1, (os.cpu_count() or 1) // WORKERS)
     torch.set_num_threads(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first, so that the workers, which take a file each, end together."""
-    items.sort(key=lambda item: not ("e2e" in item.path.parts or item.path.name in LONG))
 
 
 def pytest_collection_finish() -> None:
