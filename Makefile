@@ -109,7 +109,7 @@ cache: $(VENV)/.run ## list the token caches on disk; ARGS=clear=all removes the
 
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
-test: $(VENV)/.dev ## the tests, on all cores (about 10 minutes on 2); ARGS="-n 0 tests/data" runs a part of them in one process
+test: $(VENV)/.dev ## the tests, on all cores (10 to 16 minutes on 2); ARGS="-n 0 tests/data" runs a part of them in one process
 	@$(PYTEST) -m "not slow and not gpu and not faults" $(ARGS)
 
 test-all: $(VENV)/.dev ## the slow tests too
