@@ -87,8 +87,8 @@ class BlockOutputs:
     """What `run_blocks` returns.
 
     Attributes:
-        last: [B, T, D] output of the last block (the ordinary path), inserted prompts still in it; [B, 1, D] where one
-            token is read.
+        last: [B, T, D] output of the last block (the ordinary path), inserted prompts still in it; [B, R, D] where R
+            tokens of each sequence are read.
         taps: 1-based layer -> [B, T, D]; on the V-V path from its first block on, else the ordinary path.
         ordinary: The same layers, always the ordinary path.
     """
@@ -126,23 +126,26 @@ def plain_block(block: Any, x: Tensor, causal: bool, mask: Tensor | None) -> Ten
     return out
 
 
-def token_at(x: Tensor, position: Tensor) -> Tensor:
-    """The token [B, 1, D] of each sequence of `x` [B, T, D] at its position [B]."""
-    return x[torch.arange(len(x), device=x.device), position].unsqueeze(1)
+def tokens_at(x: Tensor, positions: Tensor) -> Tensor:
+    """The tokens [B, R, D] of each sequence of `x` [B, T, D] at its positions [B, R]."""
+    return x[torch.arange(len(x), device=x.device)[:, None], positions]
 
 
-def block_at(block: Any, x: Tensor, read: Tensor, causal: bool) -> Tensor:
-    """As `plain_block`, for one token of each sequence: [B, 1, D] at the positions `read` [B].
+def block_at(block: Any, x: Tensor, read: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
+    """As `plain_block`, for some tokens of each sequence: [B, R, D] at the positions `read` [B, R].
 
     All tokens are seen, but only those that are read are attended from and go through the MLP.
     """
-    own = token_at(x, read)
+    own = tokens_at(x, read)
     width, weight, bias = x.shape[-1], block.attn.in_proj_weight, block.attn.in_proj_bias
     query = F.linear(block.ln_1(own), weight[:width], bias[:width])
     key, value = F.linear(block.ln_1(x), weight[width:], bias[width:]).chunk(2, dim=-1)
     q, k, v = (_heads(part, block.attn.num_heads) for part in (query, key, value))
-    places = torch.arange(x.shape[1], device=x.device)
-    seen = (places <= read[:, None])[:, None, None] if causal else None  # [B, 1, 1, T]
+    seen = None  # [B, 1, R, T]
+    if mask is not None:
+        seen = tokens_at(mask[:, 0], read)[:, None]
+    elif causal:
+        seen = (torch.arange(x.shape[1], device=x.device) <= read[..., None])[:, None]
     own = own + block.ls_1(_attention(block.attn, q, k, v, causal=False, mask=seen))
     out: Tensor = own + block.ls_2(block.mlp(block.ln_2(own)))
     return out
@@ -180,17 +183,16 @@ def run_blocks(
             and is what a tap sees.
         first_block: 0-based number of the first block that runs.
         until: 0-based number of the block before which to stop. None runs to the end.
-        read: [B] position of the one token of each sequence that the caller reads of `last`; the last block then computes
-            no other. Of the ordinary path, without `mask`.
+        read: [B, R] positions of the tokens of each sequence that the caller reads of `last`; the last block then computes
+            no others. Of the ordinary path.
 
     Raises:
-        ValueError: Prompts together with a V-V path (no method defines it), or one token read of what is not the ordinary
-            path.
+        ValueError: Prompts together with a V-V path (no method defines it), or tokens read of what is not the ordinary path.
     """
     if prompts is not None and vv_from is not None:
         raise ValueError("prompt tokens and a V-V path together are not defined: give one of them")
-    if read is not None and not (mask is None and vv_from is None and value_attention is None):
-        raise ValueError("one token can be read of the ordinary path only, without a mask")
+    if read is not None and not (vv_from is None and value_attention is None):
+        raise ValueError("single tokens can be read of the ordinary path only")
     out = BlockOutputs(x)
     dual: Tensor | None = None
     end = len(blocks) if until is None else until
@@ -208,7 +210,7 @@ def run_blocks(
             x = x + block.ls_1(_attention(attn, q, k, v, causal, mask))
             x = x + block.ls_2(block.mlp(block.ln_2(x)))
         elif read is not None and i == end - 1:
-            x = block_at(block, x, read, causal)
+            x = block_at(block, x, read, causal, mask)
         else:
             x = getattr(block, "compiled", plain_block)(block, x, causal, mask)  # see `compiled.compile_blocks`
         if i < len(adapters):
@@ -216,7 +218,9 @@ def run_blocks(
         if i + 1 in taps:
             out.taps[i + 1] = x if dual is None else dual
             out.ordinary[i + 1] = x
-    out.last = token_at(x, read) if read is not None and first_block >= end else x  # no block ran: all tokens are there
+    out.last = (
+        tokens_at(x, read) if read is not None and first_block >= end else x
+    )  # no block ran: all tokens are there
     return out
 
 

@@ -193,7 +193,8 @@ class FrozenClip(FrozenTower):
         end = tokens.argmax(dim=-1)
         if prompts is not None and prompts.place == "start":
             end = end + prompts.inserted
-        run = run_blocks(blocks, x, prompts=prompts, causal=True, adapters=adapters, first_block=first_block, read=end)
+        options: dict[str, Any] = {"prompts": prompts, "adapters": adapters, "first_block": first_block}
+        run = run_blocks(blocks, x, causal=True, read=end[:, None], **options)
         ends = run.last[:, 0]
         return self._project_text(ends) if projection is None else projection(self.text.ln_final(ends))
 
@@ -209,16 +210,30 @@ class FrozenClip(FrozenTower):
             features[rows] = self.encode_text(ids[rows, : end + 1]).float()
         return features[[different[sentence] for sentence in sentences]]
 
-    def encode_tree(self, tree: SentenceTree, embedded: Tensor) -> Tensor:
+    def encode_tree(
+        self, tree: SentenceTree, states: Tensor, *, first_block: int = 0, prompts: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Text features [B, R, C], not normalised, of the tree's R sentences.
 
         Args:
             tree: Tree of the sentences' token ids.
-            embedded: [B, S, N, Dt] token embeddings of its nodes, without positions.
+            states: [B, S, N, Dt] input of block `first_block` at its nodes (at block 0: embeddings and positions).
+            first_block: 0-based block to start at.
+            prompts: What stands in the tree's places for prompts at `first_block` and the blocks behind it: for each block
+                [n, Dt], or [B, n, Dt].
         """
-        x = (embedded + self.text.positional_embedding[tree.depth]).flatten(0, 1)  # [B S, N, Dt]
-        x = run_blocks(self.text.transformer.resblocks, x, mask=tree.sees.repeat(len(embedded), 1, 1, 1)).last
-        return self._project_text(x.unflatten(0, embedded.shape[:2]).flatten(1, 2)[:, tree.ends])
+        batch, groups = states.shape[:2]
+        each = [p if p.ndim == 2 else p.repeat_interleave(groups, dim=0) for p in prompts]
+        run = run_blocks(
+            self.text.transformer.resblocks,
+            states.flatten(0, 1),
+            prompts=Prompts(each, first_block, place="start", insert=False) if each else None,
+            mask=tree.sees.repeat(batch, 1, 1, 1),
+            first_block=first_block,
+            read=tree.ends.repeat(batch, 1),
+        )
+        ends = run.last.unflatten(0, (batch, groups)).flatten(1, 2)[:, : len(tree.paths)]
+        return self._project_text(ends)
 
     def _project_text(self, x: Tensor) -> Tensor:
         x = self.text.ln_final(x)

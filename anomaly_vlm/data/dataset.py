@@ -99,10 +99,12 @@ class AnomalyDataset(Dataset[Item]):
     def __getitems__(self, positions: Sequence[Position]) -> list[Item]:
         """The items of a batch."""
         places = [position if isinstance(position, tuple) else (0, position) for position in positions]
-        found = [self._served(epoch, i) for epoch, i in places]
-        missing = [place for place, item in zip(places, found, strict=True) if item is None]
-        made = (self._item(*place, pixels) for place, pixels in zip(missing, self._read(missing), strict=True))
-        return [next(made) if item is None else item for item in found]
+        served = [self._served(epoch, i) for epoch, i in places]
+        read = iter(self._read([place for place, found in zip(places, served, strict=True) if found is None]))
+        made = []
+        for place, found in zip(places, served, strict=True):
+            made.append(found if isinstance(found, Item) else self._item(*place, found or next(read)))
+        return made
 
     def _read(self, places: Sequence[tuple[int, int]]) -> list[Pixels]:
         """The pixels of samples, in their order; files by threads, as decoding and resizing leave the interpreter free."""
@@ -181,16 +183,20 @@ class AnomalyDataset(Dataset[Item]):
             self._keys[i] = pixel_key(read_bytes(sample.path), self.preprocess, sample.max_value)
         return self._keys[i]
 
-    def _served(self, epoch: int, i: int) -> Item | None:
-        """Sample i with its frozen tokens in place of the image, where the cache has them: a file is not even decoded."""
+    def _served(self, epoch: int, i: int) -> Item | Pixels | None:
+        """Sample i with its frozen tokens in place of the image, where the cache has them: a file is not even decoded.
+
+        A drawn sample is drawn for its key; where no tokens are stored, its pixels are returned. Else None.
+        """
         if self.stored_tokens is None or self._is_changed(epoch, i):
             return None
         sample, key = self.samples[i], self._key(i)
-        key, mask = (self._pixels(i).key, self._pixels(i).mask) if key is None else (key, None)
+        drawn = self._pixels(i) if key is None else None
+        key = key if drawn is None else drawn.key
         entry = self.stored_tokens(key)
         if entry is None:
-            return None
-        mask = self._region(i) if mask is None else mask
+            return drawn
+        mask = self._region(i) if drawn is None else drawn.mask
         label = -1 if sample.label is None else sample.label
         empty = torch.empty(0, 3, self.preprocess.size, self.preprocess.size)
         mask = self._mask(sample, Pixels(empty, mask, key))

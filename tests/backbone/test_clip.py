@@ -114,14 +114,14 @@ def test_one_token_is_read_as_all_are_computed(tiny: ClipBackbone, place: str | 
     )
     options = {"causal": True, "prompts": prompts, "first_block": first_block}
     whole = run_blocks(blocks, x, **options).last[torch.arange(3), ends]
-    read = run_blocks(blocks, x, read=ends, **options).last[:, 0]
+    read = run_blocks(blocks, x, read=ends[:, None], **options).last[:, 0]
     torch.testing.assert_close(read, whole)
     torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), x)[0] for out in (read, whole)))
 
 
 def test_one_token_is_read_of_the_ordinary_path_only(tiny: ClipBackbone) -> None:
     with pytest.raises(ValueError, match="ordinary path only"):
-        run_blocks(tiny.text.transformer.resblocks, torch.randn(1, 4, 16), read=torch.tensor([2]), vv_from=1)
+        run_blocks(tiny.text.transformer.resblocks, torch.randn(1, 4, 16), read=torch.tensor([[2]]), vv_from=1)
 
 
 @pytest.mark.parametrize(

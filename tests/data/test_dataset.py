@@ -176,6 +176,22 @@ def test_cache_draws_once_and_keeps_to_its_bound() -> None:
     assert drawn[-1] == 0
 
 
+@pytest.mark.parametrize("stored", [None, {"cls": torch.zeros(2)}])
+def test_a_drawn_sample_is_drawn_once_for_its_tokens(
+    stored: dict[str, torch.Tensor] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    draw = Square.draw
+    monkeypatch.setattr(Square, "draw", lambda square: (drawn.append(square), draw(square))[1])
+    plain = AnomalyDataset(squares(3), PIXELS)[1]
+    drawn.clear()
+    item = AnomalyDataset(squares(3), PIXELS, stored_tokens=lambda _: stored)[1]
+    assert len(drawn) == 1
+    assert item.tokens is stored and (item.key, item.label) == (plain.key, plain.label)
+    assert item.mask is not None and plain.mask is not None and torch.equal(item.mask, plain.mask)
+    assert len(item.image) == 0 if stored else torch.equal(item.image, plain.image)
+
+
 def test_collate() -> None:
     data = AnomalyDataset(squares(3), PIXELS)
     batch = collate([data[2], data[1]])

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_vlm.backbone import ClipBackbone, Prompts
+from anomaly_vlm.backbone import ClipBackbone
+from anomaly_vlm.backbone.sentence_tree import SentenceTree
 from anomaly_vlm.methods.shared.sentences import fill_templates
-from anomaly_vlm.texts.learned_context import pad_sentences
 
 # The prompt ensemble of the published code, `{}` for the class word.
 STATES_NORMAL = (
@@ -52,7 +52,7 @@ class PromptEnsemble:
         self.backbone, self.states, self.templates = backbone, states, templates
         self.overwrite = mode == "published"
         self.first_block = 1 if self.overwrite else 0  # 0-based block at whose input the first prompt enters
-        self._tokens: dict[str, tuple[Tensor, Tensor]] = {}  # category -> `_sentence_states`
+        self._trees: dict[tuple[str, int], tuple[SentenceTree, Tensor]] = {}  # see `_tree`
 
     def sentences(self, category: str) -> tuple[list[str], list[str]]:
         """The normal and the abnormal sentences about a category; a `-` in its name becomes a blank."""
@@ -61,7 +61,7 @@ class PromptEnsemble:
         return normal, abnormal
 
     def encode(self, categories: Sequence[str], prompts: list[Tensor] | None) -> Tensor:
-        """Encodes the sentences of all categories in one batch.
+        """Encodes the sentences of all categories, those of one category together.
 
         Args:
             categories: B names; one comes twice where two images of a category have prompts of their own.
@@ -70,30 +70,47 @@ class PromptEnsemble:
         Returns:
             Normal and abnormal text feature `[B, 2, C]` of each category: means over the sentences, unit norm.
         """
-        entries = [self._sentence_states(category) for category in categories]
-        tokens, states = pad_sentences(entries)
-        entering = None if prompts is None else self._entering(prompts, len(tokens) // len(entries))
-        encoded = self.backbone.encode_text(tokens, states=states, first_block=self.first_block, prompts=entering)
-        encoded = F.normalize(encoded.float(), dim=-1).reshape(len(entries), -1, encoded.shape[-1])  # [B, sentences, C]
-        border = len(self.states[0]) * len(self.templates)
-        sides = [encoded[:, :border].mean(dim=1), encoded[:, border:].mean(dim=1)]
-        return F.normalize(torch.stack(sides, dim=1), dim=-1)
+        # the published code never uses the first block's prompt, so that depth 1 leaves none
+        entering = [] if prompts is None else prompts[self.first_block :]
+        members: dict[str, list[int]] = {}
+        for i, category in enumerate(categories):
+            members.setdefault(category, []).append(i)
+        features: dict[int, Tensor] = {}
+        for category, rows in members.items():
+            tree, states = self._tree(category, entering[0].shape[-2] if entering else 0)
+            own = [prompt if prompt.ndim == 2 else prompt[rows] for prompt in entering]
+            states = states.expand(len(rows), *states.shape)
+            encoded = self.backbone.encode_tree(tree, states, first_block=self.first_block, prompts=own)
+            unit = F.normalize(encoded.float(), dim=-1).unflatten(1, (len(self.templates), -1))
+            border = len(self.states[0])
+            sides = torch.stack([unit[:, :, :border].mean(dim=(1, 2)), unit[:, :, border:].mean(dim=(1, 2))], dim=1)
+            features.update(zip(rows, F.normalize(sides, dim=-1), strict=True))
+        return torch.stack([features[i] for i in range(len(categories))])
 
     def clear(self) -> None:
-        """Drops the tokens and states that are kept for each category."""
-        self._tokens.clear()
+        """Drops the trees and states that are kept for each category."""
+        self._trees.clear()
 
-    def _entering(self, prompts: list[Tensor], sentences: int) -> Prompts | None:
-        """The prompts as the text tower takes them, each repeated for the sentences of its category."""
-        repeated = [p if p.ndim == 2 else p.repeat_interleave(sentences, dim=0) for p in prompts][self.first_block :]
-        if not repeated:  # the published code never uses the first block's prompt, so that depth 1 leaves none
-            return None
-        return Prompts(repeated, first_block=self.first_block, place="start", insert=not self.overwrite)
+    def _tree(self, category: str, prompts: int) -> tuple[SentenceTree, Tensor]:
+        """A category's sentences, those of a template in one group, and the frozen states `[S, N, Dt]` of the tree's nodes.
 
-    def _sentence_states(self, category: str) -> tuple[Tensor, Tensor]:
-        """Token ids `[sentences, T]`, and the frozen states `[sentences, T, Dt]` where the first prompt enters."""
-        if category not in self._tokens:
+        Args:
+            category: Its name.
+            prompts: n, the number of tokens of a prompt that enters; 0 for none.
+        """
+        if (category, prompts) not in self._trees:
             normal, abnormal = self.sentences(category)
-            tokens = self.backbone.tokenize(normal + abnormal)
-            self._tokens[category] = (tokens, self.backbone.text_states(tokens, until=self.first_block))
-        return self._tokens[category]
+            count = len(self.templates)
+            tokens = self.backbone.tokenize(
+                [
+                    sentence
+                    for template in range(count)
+                    for side in (normal, abnormal)
+                    for sentence in side[template::count]
+                ]
+            )
+            states = self.backbone.text_states(tokens, until=self.first_block).flatten(0, 1)
+            together = len(tokens) // count
+            tree = SentenceTree(tokens, together=together, prompts=prompts, inserted=not self.overwrite)
+            self._trees[category, prompts] = (tree, states[tree.source])
+        return self._trees[category, prompts]

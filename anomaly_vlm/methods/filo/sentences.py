@@ -137,7 +137,8 @@ class Sentences:
             encoded = []
             for kind, context in (("normal", normal), ("abnormal", abnormal)):
                 tree = self.tree(backbone, category, kind, position)
-                encoded.append(backbone.encode_tree(tree, embed(backbone, tree, context[members])).float())
+                states = embed(backbone, tree, context[members]) + backbone.text.positional_embedding[tree.depth]
+                encoded.append(backbone.encode_tree(tree, states).float())
             count = len(self.texts.states(category)[1])
             for row, i in enumerate(members):
                 features[i] = SentenceFeatures(encoded[0][row], torch.unflatten(encoded[1][row], 0, (count, -1)))

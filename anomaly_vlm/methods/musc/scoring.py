@@ -85,6 +85,7 @@ def _all_pairs(features: Tensor, *, tile: int) -> Tensor:
             cosines = product(left.flatten(0, 1), right.flatten(0, 1).T).view(len(left), patches, len(right), patches)
             nearest[a : a + tile, :, b : b + tile] = cosines.amax(dim=3)
             nearest[b : b + tile, :, a : a + tile] = cosines.amax(dim=1).permute(1, 2, 0)
+            del cosines  # the next product would be held beside this one
     return nearest
 
 

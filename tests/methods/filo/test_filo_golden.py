@@ -151,7 +151,7 @@ class Run:
             tree = method.sentences.tree(method.backbone, category, kind)
             if self.fixture.has(f"text/0/{kind}_tokens"):
                 expected = self.fixture.tensors[f"text/0/{kind}_tokens"].long()
-                ours, ends = tree.ids.flatten()[tree.paths], tree.depth.flatten()[tree.ends]
+                ours, ends = tree.ids.flatten()[tree.paths], tree.depth.flatten()[tree.paths[:, -1]]
                 for row, theirs, end in zip(ours, expected, ends.tolist(), strict=True):
                     assert torch.equal(row[: end + 1], theirs[: end + 1]) and not theirs[end + 1 :].any()
                 self.fixture.mark(f"text/0/{kind}_tokens")
@@ -159,7 +159,7 @@ class Run:
                 expected = self.fixture.tensors[f"text/0/prompt_{kind}"]
                 nodes = embed(method.backbone, tree, learner(feature))[0].flatten(0, 1)
                 for path, theirs, end in zip(
-                    tree.paths, expected, tree.depth.flatten()[tree.ends].tolist(), strict=False
+                    tree.paths, expected, tree.depth.flatten()[tree.paths[:, -1]].tolist(), strict=False
                 ):
                     length = min(end + 1, len(theirs))
                     torch.testing.assert_close(nodes[path[:length]], theirs[:length], rtol=1e-4, atol=1e-5)
