@@ -43,11 +43,8 @@ def run(folder: Path, *, quick: bool) -> None:
         images = Path(name)
         photographs(images / "few", few)
         photographs(images / "many", many)
-        tower = best(bare_tower, repeats)
-        found = {
-            pictures: best(partial(marginal, partial(shipped, pictures), images), repeats)
-            for pictures in ("false", "all")
-        }
+        tower = bare_tower(repeats)
+        found = {pictures: marginal(partial(shipped, pictures), images, repeats) for pictures in ("false", "all")}
         limits = [
             at_least("images/s without pictures, of the bare tower's", tower / found["false"], 0.7),
             at_least("images/s with pictures, of the bare tower's", tower / found["all"], 0.5),
@@ -74,34 +71,36 @@ def photographs(folder: Path, count: int) -> None:
         Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90)
 
 
-def best(seconds: Callable[[], float], repeats: int) -> float:
-    """The fewest seconds of some measurements, after one that warms up."""
-    seconds()
-    return min(seconds() for _ in range(repeats))
+def fewest(work: Callable[[], object], repeats: int) -> float:
+    """The fewest seconds of some repeats."""
+    spent = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        spent.append(time.perf_counter() - started)
+    return min(spent)
 
 
-def bare_tower() -> float:
+def bare_tower(repeats: int) -> float:
     """Seconds an image of the image tower alone, on pixels that are ready."""
-    backbone = load_checkpoint(DEFAULT).backbone
-    side = preprocess_of(load_checkpoint(DEFAULT)).size
+    model = load_checkpoint(DEFAULT)
+    side = preprocess_of(model).size
     pixels = torch.randn(BATCH, 3, side, side)
     with torch.inference_mode():
-        backbone.encode_image(pixels)
-        started = time.perf_counter()
-        for _ in range(4):
-            backbone.encode_image(pixels)
-    return (time.perf_counter() - started) / (4 * BATCH)
+        model.backbone.encode_image(pixels)
+        return fewest(lambda: model.backbone.encode_image(pixels), 4 * repeats) / BATCH
 
 
-def marginal(predicted: Callable[[Path, Path], object], images: Path) -> float:
+def marginal(predicted: Callable[[Path, Path], object], images: Path, repeats: int) -> float:
     """Seconds that one more image takes a call that predicts the images of a folder into another one."""
-    spent, counts = {}, {name: len(list((images / name).iterdir())) for name in ("few", "many")}
-    for name in counts:
+
+    def call(name: str) -> None:
         with tempfile.TemporaryDirectory() as out:
-            started = time.perf_counter()
             predicted(images / name, Path(out))
-            spent[name] = time.perf_counter() - started
-    return (spent["many"] - spent["few"]) / (counts["many"] - counts["few"])
+
+    call("few")  # warms up
+    few, many = (fewest(partial(call, name), repeats) for name in ("few", "many"))
+    return (many - few) / (len(list((images / "many").iterdir())) - len(list((images / "few").iterdir())))
 
 
 def shipped(pictures: Pictures, images: Path, out: Path) -> None:
@@ -142,18 +141,13 @@ def beside_anomalib(images: Path) -> list[Limit]:
         with mock.patch.object(engine, "_should_run_validation", lambda *_: False):
             engine.predict(model=model, data_path=folder)
 
-    def once(predicted: Callable[[Path, Path], object]) -> float:
-        with tempfile.TemporaryDirectory() as out:
-            predicted(images / "few", Path(out))  # warms up
-        return marginal(predicted, images)
-
     limits = []
     cases: list[tuple[str, Pictures, bool]] = [("without", "false", False), ("with", "all", True)]
     for what, pictures, drawn in cases:
-        ours = once(partial(winclip, pictures))
+        ours = marginal(partial(winclip, pictures), images, 2)
         with mock.patch("open_clip.create_model_and_transforms", lambda *_, **__: (tower, None, None)):
             model = WinClip(class_name="object", post_processor=False, visualizer=drawn)
             model.setup("predict")
-        taken = once(partial(theirs, model))
+        taken = marginal(partial(theirs, model), images, 2)
         limits.append(at_least(f"WinCLIP {what} pictures, images/s of anomalib's ({taken:.3f} s)", taken / ours, 1.0))
     return limits

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 import itertools
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly_vlm import __version__
 from anomaly_vlm.backbone import FrozenTower
@@ -35,7 +33,6 @@ from anomaly_vlm.reporting.describe import describe_data
 from anomaly_vlm.runs.devices import check_gpu, flush_denormals
 from anomaly_vlm.runs.instantiate import (
     check_backbone_options,
-    check_schedule,
     instantiate,
     method_class,
     own_function,
@@ -43,6 +40,7 @@ from anomaly_vlm.runs.instantiate import (
 )
 from anomaly_vlm.runs.rewriting import rewrite_texts
 from anomaly_vlm.runs.same_run import config_key
+from anomaly_vlm.runs.schedules import check_schedule, make_scheduler
 from anomaly_vlm.runs.shared_images import note_training_images
 
 if TYPE_CHECKING:
@@ -147,16 +145,6 @@ def make_metrics(cfg: DictConfig) -> Any:
     return AnomalyMetrics(**metric_options(plain(cfg.metrics)))
 
 
-def _scheduler(cfg: DictConfig) -> Any:
-    """What makes the schedule of a method's optimiser; None for a constant rate."""
-    if cfg.scheduler:
-        return instantiate(cfg.scheduler, trusted=cfg.trust)
-    if cfg.get("rate") != "cosine":
-        return None
-    epochs = cfg.epochs  # a run that resumes with more of them goes on where its new curve stands
-    return partial(LambdaLR, lr_lambda=lambda epoch: (1 + math.cos(math.pi * min(epoch / epochs, 1))) / 2)
-
-
 def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> AnomalyMethod:
     """The method of a configuration on a loaded backbone.
 
@@ -169,14 +157,14 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         UserError: A wrong option, or `shots` that the method has no use for.
     """
     chosen: Any = method_class(cfg.method, trusted=cfg.trust)
-    check_schedule(cfg, chosen)
+    check_schedule(cfg)
     method: AnomalyMethod = instantiate(
         cfg.method,
         trusted=cfg.trust,
         backbone=backbone,
         losses=build_terms(plain(cfg.loss), partial(own_function, trusted=cfg.trust)),
         optimizer=instantiate(cfg.optimizer, trusted=cfg.trust) if cfg.optimizer else None,
-        scheduler=_scheduler(cfg),
+        scheduler=make_scheduler(cfg),
         evaluation=chosen.evaluation_type(
             partial(make_metrics, cfg), curves=bool(OmegaConf.select(cfg, "pictures.curves", default=True))
         ),

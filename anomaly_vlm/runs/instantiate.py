@@ -91,15 +91,6 @@ def check_method_options(cfg: DictConfig) -> None:
     if unknown := [name for name in options if name not in known]:
         raise unknown_choice(f"option of {chosen.__name__}", unknown[0], known)
     check_arguments(chosen.__init__, options, owner="method")
-    check_schedule(cfg, chosen)
-
-
-def check_schedule(cfg: DictConfig, chosen: Any) -> None:
-    """Raises a `UserError` for a schedule that is given to a method which has its own."""
-    if chosen.own_schedule and (cfg.scheduler or cfg.get("rate") == "cosine"):
-        raise UserError(
-            f"{chosen.__name__} changes its rates itself, as method.stages says: leave scheduler and rate out"
-        )
 
 
 def target_class(node: Any, *, trusted: Sequence[str] = ()) -> Any:

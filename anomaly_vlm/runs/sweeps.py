@@ -144,14 +144,16 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     from anomaly_vlm.runs.devices import check_gpu  # torch is read only now
     from anomaly_vlm.runs.fit import validated_side
     from anomaly_vlm.runs.instantiate import check_backbone_options, check_method_options
+    from anomaly_vlm.runs.schedules import check_schedule
     from anomaly_vlm.runs.selection import watched_metrics
     from anomaly_vlm.runs.tracking import check_logger
     from anomaly_vlm.runs.trainer import check_keys
 
+    of_method = (check_backbone_options, check_method_options, check_schedule)
     data_seen: set[str] = set()
     for job in jobs:
         cfg = job.cfg
-        for check in (check_keys, check_gpu, check_backbone_options, check_method_options, validated_side):
+        for check in (check_keys, check_gpu, *of_method, validated_side):
             _check_job(job, check, cfg)
         for node in cfg.logger.values():
             _check_job(job, check_logger, node)
