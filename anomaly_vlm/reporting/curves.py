@@ -54,14 +54,31 @@ class ScoredImage(Protocol):
         """Image score."""
 
 
+def score_edges(scores: np.ndarray, bins: int) -> np.ndarray:
+    """Edges `[bins + 1]` of a histogram of scores: evenly spaced, or evenly in their logarithms.
+
+    The logarithms of positive scores are taken where an even bin would hold more than half of all: probabilities of which
+    most are tiny.
+    """
+    low, high = float(scores.min()), float(scores.max())
+    edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
+    if low > 0 and high > low and 2 * np.histogram(scores, edges)[0].max() > len(scores):
+        edges = np.geomspace(low, high, bins + 1)
+    return edges
+
+
+def is_logarithmic(edges: np.ndarray) -> bool:
+    """Whether edges are evenly spaced in their logarithms."""
+    return bool(edges[0] > 0 and not np.isclose(edges[1] - edges[0], edges[-1] - edges[-2]))
+
+
 def score_histograms(rows: Sequence[ScoredImage], *, bins: int = BINS) -> dict[str, Histogram]:
     """A histogram of the image scores of each category."""
     found: dict[str, Histogram] = {}
     for category in dict.fromkeys(row.category for row in rows):
         members = [row for row in rows if row.category == category]
         scores, anomalous = (np.array([getattr(row, key) for row in members]) for key in ("score", "label"))
-        low, high = float(scores.min()), float(scores.max())
-        edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
+        edges = score_edges(scores, bins)
         counts = [np.histogram(scores[(anomalous == 1) == wanted], edges)[0] for wanted in (False, True)]
         found[category] = Histogram(edges, *counts)
     return found

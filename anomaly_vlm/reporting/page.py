@@ -17,6 +17,7 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import read_json
 from anomaly_vlm.metrics.thresholds import NOT_OK, Proportion
 from anomaly_vlm.names import category_and_metric, shown
+from anomaly_vlm.reporting.curves import is_logarithmic, score_edges
 from anomaly_vlm.reporting.page_curves import (
     Panel,
     Rows,
@@ -28,6 +29,7 @@ from anomaly_vlm.reporting.page_curves import (
     roc,
     run_panel,
 )
+from anomaly_vlm.reporting.tables import categories, is_road, percent, shown_columns
 
 BINS, MOST_PICTURES, MOST_BYTES = 30, 24, 12_000_000  # of a page, all runs together
 COLUMNS = ("path", "category", "label", "score", "decision", "picture")
@@ -44,7 +46,7 @@ class RunPage:
             made by.
         record: `metrics.json` of an evaluation; empty for a prediction.
         limits: By category the score above which an image is rejected.
-        lines: Method, backbone, data and notes, shown above the tables.
+        lines: Backbone, data and notes, shown above the tables.
         settings: `config.yaml`.
         pictures: Those that are shown.
         panels: Its curves.
@@ -83,26 +85,33 @@ class RunPage:
         return auroc_by_category(self.rows)
 
     @property
-    def results(self) -> dict[str, dict[str, Any]]:
-        """Metrics by category and name."""
-        nested: dict[str, dict[str, Any]] = {}
-        for key, value in self.record.get("results", {}).items():
-            category, name = category_and_metric(key)
-            if category == "mean_count":  # numbers of categories, no metric
-                continue
-            nested.setdefault(category or "all", {})[name] = value
-        return nested
+    def decided(self) -> bool:
+        """Whether images were decided, not only scored."""
+        return any(row["decision"] for row in self.rows)
 
     @property
-    def metric_names(self) -> list[str]:
-        """Columns of the table of metrics."""
-        return ["category", *dict.fromkeys(name for row in self.results.values() for name in row)]
+    def heading(self) -> str:
+        """The method where the record names it, else the folder."""
+        return str(self.record.get("method") or self.name)
+
+    @property
+    def row_name(self) -> str:
+        """What a row of the table of metrics is: of road scenes a score, else a category."""
+        return "score" if is_road(self.record.get("results", {})) else "category"
+
+    @property
+    def metric_columns(self) -> dict[str, str]:
+        """Metrics of the table of results with their titles, those of the console; others are in `metrics.json`."""
+        results = self.record.get("results", {})
+        there = {category_and_metric(key)[1] for key in results}
+        return {name: title for name, title in shown_columns(results).items() if name in there}
 
     @property
     def metrics(self) -> list[list[str]]:
-        """Rows of the table of metrics."""
-        names = self.metric_names[1:]
-        return [[category, *(_percent(row.get(name)) for name in names)] for category, row in self.results.items()]
+        """Rows of the table of metrics: each category, then the mean over them."""
+        results = self.record.get("results", {})
+        rows = [*categories(results), *(["mean"] if self.metric_columns else [])]
+        return [[row, *(percent(results.get(f"{row}/{name}")) for name in self.metric_columns)] for row in rows]
 
     @property
     def histograms(self) -> list[dict[str, Any]]:
@@ -141,20 +150,14 @@ class RunPage:
         return found
 
 
-def _percent(value: Any) -> str:
-    return f"{100 * value:.1f}" if isinstance(value, int | float) else "-"
-
-
 def histogram(rows: Sequence[Mapping[str, str]], category: str, limit: float | None) -> dict[str, Any]:
     """The bars of a histogram of scores: good (or unlabelled) images beside defective ones.
 
     Where there is a limit, they are the scores that are compared with it.
     """
     scores = np.array([float(row["score" if limit is None else "decision_score"]) for row in rows])
-    ends = [*scores, *([] if limit is None else [limit])]
-    low, high = min(ends), max(ends)
-    high = high if high > low else low + 1.0
-    edges = np.linspace(low, high, BINS + 1)
+    edges = score_edges(scores if limit is None else np.array([*scores, limit]), BINS)
+    scale = np.log if (logarithmic := is_logarithmic(edges)) else np.asarray
     bad = np.array([row["label"] == "1" for row in rows])
     counts = {"good": np.histogram(scores[~bad], edges)[0], "bad": np.histogram(scores[bad], edges)[0]}
     most, step = max(1, *(int(values.max()) for values in counts.values())), WIDTH / BINS
@@ -176,11 +179,18 @@ def histogram(rows: Sequence[Mapping[str, str]], category: str, limit: float | N
     return {
         "category": category,
         "bars": bars,
-        "limit": None if limit is None else round(LEFT + WIDTH * (limit - low) / (high - low), 1),
-        "low": f"{low:.4g}",
-        "high": f"{high:.4g}",
-        "legend": legend + ("" if limit is None else f"; dashed: the threshold {limit:.4g}"),
+        "limit": None if limit is None else round(LEFT + WIDTH * _share(scale([edges[0], limit, edges[-1]])), 1),
+        "low": f"{edges[0]:.4g}",
+        "high": f"{edges[-1]:.4g}",
+        "legend": legend
+        + ("" if limit is None else f"; dashed: the threshold {limit:.4g}")
+        + ("; logarithmic scale" if logarithmic else ""),
     }
+
+
+def _share(values: np.ndarray) -> float:
+    """Where the second value lies between the first and the third."""
+    return float((values[1] - values[0]) / (values[2] - values[0]))
 
 
 def read_run(folder: Path, *, most: int = MOST_PICTURES, most_bytes: int = MOST_BYTES) -> RunPage:
@@ -212,7 +222,7 @@ def read_run(folder: Path, *, most: int = MOST_PICTURES, most_bytes: int = MOST_
     limits = {**own, **decided}
     if table.name == "scores.csv" and len(limits) == 1:
         rows = [{**row, "category": row["category"] or next(iter(limits))} for row in rows]
-    facts = [str(record[key]) for key in ("method", "backbone", "data", "note") if record.get(key)]
+    facts = [str(record[key]) for key in ("backbone", "data", "note") if record.get(key)]
     unreadable = folder / "unreadable.csv"
     if unreadable.is_file():
         facts.append(f"{len(unreadable.read_text(encoding='utf-8').splitlines()) - 1} files could not be read")
@@ -287,4 +297,5 @@ def write_page(folders: Sequence[Path]) -> str:
     source = (Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    return template.render(title=title, runs=runs, together=run_panel({run.name: run.rows for run in runs}))
+    together = run_panel({run.name: run.rows for run in runs})
+    return template.render(title=title, runs=runs, decided=any(run.decided for run in runs), together=together)

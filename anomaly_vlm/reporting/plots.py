@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from anomaly_vlm.files import whole_bytes
 from anomaly_vlm.names import shown
-from anomaly_vlm.reporting.curves import POOLED, Curves, Histogram
+from anomaly_vlm.reporting.curves import POOLED, Curves, Histogram, is_logarithmic
 
 CURVES_PICTURE, HISTOGRAMS_PICTURE = "curves.png", "histograms.png"  # in the run's folder
 FINER = 3  # lines are drawn so many times larger, then averaged
@@ -120,6 +120,8 @@ def histograms_picture(histograms: Mapping[str, Histogram], *, columns: int = 4)
         draw.line((left, floor, left + SIDE, floor), fill=INK)
         draw.text((left, top - 18), f"{shown(name)[:24]}, most {most}", fill=INK, font=font)
         draw.text((left, floor + 3), f"{one.edges[0]:.4g}", fill=INK, font=small)
+        if is_logarithmic(one.edges):
+            draw.text((left + SIDE / 2, floor + 3), "log", fill=INK, font=small, anchor="ma")
         last = f"{one.edges[-1]:.4g}"
         draw.text((left + SIDE - draw.textlength(last, font=small), floor + 3), last, fill=INK, font=small)
     more = f"; {len(histograms) - MOST} more categories in histograms.csv" if len(histograms) > MOST else ""

@@ -15,7 +15,7 @@ from PIL import Image
 from anomaly_vlm.cli import main
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.curves import write_curves
-from anomaly_vlm.reporting.page import histogram, read_run, write_page
+from anomaly_vlm.reporting.page import RunPage, histogram, read_run, write_page
 
 EVIL = "<script>alert(1)</script>"
 
@@ -48,7 +48,7 @@ def test_a_page_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert "mean_count" not in page and "600.0" not in page
     assert page.count("data:image/jpeg;base64,") == 6
     assert not re.search(r"(src|href)=.(?!data:|#)", page)  # nothing from outside
-    captions = re.findall(r"<figcaption[^>]*>([^<]*)", page)
+    captions = [text for text in re.findall(r"<figcaption[^>]*>([^<]*)", page) if "score" in text]
     assert captions[0].startswith("false alarm: ") and captions[1].startswith("missed: ")
 
 
@@ -104,6 +104,31 @@ def test_the_roc_and_the_histogram(tmp_path: Path) -> None:
     assert area == pytest.approx(8 / 9, abs=1e-3)  # 8 of 9 pairs in order
     drawn = histogram(run.rows, "gear", 0.5)
     assert len(drawn["bars"]) == 6 and drawn["limit"] == pytest.approx(20 + 440 * 0.5, abs=1)
+
+
+def test_metrics_are_those_of_the_console_and_no_counts(tmp_path: Path) -> None:
+    results = {"gear/image_auroc": 0.5, "gear/num_regions": 81.0, "gear/pixel_f1_max_threshold": 0.01}
+    mean = {"mean/image_auroc": 0.5, "mean_count/image_auroc": 1.0, "pooled/image_auroc": 0.5}
+    run = RunPage("run", [], {"method": "winclip", "results": {**results, **mean}})
+    assert (run.heading, run.row_name, run.metric_columns) == ("winclip", "category", {"image_auroc": "image AUROC"})
+    assert run.metrics == [["gear", "50.0"], ["mean", "50.0"]]
+    road = RunPage("run", [], {"results": {"energy/pixel_ap": 0.25, "mean/pixel_ap": 0.25, "mean/component_f1": 0.1}})
+    assert (road.row_name, road.metrics[0]) == ("score", ["energy", "25.0", "-"])
+
+
+def test_decisions_have_columns_only_where_there_are_any(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("path,score,percentile,decision,picture\na/1.png,0.4,,,\n")
+    assert "NOT OK" not in write_page([tmp_path]) and "rejected" not in write_page([tmp_path])
+    assert "NOT OK" in write_page([tmp_path, run_folder(tmp_path / "run")])
+
+
+def test_tiny_probabilities_are_shown_over_their_logarithms() -> None:
+    scores = [10.0 ** -(i % 7) for i in range(70)]
+    rows = [{"score": f"{score}", "decision_score": f"{score}", "label": "0"} for score in scores]
+    drawn = histogram(rows, "gear", 1e-3)
+    assert drawn["limit"] == pytest.approx(20 + 440 / 2, abs=0.1)  # half way between 1e-6 and 1
+    assert len(drawn["bars"]) == 7 and drawn["legend"].endswith("logarithmic scale")
+    assert "logarithmic" not in histogram([{**row, "score": f"{i}"} for i, row in enumerate(rows)], "", None)["legend"]
 
 
 def test_pictures_from_outside_the_folder_are_not_read(tmp_path: Path) -> None:
