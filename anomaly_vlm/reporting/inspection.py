@@ -89,6 +89,8 @@ def _look(job: FileJob, decode: bool) -> tuple[tuple[int, int] | None, list[str]
     size, errors, oddities = None, [], []
     try:
         size = open_image(job.image, job.max_value).size if decode else checked_size(job.image)
+        if job.annotated is not None:
+            job.annotated.turn(size)
     except ReadError as error:
         errors.append(str(error))
     for mask in job.masks:
