@@ -16,6 +16,7 @@ from anomaly_vlm.data.images import ReadError
 from anomaly_vlm.data.readers.bmad import read_bmad, read_splits
 from anomaly_vlm.data.readers.coco import read_coco
 from anomaly_vlm.data.readers.regions import _decoded, _runs
+from anomaly_vlm.data.source import FileSource
 from anomaly_vlm.data.transforms import _grey, read_sample
 from anomaly_vlm.errors import UserError
 from tests.data.trees import mask, picture, write_json
@@ -152,6 +153,22 @@ def test_an_image_of_another_shape_is_named_before_a_run(tmp_path: Path) -> None
 def test_a_mask_is_white_whatever_the_bytes_of_true() -> None:
     odd = np.asarray(Image.fromarray(RECTANGLE).resize((10, 8)))
     assert np.asarray(_grey(odd)).max() == 255
+
+
+def test_white_is_the_same_in_all_images_and_can_be_given(tmp_path: Path) -> None:
+    root = tree(tmp_path, content([[3, 2, 8, 2, 8, 5, 3, 5]]))
+    for name, value in (("1.png", 1000), ("2.png", 4000)):  # by themselves they would be of 10 and of 12 bits
+        Image.fromarray(np.full((8, 10), value, np.uint16)).save(root / name)
+
+    def greys(white: float | None) -> list[int]:
+        source = FileSource(name="x", root=root, reader=read_coco, layout="", max_value=white)
+        samples = source.samples("test")
+        check_files(samples)
+        return [int(np.asarray(read_sample(sample)[0]).max()) for sample in samples]
+
+    assert greys(None) == [62, 249] and greys(65535) == [3, 15]
+    with pytest.raises(ReadError, match="values from 4000 to 4000: expected 0 to 2000"):
+        greys(2000)
 
 
 def test_ids_may_be_words_or_numbers_and_strays_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from anomaly_vlm.data.images import ReadError
+from anomaly_vlm.data.masks import open_mask
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 
@@ -57,3 +60,28 @@ def once(samples: Iterable[Sample], index: Path) -> list[Sample]:
     if again:
         log.warning("'%s': %d entries list an image again ('%s'); each image counts once", index, len(again), again[0])
     return list(found.values())
+
+
+def tell_odd_masks(samples: Sequence[Sample], of_normal: Sequence[str], index: Path, *, most: int = 64) -> None:
+    """Says which masks of an index are odd: shared by images, or of normal images and yet not empty.
+
+    Args:
+        samples: All samples of the index.
+        of_normal: Masks that it names for normal images, where they do not count.
+        index: The file, for messages.
+        most: Number of masks of normal images that are read, evenly spread.
+    """
+    owners: dict[str, str] = {}
+    shared = [one for one in samples for mask in one.masks if owners.setdefault(mask, one.path) != one.path]
+    if shared:
+        log.warning("'%s': %d images share their mask with another one ('%s')", index, len(shared), shared[0].path)
+    step = max(1, len(of_normal) // most)
+    marked = [mask for mask in of_normal[::step] if _marks(mask)]
+    if marked:
+        log.warning("'%s': masks of normal images mark pixels, which do not count ('%s')", index, marked[0])
+
+
+def _marks(mask: str) -> bool:
+    with suppress(ReadError):
+        return Path(mask).is_file() and bool(open_mask(mask, None).any())
+    return False
