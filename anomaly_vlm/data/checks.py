@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -41,6 +41,7 @@ class Finding:
     pages: int = 1
 
 
+@runtime_checkable
 class Turned(Protocol):
     """A drawing of a file that was annotated at a size of its own."""
 
@@ -102,7 +103,7 @@ def file_job(sample: Sample) -> FileJob | None:
     files = getattr(sample.drawing, "files", None)
     if files is None:
         return None
-    annotated = sample.drawing if hasattr(sample.drawing, "turn") else None
+    annotated = sample.drawing if isinstance(sample.drawing, Turned) else None
     return FileJob(files[0], files[1], 0, sample.max_value, False, annotated)
 
 
