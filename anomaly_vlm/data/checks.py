@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -41,6 +41,14 @@ class Finding:
     pages: int = 1
 
 
+@runtime_checkable
+class Turned(Protocol):
+    """A drawing of a file that was annotated at a size of its own."""
+
+    def turn(self, shown: tuple[int, int]) -> object:
+        """Raises a `ReadError` where that size does not fit the image's."""
+
+
 class FileJob(NamedTuple):
     """A file of a data set with its masks, and how they are read."""
 
@@ -49,6 +57,7 @@ class FileJob(NamedTuple):
     threshold: int | None
     max_value: float | None
     labels: bool
+    annotated: Turned | None = None
 
 
 def check_files(samples: Iterable[Sample], *, most_masks: int | None = MOST_MASKS) -> None:
@@ -92,7 +101,10 @@ def file_job(sample: Sample) -> FileJob | None:
     if sample.drawing is None:
         return FileJob(sample.path, sample.masks, sample.mask_threshold, sample.max_value, sample.labels)
     files = getattr(sample.drawing, "files", None)
-    return None if files is None else FileJob(files[0], files[1], 0, None, False)
+    if files is None:
+        return None
+    annotated = sample.drawing if isinstance(sample.drawing, Turned) else None
+    return FileJob(files[0], files[1], 0, sample.max_value, False, annotated)
 
 
 def _check(job: FileJob, decode_masks: bool) -> Finding:
@@ -101,6 +113,8 @@ def _check(job: FileJob, decode_masks: bool) -> Finding:
     oddities: list[tuple[str, str]] = []
     try:
         size, pages = _size_and_pages(job.image, job.max_value)
+        if job.annotated is not None:
+            job.annotated.turn(size)
         for mask in job.masks:
             if (mask_size := checked_size(mask)) != size:
                 return Finding(mask_size_error(mask, mask_size, size))

@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from anomaly_vlm.data.checks import file_job
 from anomaly_vlm.data.images import guess_white
 from anomaly_vlm.data.shares import checked_shares, dealt
 from anomaly_vlm.data.types import VOID, Sample
@@ -191,6 +193,7 @@ class FileSource:
                 dataset=self.name,
                 mask_threshold=self.mask_threshold,
                 max_value=max_value,
+                drawing=_with_white(sample.drawing, max_value),
                 lookup=lookup if lookup and sample.kind == "mask" and len(sample.masks) == 1 else sample.lookup,
             )
             for sample in found
@@ -206,7 +209,7 @@ class FileSource:
 
     def _guessed_white(self, found: list[Sample]) -> float | None:
         """The value of white in files of more than 8 bits: one for the whole set, so that its images stay comparable."""
-        paths = [sample.path for sample in found if sample.drawing is None]
+        paths = [job.image for sample in found if (job := file_job(sample)) is not None]
         if not paths or self._white is not None:
             return self._white
         self._white = guess_white(paths)
@@ -263,6 +266,12 @@ class FileSource:
                     f"class_words of {self.name} gives {' and '.join(names)} the same word '{word}', and with it one row of"
                     " the results: give different words"
                 )
+
+
+def _with_white(drawing: Any, white: float | None) -> Any:
+    """A drawing of a file, which is told what white is in it; other drawings as they are."""
+    knows = white is not None and hasattr(drawing, "max_value")
+    return dataclasses.replace(drawing, max_value=white) if knows else drawing
 
 
 def _check_number(name: str, value: object, low: int, high: int, *, whole: bool = True) -> None:

@@ -80,7 +80,7 @@ def _labels(sample: Sample, size: tuple[int, int] | None) -> Image.Image:
 
 
 def _grey(mask: np.ndarray) -> Image.Image:
-    return Image.fromarray(mask.view(np.uint8) * np.uint8(255))
+    return Image.fromarray((mask != 0).view(np.uint8) * np.uint8(255))  # the bytes of True may be others than 1
 
 
 def resize_image(image: Image.Image, preprocess: Preprocess) -> Tensor:

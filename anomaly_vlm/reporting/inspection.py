@@ -20,7 +20,7 @@ class Inspection:
     """What was found in a data set.
 
     Attributes:
-        counts: Number of images by (category, split, defect), `good` for normal ones.
+        counts: Number of images by (category, split, defect), `good` for normal and `unlabelled` for unlabelled ones.
         by_split: Number of normal and of anomalous images of each split.
         published: The same, as the publishers state it; only the splits that they state.
         sizes: Smallest and largest (width, height) of the images that can be read; None where there are none.
@@ -63,7 +63,7 @@ def inspect(
     splits = sorted({sample.split for sample in samples})
     labels = {split: [sample.label for sample in samples if sample.split == split] for split in splits}
     found = Inspection(
-        counts=dict(Counter((s.category, s.split, s.defect if s.label else "good") for s in samples)),
+        counts=dict(Counter((s.category, s.split, _kind(s)) for s in samples)),
         by_split={split: (values.count(0), values.count(1)) for split, values in labels.items()},
         published=dict(published or {}),
         without_mask=[s.path for s in samples if s.kind == "mask" and s.label and not s.masks and s.drawing is None],
@@ -85,10 +85,16 @@ def inspect(
     return found
 
 
+def _kind(sample: Sample) -> str:
+    return "unlabelled" if sample.label is None else sample.defect if sample.label else "good"
+
+
 def _look(job: FileJob, decode: bool) -> tuple[tuple[int, int] | None, list[str], list[tuple[str, str]]]:
     size, errors, oddities = None, [], []
     try:
         size = open_image(job.image, job.max_value).size if decode else checked_size(job.image)
+        if job.annotated is not None:
+            job.annotated.turn(size)
     except ReadError as error:
         errors.append(str(error))
     for mask in job.masks:

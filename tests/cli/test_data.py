@@ -84,6 +84,23 @@ def test_a_folder_that_is_dealt_out_is_looked_at_whole(tmp_path: Path, capsys: p
         path.write_bytes(whole)
 
 
+def test_images_without_labels_are_not_called_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,\n")
+    main(["data", "hugging_face", str(tmp_path)])
+    said = told(capsys)
+    assert " unlabelled " in said and " good " not in said
+
+
+def test_an_image_of_another_size_than_annotated_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "1.png", value=1, size=(10, 8))
+    picture(tmp_path / "2.png", value=2, size=(8, 10))
+    write_json(tmp_path / "annotations.json", content([[3, 2, 8, 2, 8, 5, 3, 5]]))
+    assert main(["data", "coco", str(tmp_path)]) == 1
+    said = told(capsys)
+    assert "2.png' is 8x10, but its annotation file says 10x8" in said and "not complete" in said
+
+
 def test_drawn_sets_need_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "procedural"]) == 0
     assert "test: " in told(capsys)

@@ -46,6 +46,7 @@ def test_file_source(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = instantiate(alone("source", name))
     assert isinstance(source, FileSource)
     assert source.name == name
+    assert "max_value" in text, "messages on files of more than 8 bits name it"
     monkeypatch.setattr(
         "anomaly_vlm.data.file_source.find_spec", lambda _: None
     )  # as if no package of data were installed

@@ -138,6 +138,35 @@ def test_visa_converted_layout(tmp_path: Path, inside: str) -> None:
     assert [(s.label, len(s.masks)) for s in public(read_visa(tmp_path))] == [(1, 1), (0, 0)]
 
 
+def test_visa_reads_backslashes_and_counts_repeated_rows_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = visa_download(tmp_path)
+    expected = read_visa(root)
+    table = root / "split_csv/1cls.csv"
+    head, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([head, *(line.replace("/", "\\") for line in lines), lines[-1]]))
+    assert read_visa(root) == expected
+    assert "1 entries list an image again" in caplog.text
+    table.write_text("\n".join([head, *lines, lines[-1].replace("anomaly,", "normal,", 1)]))
+    with pytest.raises(UserError, match=r"lists image '.*000\.JPG' twice, as anomaly and as good"):
+        read_visa(root)
+
+
+@pytest.mark.parametrize(
+    "added, encoding, told",
+    [
+        ("pcb1,test", "utf-8", r"1cls\.csv' line 5: fewer than 5 values"),
+        ("pièce,test,normal,x,", "latin-1", r"1cls\.csv' is no text in UTF-8: save it as UTF-8"),
+        ("", "utf-16", r"1cls\.csv' is no text in UTF-8"),
+        ("x" * 200_000, "utf-8", r"1cls\.csv' line 4: field larger than"),
+    ],
+)
+def test_visa_refuses_damaged_tables(tmp_path: Path, added: str, encoding: str, told: str) -> None:
+    table = visa_download(tmp_path) / "split_csv/1cls.csv"
+    table.write_bytes((table.read_text() + added).encode(encoding))
+    with pytest.raises(UserError, match=told):
+        read_visa(tmp_path)
+
+
 def test_visa_refuses_unknown_or_missing_tables(tmp_path: Path) -> None:
     root = visa_download(tmp_path)
     with pytest.raises(UserError, match=r"unknown split_csv '2cls': choose one of 1cls, 2cls_fewshot, 2cls_highshot"):

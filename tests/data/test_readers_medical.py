@@ -118,7 +118,13 @@ def test_headct_labels_from_the_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "table, message",
-    [("id,h\n0,1\n", r"001\.png' is not listed"), ("id,h\n0,x\n", "is damaged"), ("id,h\n0\n", "is damaged")],
+    [
+        ("id,h\n0,1\n", r"001\.png' is not listed"),
+        ("id,h\n0,x\n", "is damaged"),
+        ("id,h\n0\n", "is damaged"),
+        ("id,h\n0,1\n1,-1\n", r"is damaged \(-1\)"),
+        ("id,h\n0,1\n1,0\n1,1\n", "lists image 1 as good and as hemorrhage"),
+    ],
 )
 def test_headct_refuses_a_table_that_does_not_fit(tmp_path: Path, table: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -146,6 +152,22 @@ def test_elpv_rules(tmp_path: Path, options: dict, labels: list[int]) -> None:
     assert [sample.label for sample in samples] == labels
     assert samples[0].category == "mono"
     assert samples[-1].path == str(tmp_path / "images/cell0004.png")
+
+
+def test_elpv_with_the_mark_of_windows(tmp_path: Path) -> None:
+    table = elpv(tmp_path) / "labels.csv"
+    expected = read_elpv(tmp_path)
+    table.write_text(table.read_text().replace("/", "\\"), encoding="utf-8-sig")
+    assert read_elpv(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "written, told", [(b"a.png nan mono", "is not 'file"), (b"a\xe9.png 1 mono", "no text in UTF-8")]
+)
+def test_elpv_refuses_other_numbers_and_encodings(tmp_path: Path, written: bytes, told: str) -> None:
+    (tmp_path / "labels.csv").write_bytes(written)
+    with pytest.raises(UserError, match=told):
+        read_elpv(tmp_path)
 
 
 def test_elpv_refuses_unknown_rules_and_damaged_tables(tmp_path: Path) -> None:

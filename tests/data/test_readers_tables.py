@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 from pathlib import Path
@@ -134,10 +135,11 @@ def test_options_of_hugging_face(tmp_path: Path) -> None:
 def test_a_folder_with_metadata(tmp_path: Path) -> None:
     picture(tmp_path / "train/a.png")
     picture(tmp_path / "test/b.png")
+    picture(tmp_path / "test/c.png")
     mask(tmp_path / "test/b_region.png")
     (tmp_path / "train/metadata.csv").write_text("file_name,label\na.png,ok\n")
     lines = (
-        '{"file_name": "b.png", "label": "dent", "mask_file_name": "b_region.png"}\n{"file_name": "b.png", "label": -1}'
+        '{"file_name": "b.png", "label": "dent", "mask_file_name": "b_region.png"}\n{"file_name": "c.png", "label": -1}'
     )
     (tmp_path / "test/metadata.jsonl").write_text(lines)
     (tmp_path / "train/metadata.jsonl").write_text('{"file_name": "a.png", "label": "ok"}\n')
@@ -153,6 +155,85 @@ def test_a_folder_with_metadata(tmp_path: Path) -> None:
         (tmp_path / "test/metadata.jsonl").write_text(written)
         with pytest.raises(UserError, match=told):
             read_hugging_face(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "label, expected",
+    [
+        (0.0, 0), (1.0, 1), (float("nan"), None), (-1.0, None), ("0.0", 0), ("1.00", 1), ("-1", None), ("", None),
+        ("None", None), ("null", None), ("NA", None), (" good ", 0), (" Dent ", 1), (False, 0), (None, None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_labels_of_metadata_files(form: str, label: Any, expected: int | None, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    written = f"file_name,label\na.png,{'' if label is None else label}\n"
+    if form == "jsonl":
+        written = json.dumps({"file_name": "a.png", "label": label})
+    (tmp_path / f"metadata.{form}").write_text(written)
+    (sample,) = read_hugging_face(tmp_path)
+    assert (sample.label, sample.kind) == (expected, "none" if expected is None else "image")
+    assert sample.defect == {0: "good", None: ""}.get(expected, sample.defect)
+
+
+@pytest.mark.parametrize("label", [[0], {"a": 1}, 0.5])
+def test_labels_of_another_kind_are_refused(label: Any, tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "label": label}))
+    with pytest.raises(
+        UserError, match=r"^row 0 of .*metadata.jsonl' has the label .*: expected a word, a whole number"
+    ):
+        read_hugging_face(tmp_path)
+
+
+def parquet_of(root: Path, **columns: list[Any]) -> Path:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    features = {"label": {"names": ["good", "dent"], "_type": "ClassLabel"}}
+    images = [{"bytes": png(10 * i), "path": f"{i}.png"} for i in range(2)]
+    made = pyarrow.table({"image": images, **columns})
+    root.mkdir()
+    written = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    parquet.write_table(written, root / "test.parquet")
+    return root
+
+
+def test_labels_and_categories_of_parquet_files(tmp_path: Path) -> None:
+    found = read_hugging_face(parquet_of(tmp_path / "bytes", label=[b"good", b"bad"]))
+    assert [(s.label, s.defect) for s in found] == [(0, "good"), (1, "bad")]
+    days = [datetime.date(2026, 1, day) for day in (1, 2)]
+    for _ in range(2):  # unpacked, and from the index
+        found = read_hugging_face(parquet_of(tmp_path / f"days{_}", label=[0.0, 1.0], day=days), category_column="day")
+        assert [(s.label, s.defect, s.category) for s in found] == [
+            (0, "good", "2026-01-01"),
+            (1, "dent", "2026-01-02"),
+        ]
+    with pytest.raises(UserError, match=r"row 0 of .* has the label '2026-01-01' \(date\)"):
+        read_hugging_face(parquet_of(tmp_path / "dates", label=days))
+    with pytest.raises(UserError, match=r"row 1 of .* has the label 7, but there are 2 classes"):
+        read_hugging_face(parquet_of(tmp_path / "far", label=[0, 7]))
+
+
+def test_a_label_may_be_a_word_for_nothing_where_normal_names_it(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,none\n")
+    assert [s.label for s in read_hugging_face(tmp_path, normal=["None"])] == [0]
+
+
+def test_metadata_with_backslashes_repeats_and_contradictions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(tmp_path / "part/a.png")
+    mask(tmp_path / "part/mask.png")
+    lines = [{"file_name": "part\\a.png", "label": "good", "mask_file_name": "part\\mask.png"}] * 2
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [s.path for s in read_hugging_face(tmp_path)] == [str(tmp_path / "part/a.png")]
+    assert "1 entries list an image again" in caplog.text and "masks of normal images mark pixels" in caplog.text
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, [lines[0], {**lines[1], "label": "dent"}])))
+    with pytest.raises(UserError, match=r"lists image '.*a\.png' twice, as good and as dent"):
+        read_hugging_face(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text(f"file_name,label\n{'x' * 200_000},0\n")
+    with pytest.raises(UserError, match=r"is no metadata file .Error: field larger"):
+        read_hugging_face(tmp_path)
 
 
 # ---- Datumaro --------------------------------------------------------------------------------------------------------
@@ -190,6 +271,25 @@ def test_regions_of_datumaro(annotation: dict[str, Any], media: dict[str, Any] |
     assert not normal.drawing.draw().mask.any()
 
 
+def test_datumaro_knows_sizes_by_halves_and_images_listed_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    polygon = {"type": "polygon", "label_id": 0, "points": [1.5, 1, 4, 1, 4, 2.5, 1.5, 2.5]}
+    root = datumaro(tmp_path, [polygon], {"path": "bad.jpg", "size": [4, 5]})
+    region = read_sample(read_datumaro(root)[1])[1]
+    assert region is not None
+    assert region.size == (10, 8) and region.getextrema() == (0, 255)
+    path = root / "annotations/train.json"
+    written = json.loads(path.read_text())
+    written["items"].append(written["items"][0])
+    write_json(path, written)
+    assert len(read_datumaro(root)) == 2 and "1 entries list an image again" in caplog.text
+    written["items"].append({**written["items"][1], "annotations": []})
+    write_json(path, written)
+    with pytest.raises(UserError, match=r"lists image '.*bad\.jpg' twice, as dent and as good"):
+        read_datumaro(root)
+
+
 def test_labels_alone_and_other_annotations_of_datumaro(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     marks = [{"type": "label", "label_id": 0}, {"type": "polyline", "label_id": 0, "points": [1, 1, 2, 2]}]
     assert [s.kind for s in read_datumaro(datumaro(tmp_path, marks))] == ["mask", "image"]
@@ -204,6 +304,7 @@ def test_labels_alone_and_other_annotations_of_datumaro(tmp_path: Path, caplog: 
     [
         ([{"type": "polygon", "label_id": 7, "points": []}], "is no Datumaro file .IndexError"),
         ([{"type": "mask", "label_id": 0}], "is no Datumaro file .KeyError: 'rle'"),
+        ([{"type": "polygon", "label_id": 0, "points": [1, 2, 3]}], "for image '.*bad.jpg' a polygon of 3 numbers"),
     ],
 )
 def test_what_is_no_datumaro_file_is_rejected(annotations: list[dict[str, Any]], told: str, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_vlm.data.checks import checked_size
-from anomaly_vlm.data.readers.coco import Annotated, Region, regions_of
+from anomaly_vlm.data.readers.index import NORMAL, named, once
 from anomaly_vlm.data.readers.listing import split_by_name
+from anomaly_vlm.data.readers.regions import NO_REGION, Annotated, Region, Size, regions_of, tell_empty, wrong_region
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import read_json
@@ -33,7 +34,7 @@ def read_datumaro(
         defects: Labels that are defects; None for all but those called `good`, `normal` or `ok`.
 
     Raises:
-        UserError: No such JSON, an unknown label, or an image that is not there.
+        UserError: No such JSON, an unknown label, an image that is not there, or an annotation that means no region.
     """
     samples: list[Sample] = []
     wanted = None if defects is None else {str(name) for name in defects}
@@ -41,15 +42,15 @@ def read_datumaro(
         content = read_json(path, what="Datumaro file")
         try:
             names = [str(label["name"]) for label in content["categories"]["label"]["labels"]]
-            chosen = (
-                {name for name in names if name.lower() not in ("good", "normal", "ok")} if wanted is None else wanted
-            )
+            chosen = {name for name in names if name.lower() not in NORMAL} if wanted is None else wanted
             if unknown := sorted(chosen - set(names)):
                 raise UserError(
                     f"defects names {unknown[0]}, which '{path}' does not have: choose of {', '.join(names)}"
                 )
-            samples += [_sample(root, path, item, names, chosen, category) for item in content["items"]]
+            found = [_sample(root, path, item, names, chosen, category) for item in content["items"]]
             _tell_left_out(path, content["items"])
+            tell_empty(found, path)
+            samples += once(found, path)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(
                 f"'{path}' is no Datumaro file ({type(error).__name__}: {error}): expected categories.label.labels and items"
@@ -64,9 +65,12 @@ def _sample(root: Path, path: Path, item: dict[str, Any], names: list[str], chos
     marked = [
         one for one in item["annotations"] if one.get("label_id") is not None and names[one["label_id"]] in chosen
     ]
-    regions = [region for one in marked for region in _regions(one)]
-    size = media.get("size")  # height, width
-    width, height = checked_size(str(image)) if size is None else (int(size[1]), int(size[0]))
+    height, width = (int(side or 0) for side in media.get("size") or (0, 0))
+    size = (width, height) if min(width, height) > 0 else checked_size(str(image))
+    try:
+        regions = [region for one in marked for region in _regions(one, size)]
+    except NO_REGION as error:
+        raise wrong_region(path, str(image), error) from error
     return Sample(
         path=str(image),
         category=category,
@@ -74,17 +78,17 @@ def _sample(root: Path, path: Path, item: dict[str, Any], names: list[str], chos
         defect=names[marked[0]["label_id"]] if marked else "good",
         split=split_by_name(Path(path.name)),
         kind="image" if marked and not regions else "mask",
-        drawing=Annotated(str(image), (width, height), tuple(regions)),
+        drawing=Annotated(str(image), size, tuple(regions)),
     )
 
 
-def _regions(annotation: dict[str, Any]) -> list[Region]:
+def _regions(annotation: dict[str, Any], size: Size) -> list[Region]:
     kind = annotation["type"]
     if kind == "polygon":
-        return regions_of([annotation["points"]], None)
+        return regions_of([annotation["points"]], None, size)
     if kind == "mask":
-        return regions_of(annotation["rle"], None)
-    return regions_of(None, annotation["bbox"]) if kind == "bbox" else []
+        return regions_of(annotation["rle"], None, size)
+    return regions_of(None, annotation["bbox"], size) if kind == "bbox" else []
 
 
 def _tell_left_out(path: Path, items: list[dict[str, Any]]) -> None:
@@ -102,6 +106,6 @@ def _image(root: Path, subset: str, name: str) -> Path:
     places = (root / "images" / subset, root / "images", root)
     for place in places:
         for one in names:
-            if (place / one).is_file():
-                return place / one
+            if (image := named(place, one)).is_file():
+                return image
     raise UserError(f"image '{name}' is not in '{places[0]}' or '{places[1]}': export the images with the annotations")

@@ -19,11 +19,12 @@ SPLIT_SEED, TEST_SHARE = 42, 0.25
 
 @dataclass(frozen=True)
 class Third:
-    """One of the three stacked thirds of an image file and its mask file."""
+    """One of the three stacked thirds of an image file and its mask file; `max_value` is as in `Sample`."""
 
     image: str
     mask: str
     part: int
+    max_value: float | None = None
 
     @property
     def files(self) -> tuple[str, tuple[str, ...]]:
@@ -32,7 +33,7 @@ class Third:
 
     def draw(self) -> Drawn:
         """Cuts the third out of the image and its mask."""
-        image = as_rgb(open_image(self.image))
+        image = as_rgb(open_image(self.image, self.max_value))
         mask = open_mask(self.mask, 0)
         if mask.shape != (image.height, image.width):
             raise mask_size_error(self.mask, (mask.shape[1], mask.shape[0]), image.size)

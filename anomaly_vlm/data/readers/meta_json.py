@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anomaly_vlm.data.readers.index import named, once, tell_odd_masks
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import read_json, write_text
@@ -35,39 +36,46 @@ def read_meta_json(root: Path, *, index: str = "meta.json") -> list[Sample]:
             for entry in entries
         ]
         with_masks = {entry["cls_name"] for _, entry in listed if entry["mask_path"]}
-        return [_sample(path, split, entry, entry["cls_name"] in with_masks) for split, entry in listed]
+        samples = [_sample(path, split, entry, entry["cls_name"] in with_masks) for split, entry in listed]
+        of_normal = [
+            mask
+            for sample, (_, entry) in zip(samples, listed, strict=True)
+            if sample.label == 0
+            for mask in _masks(path, entry)
+        ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"'{path}' is no index ({type(error).__name__}: {error}): expected phases train/test, in them categories, in"
             " them entries with img_path, mask_path, cls_name, specie_name, anomaly"
         ) from error
+    tell_odd_masks(samples, of_normal, path)
+    return once(samples, path)
 
 
 def _sample(path: Path, split: str, entry: dict[str, Any], has_masks: bool) -> Sample:
-    image, label = path.parent / _slashes(entry["img_path"]), entry["anomaly"]
+    image, label = named(path.parent, entry["img_path"]), entry["anomaly"]
     if label not in (0, 1, "0", "1"):
         raise ValueError(f"anomaly is {label!r}, expected 0 or 1")
     label = int(label)
-    found = entry["mask_path"] or []
-    if label and has_masks and not found:
+    masks = _masks(path, entry)
+    if label and has_masks and not masks:
         raise UserError(
             f"anomalous image '{image}' has no mask_path in '{path}', though others have: add it, or take the entry out"
         )
-    masks = [found] if isinstance(found, str) else found
     return Sample(
         path=str(image),
         category=str(entry["cls_name"]),
         label=label,
-        masks=tuple(str(path.parent / _slashes(mask)) for mask in masks) if label else (),
+        masks=masks if label else (),
         defect=str(entry.get("specie_name") or "anomaly") if label else "good",
         split=split,
         kind="mask" if has_masks else "image",
     )
 
 
-def _slashes(name: str) -> str:
-    """A path with slashes: indices that were written on Windows have backslashes."""
-    return name if "/" in name else name.replace("\\", "/")
+def _masks(path: Path, entry: dict[str, Any]) -> tuple[str, ...]:
+    found = entry["mask_path"] or []
+    return tuple(str(named(path.parent, mask)) for mask in ([found] if isinstance(found, str) else found))
 
 
 def write_index(samples: Sequence[Sample], path: Path) -> None:

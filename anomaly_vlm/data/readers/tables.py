@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from anomaly_vlm.data.readers.index import named, once, table_text
 from anomaly_vlm.data.readers.listing import child, images
 from anomaly_vlm.data.readers.mvtec_ad import read_mvtec_ad
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError, unknown_choice
 
+HEMORRHAGE = {0: "good", 1: "hemorrhage"}
 POSITIVE = {"any": 1 / 6, "half": 0.49, "certain": 5 / 6}  # the probabilities are 0, 1/3, 2/3, 1, written with rounding
 
 
@@ -23,11 +25,13 @@ def read_headct(root: Path, *, category: str = "headct") -> list[Sample]:
     if not table.is_file():
         return read_mvtec_ad(root, masks=None)
     place = child(root, "head_ct") or root
-    labels = {}
+    labels: dict[int, str] = {}
     try:
-        for row in list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines()))[1:]:
-            labels[int(row[0])] = ("good", "hemorrhage")[int(row[1])]
-    except (ValueError, IndexError) as error:
+        for row in list(csv.reader(table_text(table).splitlines()))[1:]:
+            number, word = int(row[0]), HEMORRHAGE[int(row[1])]
+            if labels.setdefault(number, word) != word:
+                raise UserError(f"'{table}' lists image {number} as {labels[number]} and as {word}: keep one line")
+    except (ValueError, LookupError, csv.Error) as error:
         raise UserError(f"'{table}' is damaged ({error}): expected lines 'id, 0 or 1' below a header") from error
     samples = []
     for path in images(child(place, "head_ct") or place):
@@ -56,10 +60,12 @@ def read_elpv(root: Path, *, positive: str = "half", exclude_uncertain: bool = F
     if not table.is_file():
         return []
     samples = []
-    for line in table.read_text(encoding="utf-8").splitlines():
+    for line in table_text(table).splitlines():
         try:
             name, text, category = line.split()
             probability = float(text)
+            if not 0 <= probability <= 1:
+                raise ValueError("no probability")
         except ValueError as error:
             raise UserError(
                 f"'{table}': line '{line}' is not 'file probability type': take the original table"
@@ -68,5 +74,5 @@ def read_elpv(root: Path, *, positive: str = "half", exclude_uncertain: bool = F
             continue
         label = int(probability > POSITIVE[positive])
         defect = "defect" if label else "good"
-        samples.append(Sample(path=str(root / name), category=category, label=label, defect=defect, kind="image"))
-    return samples
+        samples.append(Sample(path=str(named(root, name)), category=category, label=label, defect=defect, kind="image"))
+    return once(samples, table)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
+from anomaly_vlm.data.readers.index import named, once, table_text
 from anomaly_vlm.data.readers.listing import child, folders
 from anomaly_vlm.data.readers.mvtec_ad import read_mvtec_ad
 from anomaly_vlm.data.types import Sample
@@ -38,29 +40,31 @@ def read_visa(root: Path, *, split_csv: str = "1cls") -> list[Sample]:
 
 
 def _read_table(root: Path, table: Path) -> list[Sample]:
-    samples = []
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
+    rows = csv.DictReader(io.StringIO(table_text(table)))
+    try:
         if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
             raise UserError(
                 f"'{table}' lacks the column {missing[0]}: expected {','.join(COLUMNS)}; take the original file"
             )
-        for row in rows:
-            if row["label"] not in ("normal", "anomaly"):
-                raise UserError(f"'{table}' line {rows.line_num}: label '{row['label']}' is neither normal nor anomaly")
-            label = int(row["label"] == "anomaly")
-            if label and not row["mask"]:
-                raise UserError(
-                    f"anomalous image '{root / row['image']}' has no mask in '{table}': take the original file"
-                )
-            samples.append(
-                Sample(
-                    path=str(root / row["image"]),
-                    category=row["object"],
-                    label=label,
-                    masks=(str(root / row["mask"]),) if label else (),
-                    defect="anomaly" if label else "good",
-                    split=row["split"],
-                )
-            )
-    return samples
+        return once([_sample(root, table, row, rows.line_num) for row in rows], table)
+    except csv.Error as error:
+        raise UserError(f"'{table}' line {rows.line_num}: {error}; take the original file") from error
+
+
+def _sample(root: Path, table: Path, row: dict[str, str | None], line: int) -> Sample:
+    category, split, word, image, mask = (row[name] for name in COLUMNS)
+    if category is None or split is None or word is None or image is None or mask is None:
+        raise UserError(f"'{table}' line {line}: fewer than {len(COLUMNS)} values; take the original file")
+    if word not in ("normal", "anomaly"):
+        raise UserError(f"'{table}' line {line}: label '{word}' is neither normal nor anomaly")
+    label = int(word == "anomaly")
+    if label and not mask:
+        raise UserError(f"anomalous image '{root / image}' has no mask in '{table}': take the original file")
+    return Sample(
+        path=str(named(root, image)),
+        category=category,
+        label=label,
+        masks=(str(named(root, mask)),) if label else (),
+        defect="anomaly" if label else "good",
+        split=split,
+    )
