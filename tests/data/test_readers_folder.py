@@ -289,6 +289,59 @@ def test_a_link_upwards_leads_nowhere(tmp_path: Path) -> None:
     assert [s.defect for s in read_folder(tmp_path)] == ["bad", "good"]
 
 
+@pytest.mark.parametrize("name", ["bad/q.HEIC", "good/day/q.jfif", "stray.png", "heic_only/q.heic", "bad/link.png"])
+def test_picture_files_that_are_not_read_are_named(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    heap(tmp_path, "good/0.png", "bad/1.png", "good/Thumbs.db", "notes.txt")
+    read_folder(tmp_path)
+    assert not caplog.messages
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).symlink_to(tmp_path / ("absent.png" if "link" in name else "good/0.png"))
+    assert len(read_folder(tmp_path)) == 2
+    assert f"1 files are not read ({name})" in caplog.text
+
+
+def test_files_outside_the_folders_of_categories_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mvtec_category(tmp_path / "lid")
+    read_folder(tmp_path)
+    assert not caplog.messages
+    heap(tmp_path, "a.png", "cup/good/b.png", "lid/c.png", "lid/test/d.png")
+    read_folder(tmp_path)
+    assert "2 files are not read (a.png, cup/good/b.png)" in caplog.text
+    assert "2 files are not read (c.png, test/d.png)" in caplog.text
+
+
+def test_files_in_folders_of_masks_that_are_not_read_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    heap(tmp_path, "good/0.png", "bad/1.png", "ground_truth/good/readme.txt", "ground_truth/bad/1.npy")
+    read_folder(tmp_path)
+    assert "1 files in folders of masks are not read" in caplog.text and "1.npy" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".pgm", ".ppm"])
+def test_masks_have_the_formats_of_images(tmp_path: Path, suffix: str) -> None:
+    heap(tmp_path, "good/0.png", "bad/1.png")
+    mask(tmp_path / f"ground_truth/bad/1_mask{suffix}")
+    assert [len(s.masks) for s in read_folder(tmp_path)] == [1, 0]
+
+
+@pytest.mark.parametrize("box, named", [(None, False), ((0, 0, 2, 2), True)])
+def test_masks_of_normal_images_mark_nothing(
+    tmp_path: Path, box: tuple[int, int, int, int] | None, named: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    heap(tmp_path, "good/0.png", "bad/1.png")
+    mask(tmp_path / "ground_truth/bad/1.png")
+    mask(tmp_path / "ground_truth/good/0.png", box=box)
+    read_folder(tmp_path)
+    assert ("1 of those looked at mark pixels" in caplog.text) is named
+
+
+def test_masks_beside_images_are_not_scored_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    heap(tmp_path, "a.png", "a_mask.png", "b_mask.png")
+    assert [Path(s.path).name for s in read_unlabelled(tmp_path)] == ["a.png", "b_mask.png"]
+    assert "1 masks beside their images are left out" in caplog.text
+
+
 # ---- meta.json -------------------------------------------------------------------------------------------------------
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from anomaly_vlm.data.readers.listing import (
+    IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
     child,
     folders,
     has_mask_word,
     holds_masks,
     images,
     is_mask_folder,
+    other_files,
     tokens,
 )
 from anomaly_vlm.data.readers.mask_files import Masks, check_pairs, mask_place, owner, without_masks
@@ -56,12 +59,15 @@ def read_folder(
     categories = [root] if child(root, "test") else folders(root)
     if not any(child(folder, "test") for folder in categories):
         if not _classes(root):
+            say_left_out(root, unread_pictures(root))
             return [_unlabelled(path, category) for path in images(root)]
         parts = [Part(root, category, {"test": root}, [])]
     else:
         parts = [
             Part(folder, folder.name or folder.resolve().name, split_folders(folder), [folder]) for folder in categories
         ]
+        beside = [path for part in parts if not part.places for path in images(part.root, deep=True)]
+        say_left_out(root, beside if categories == [root] else [*images(root), *beside])
     present = [folder.name for part in parts for place in part.places.values() for folder in _classes(place)]
     for name in defects or ():
         if name not in present:
@@ -88,6 +94,8 @@ class Part(NamedTuple):
 def _read(part: Part, normal: str, defects: Sequence[str] | None, missing_masks: str) -> list[Sample]:
     classes = [folder for place in part.places.values() for folder in _classes(place)]
     kept = _sorted_ones(part.root, classes, normal, defects)
+    loose = [path for place in (*part.outside, *part.places.values()) for path in images(place) if part.places]
+    say_left_out(part.root, [*loose, *unread_pictures(part.root)])
     if kept and not any(_is_normal(folder, normal) for folder in kept):
         names = ", ".join(dict.fromkeys(folder.name for folder in kept[:5]))
         raise UserError(
@@ -177,14 +185,30 @@ def _sorted_ones(root: Path, classes: Sequence[Path], normal: str, defects: Sequ
 
 def read_unlabelled(root: Path, *, category: str = "object") -> list[Sample]:
     """All images below `root`, without labels, for prediction; masks in folders or beside images are left out, and named."""
-    if root.is_dir() and (left_out := [folder.name for folder in folders(root) if is_mask_folder(folder)]):
+    if left_out := [folder.name for folder in folders(root) if is_mask_folder(folder)]:
         log.warning("'%s': folders of masks are not scored: %s", root, ", ".join(left_out))
     found = images(root, deep=True)
     kept = without_masks(found)
     if len(kept) < len(found):
         first = next(path for path in found if path not in kept)
         log.warning("'%s': %d masks beside their images are left out ('%s')", root, len(found) - len(kept), first)
+    say_left_out(root, unread_pictures(root))
     return [_unlabelled(path, category) for path in kept]
+
+
+def unread_pictures(root: Path) -> list[Path]:
+    """Files below a folder that are pictures by their suffix, and are not read."""
+    return [path for path in other_files(root) if path.suffix.lower() in UNREAD_SUFFIXES | IMAGE_SUFFIXES]
+
+
+def say_left_out(root: Path, left_out: Sequence[Path]) -> None:
+    """One line on picture files of a set that are not read."""
+    if left_out:
+        shown = ", ".join(path.relative_to(root).as_posix() for path in left_out[:3])
+        log.warning(
+            "'%s': %d files are not read (%s%s): png, jpg, bmp, tif, webp, gif, pgm or ppm in the folders of classes are",
+            root, len(left_out), shown, ", ..." * (len(left_out) > 3),
+        )  # fmt: skip
 
 
 def _unlabelled(path: Path, category: str) -> Sample:

@@ -20,6 +20,11 @@ SPLITS = {
     "test": "test",
 }  # word -> split
 IMAGE_SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm"})
+# Of formats that show pictures and are not decoded.
+UNREAD_SUFFIXES = frozenset(
+    {".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".j2k", ".jxl", ".svg", ".eps", ".psd", ".exr", ".hdr", ".tga"}
+    | {".pnm", ".pbm", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".dcm"}
+)
 MASK_ENDINGS = ("_mask", "_label", "_GT", "_Segmentation", "_segmentation")  # of published sets
 # Names that people give to folders and files of masks, in any case.
 MASK_WORDS = "masks?|gts?|ground[ _-]?truths?|labels?|seg|segs|segmentations?|annotations?"
@@ -48,11 +53,24 @@ def images(folder: Path | None, suffixes: Iterable[str] = IMAGE_SUFFIXES, *, dee
     if folder is None or not folder.is_dir():
         return []
     allowed = frozenset(suffixes)
-    above = {os.path.realpath(place) for place in (folder, *folder.absolute().parents, *folder.resolve().parents)}
-    places = [folder, *_below(folder, above)] if deep else [folder]
+    places = [folder, *_below(folder, _above(folder))] if deep else [folder]
     found = (p for place in places for p in place.iterdir())
     listed = (p for p in found if p.suffix.lower() in allowed and not p.name.startswith(".") and p.is_file())
     return sorted(listed, key=lambda p: p.relative_to(folder).parts)
+
+
+def other_files(folder: Path) -> list[Path]:
+    """Files below a folder that `images` does not list: other formats, and links that lead nowhere; hidden ones left out."""
+    places = [folder, *_below(folder, _above(folder))] if folder.is_dir() else []
+    found = (
+        path for place in places for path in place.iterdir() if not path.name.startswith(".") and not path.is_dir()
+    )
+    return sorted(path for path in found if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file())
+
+
+def _above(folder: Path) -> set[str]:
+    """A folder and all that it lies in, so that no link leads back to them."""
+    return {os.path.realpath(place) for place in (folder, *folder.absolute().parents, *folder.resolve().parents)}
 
 
 def _below(folder: Path, seen: set[str]) -> list[Path]:

@@ -7,13 +7,18 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from anomaly_vlm.data.images import ReadError
+from anomaly_vlm.data.masks import open_mask
 from anomaly_vlm.data.readers.listing import (
+    LOOKED_AT,
     MASK_ENDINGS,
     MASK_TOKEN,
     child,
     folders,
     images,
     is_mask_folder,
+    other_files,
+    spread,
     tokens,
     without_mask_words,
 )
@@ -21,6 +26,7 @@ from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 
 log = logging.getLogger("anomaly_vlm")
+NOTES = ("readme", "license", "licence", "thumbs.db", "desktop.ini")  # files that lie beside masks and are none
 PIECE = re.compile(r"\d+$")  # ends the name of one of several masks of an image
 
 
@@ -133,11 +139,11 @@ class Masks:
 
 
 def check_pairs(samples: Sequence[Sample], places: Iterable[Path]) -> None:
-    """Checks the pairs of images and masks of a listing, and says which mask files belong to no image.
+    """Checks the pairs of images and masks of a listing, and says which files in folders of masks are not read.
 
     Args:
         samples: Samples with their masks.
-        places: Folders of masks; files of normal images in them may stay unused.
+        places: Folders of masks; files of normal images in them may stay unused, as long as they mark nothing.
 
     Raises:
         UserError: Two images share a mask.
@@ -150,17 +156,34 @@ def check_pairs(samples: Sequence[Sample], places: Iterable[Path]) -> None:
                     f"images '{owners[mask]}' and '{sample.path}' share the mask '{mask}': give them different names"
                 )
     normal = {name for sample in samples if not sample.label for name in _owner_names(Path(sample.path))}
-    unused = [
-        path
-        for place in places
-        for path in images(place, deep=True)
-        if str(path) not in owners
-        and (None if path.parent == place else path.parent.name.lower(), without_mask_words(path.stem).lower())
-        not in normal
-    ]
-    if unused:
-        shown = ", ".join(f"'{path}'" for path in unused[:3])
-        log.warning("%d mask files belong to no image (%s%s)", len(unused), shown, ", ..." if len(unused) > 3 else "")
+    unused, of_normal, unread = [], [], []
+    for place in places:
+        unread += [path for path in other_files(place) if not path.name.lower().startswith(NOTES)]
+        for path in images(place, deep=True):
+            folder = None if path.parent == place else path.parent.name.lower()
+            if str(path) not in owners:
+                is_normal = (folder, without_mask_words(path.stem).lower()) in normal
+                (of_normal if is_normal else unused).append(path)
+    _say("%d mask files belong to no image (%s)", unused)
+    _say("%d files in folders of masks are not read (%s): masks are image files, png for example", unread)
+    marking = [path for path in spread(of_normal, LOOKED_AT) if _marks_pixels(path)]
+    _say(
+        "masks of normal images are not read, and %d of those looked at mark pixels (%s): are the images normal?",
+        marking,
+    )
+
+
+def _say(line: str, paths: Sequence[Path]) -> None:
+    if paths:
+        shown = ", ".join(f"'{path}'" for path in paths[:3])
+        log.warning(line, len(paths), shown + ", ..." * (len(paths) > 3))
+
+
+def _marks_pixels(path: Path) -> bool:
+    try:
+        return bool(open_mask(str(path), None).any())
+    except ReadError:
+        return False
 
 
 def _owner_names(image: Path) -> tuple[tuple[str | None, str], ...]:
