@@ -128,9 +128,9 @@ def _read(part: Part, normal: str, defects: Sequence[str] | None, missing_masks:
     if not without:
         return samples
     if missing_masks == "error":
-        path = without[0].path
+        first = without[0].path
         try:
-            masks_of[path].of(Path(path))
+            masks_of[first].of(Path(first))
         except UserError as error:
             raise UserError(f"{error}, or set reader.missing_masks=ignore on the data set") from None
     log.warning(

@@ -156,7 +156,9 @@ def check_pairs(samples: Sequence[Sample], places: Iterable[Path]) -> None:
                     f"images '{owners[mask]}' and '{sample.path}' share the mask '{mask}': give them different names"
                 )
     normal = {name for sample in samples if not sample.label for name in _owner_names(Path(sample.path))}
-    unused, of_normal, unread = [], [], []
+    unused: list[Path] = []
+    of_normal: list[Path] = []
+    unread: list[Path] = []
     for place in places:
         unread += [path for path in other_files(place) if not path.name.lower().startswith(NOTES)]
         for path in images(place, deep=True):
