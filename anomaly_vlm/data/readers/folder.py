@@ -58,17 +58,19 @@ def read_folder(
     """
     categories = [root] if child(root, "test") else folders(root)
     if not any(child(folder, "test") for folder in categories):
-        if not _classes(root):
+        part = _part(root, category, {"test": root})
+        if not part.classes["test"]:
             say_left_out(root, unread_pictures(root))
             return [_unlabelled(path, category) for path in images(root)]
-        parts = [Part(root, category, {"test": root}, [])]
+        parts = [part]
     else:
         parts = [
-            Part(folder, folder.name or folder.resolve().name, split_folders(folder), [folder]) for folder in categories
+            _part(folder, folder.name or folder.resolve().name, split_folders(folder), [folder])
+            for folder in categories
         ]
         beside = [path for part in parts if not part.places for path in images(part.root, deep=True)]
         say_left_out(root, beside if categories == [root] else [*images(root), *beside])
-    present = [folder.name for part in parts for place in part.places.values() for folder in _classes(place)]
+    present = [folder.name for part in parts for found in part.classes.values() for folder in found]
     for name in defects or ():
         if name not in present:
             raise unknown_choice(f"folder of '{root}' in reader.defects", name, list(dict.fromkeys(present)))
@@ -83,16 +85,26 @@ class Part(NamedTuple):
         word: Its name, for prompts and tables.
         places: Split -> the folder that holds the folders of classes.
         outside: Folders beside `places` in which the folder of masks may lie.
+        classes: Split -> the folders of classes, which hold images that are no masks.
     """
 
     root: Path
     word: str
     places: Mapping[str, Path]
     outside: Sequence[Path]
+    classes: Mapping[str, Sequence[Path]]
+
+
+def _part(root: Path, word: str, places: Mapping[str, Path], outside: Sequence[Path] = ()) -> Part:
+    classes = {
+        split: [folder for folder in folders(place) if not is_mask_folder(folder) and images(folder, deep=True)]
+        for split, place in places.items()
+    }
+    return Part(root, word, places, outside, classes)
 
 
 def _read(part: Part, normal: str, defects: Sequence[str] | None, missing_masks: str) -> list[Sample]:
-    classes = [folder for place in part.places.values() for folder in _classes(place)]
+    classes = [folder for found in part.classes.values() for folder in found]
     kept = _sorted_ones(part.root, classes, normal, defects)
     loose = [path for place in (*part.outside, *part.places.values()) for path in images(place) if part.places]
     say_left_out(part.root, [*loose, *unread_pictures(part.root)])
@@ -105,7 +117,7 @@ def _read(part: Part, normal: str, defects: Sequence[str] | None, missing_masks:
     masks_of: dict[str, Masks] = {}
     samples = []
     for split, place in part.places.items():
-        for folder in (folder for folder in _classes(place) if folder in kept):
+        for folder in (folder for folder in part.classes[split] if folder in kept):
             label = 0 if _is_normal(folder, normal) else 1
             for path, masks in _class([*part.outside, place], folder):
                 masks_of[str(path)] = masks
@@ -140,11 +152,6 @@ def _read(part: Part, normal: str, defects: Sequence[str] | None, missing_masks:
         without[0].path,
     )
     return [dataclasses.replace(one, kind="image") if one.label and not one.masks else one for one in samples]
-
-
-def _classes(place: Path) -> list[Path]:
-    """The folders with images that are not masks."""
-    return [folder for folder in folders(place) if not is_mask_folder(folder) and images(folder, deep=True)]
 
 
 def _is_normal(folder: Path, normal: str) -> bool:
@@ -190,7 +197,7 @@ def read_unlabelled(root: Path, *, category: str = "object") -> list[Sample]:
     found = images(root, deep=True)
     kept = without_masks(found)
     if len(kept) < len(found):
-        first = next(path for path in found if path not in kept)
+        first = min(set(found) - set(kept))
         log.warning("'%s': %d masks beside their images are left out ('%s')", root, len(found) - len(kept), first)
     say_left_out(root, unread_pictures(root))
     return [_unlabelled(path, category) for path in kept]
