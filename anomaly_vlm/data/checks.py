@@ -13,7 +13,18 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 
-from anomaly_vlm.data.images import FORMATS, NATIVE, ReadError, file_size, mask_size_error, open_image, shown_size
+from anomaly_vlm.data.deep_colour import is_deep_colour
+from anomaly_vlm.data.images import (
+    FORMATS,
+    NATIVE,
+    ReadError,
+    decode,
+    file_size,
+    mask_size_error,
+    open_image,
+    orientation,
+    shown_size,
+)
 from anomaly_vlm.data.masks import describe_oddities, read_mask
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
@@ -21,6 +32,7 @@ from anomaly_vlm.errors import UserError
 OTHER_ROWS = ("mean", "mean_count", "pooled")  # of the results, beside one a category
 log = logging.getLogger("anomaly_vlm")
 MOST_MASKS = 256  # masks that are decoded before a run, which takes a second or two
+UNTURNED = "are stored unturned, while their images are turned upright by an orientation tag: look whether they agree"
 TAIL = 4096  # bytes at the end of a file in which its end marker must lie
 
 
@@ -47,6 +59,19 @@ class Turned(Protocol):
 
     def turn(self, shown: tuple[int, int]) -> object:
         """Raises a `ReadError` where that size does not fit the image's."""
+
+
+class Header(NamedTuple):
+    """What a file says before it is decoded: (width, height) upright, number of pages, and how its pixels are turned."""
+
+    size: tuple[int, int]
+    pages: int
+    orientation: int
+
+    def may_lie_across(self, mask: Header) -> bool:
+        """Whether only this file is turned, in a way that the sizes do not show."""
+        square = self.size[0] == self.size[1]
+        return self.orientation > 1 and mask.orientation == 1 and (square or self.orientation < 5)
 
 
 class FileJob(NamedTuple):
@@ -112,38 +137,48 @@ def _check(job: FileJob, decode_masks: bool) -> Finding:
     decode_masks = decode_masks and not job.labels
     oddities: list[tuple[str, str]] = []
     try:
-        size, pages = _size_and_pages(job.image, job.max_value)
+        image = _header(job.image, job.max_value)
         if job.annotated is not None:
-            job.annotated.turn(size)
+            job.annotated.turn(image.size)
         for mask in job.masks:
-            if (mask_size := checked_size(mask)) != size:
-                return Finding(mask_size_error(mask, mask_size, size))
+            header = _header(mask, None, values=False)
+            if header.size != image.size:
+                return Finding(mask_size_error(mask, header.size, image.size))
             if decode_masks and (oddity := read_mask(mask, job.threshold).oddity):
                 oddities.append((mask, oddity))
+            if decode_masks and image.may_lie_across(header):
+                oddities.append((mask, UNTURNED))
     except ReadError as error:
         return Finding(error)
-    return Finding(None, tuple(oddities), len(job.masks) if decode_masks else 0, pages)
+    return Finding(None, tuple(oddities), len(job.masks) if decode_masks else 0, image.pages)
 
 
-def checked_size(path: str) -> tuple[int, int]:
-    """(width, height) of an image file, upright, from its header; decodes it only where its end looks wrong."""
-    return _size_and_pages(path, None)[0]
+def checked_size(path: str, *, values: bool = True) -> tuple[int, int]:
+    """(width, height) of an image file, upright, from its header; decodes it only where its end or values may be wrong.
+
+    Args:
+        path: The file.
+        values: Whether values that no image has matter, as they do not in a mask.
+    """
+    return _header(path, None, values=values).size
 
 
-def _size_and_pages(path: str, max_value: float | None) -> tuple[tuple[int, int], int]:
-    """Size and number of pages; a file of more than 8 bits is decoded where its values might exceed `max_value`."""
+def _header(path: str, max_value: float | None, *, values: bool = True) -> Header:
+    """The header of a file, which is decoded where it may end early, and where its values may be out of range."""
     length = file_size(path)
-    size, pages = (0, 0), 1
+    size, pages, turned = (0, 0), 1, 1
     try:
         with Image.open(path, formats=FORMATS) as image:
-            size, whole = shown_size(image), _looks_whole(image, path, length)
+            size, whole, turned = shown_size(image), _looks_whole(image, path, length), orientation(image)
+            eight_bits = image.mode in NATIVE and not is_deep_colour(image)
             pages = getattr(image, "n_frames", 1)
-            whole &= max_value is None or max_value >= 65535 or image.mode in NATIVE
+            whole &= max_value is None or max_value >= 65535 or eight_bits
+            whole &= not values or image.mode not in ("F", "I")  # these hold values below 0, and floats NaN
     except Exception:  # decoders raise nearly anything on damaged files; `open_image` words it
         whole = False
     if not whole:
-        size = open_image(path, max_value).size
-    return size, pages
+        size = open_image(path, max_value).size if values else decode(path).size
+    return Header(size, pages, turned)
 
 
 def _looks_whole(image: Image.Image, path: str, length: int) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from anomaly_vlm.data.deep_colour import deep_colours, is_deep_colour
 from anomaly_vlm.errors import UserError
 
 # What is decoded, whatever a file is called: a PostScript file named .png must not reach an interpreter.
@@ -43,7 +44,7 @@ def open_image(path: str, max_value: float | None = None, *, content: bytes | No
     Raises:
         ReadError: Missing, no image, truncated, or values out of range.
     """
-    return eight_bit(decode(path, content).image, path, max_value)
+    return eight_bit(decode(path, content, max_value=max_value).image, path, max_value)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -83,7 +84,9 @@ class Decoded:
     size: tuple[int, int]
 
 
-def decode(path: str, content: bytes | None = None, draft: int | None = None) -> Decoded:
+def decode(
+    path: str, content: bytes | None = None, draft: int | None = None, max_value: float | None = None
+) -> Decoded:
     """Decodes the first frame of a file, or of its `content`, in the mode of the file.
 
     Args:
@@ -92,25 +95,40 @@ def decode(path: str, content: bytes | None = None, draft: int | None = None) ->
         draft: Side in pixels that the image is resized to next. A JPEG file is then decoded at 1/2, 1/4 or 1/8 of its
             size, as long as `DRAFT_ROOM` times that many pixels a side remain: faster, in a fraction of the memory, and a
             few grey values off. None, and other formats: the whole image.
+        max_value: Value of white in colour files of 16 bits a channel, of which all bits are then read; None: the upper
+            eight bits are.
 
     Raises:
-        ReadError: Missing, no image, or truncated.
+        ReadError: Missing, no image, truncated, or values above `max_value`.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as file:
             form, frames, size = str(file.format), getattr(file, "n_frames", 1), shown_size(file)
             file.seek(0)
+            deep = max_value is not None and max_value < WHITE[-1] and is_deep_colour(file)
             if draft is not None and form == "JPEG":
                 file.draft(None, (DRAFT_ROOM * draft, DRAFT_ROOM * draft))
             file.load()
             drafted = file.size not in (size, size[::-1])
-            image = _upright(file)
+            image = _upright(_scaled_colour(file, path, content, max_value) if deep and max_value else file)
+    except ReadError:
+        raise
     except FileNotFoundError as error:
         raise ReadError(f"image file '{path}' is missing: restore it, or take it out of the data set") from error
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise ReadError(f"image file '{path}' cannot be read ({_reason(error)}): replace the file") from error
     image.info.pop("transparency", None)  # a transparent colour is an alpha channel too
     return Decoded(image, form, frames, size if drafted else image.size)
+
+
+def _scaled_colour(file: Image.Image, path: str, content: bytes | None, white: float) -> Image.Image:
+    """The colours of a file of 16 bits a channel, all bits of them, scaled so that `white` becomes 255."""
+    values = deep_colours(path if content is None else io.BytesIO(content))
+    if values.max(initial=0) > white:
+        raise _range_error(path, values, white)
+    image = Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+    image.getexif()[ExifTags.Base.Orientation] = orientation(file)
+    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -121,13 +139,17 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def shown_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) after EXIF rotation, from the header alone."""
+    return (image.height, image.width) if orientation(image) >= 5 else image.size
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF tag that says how the pixels are turned, from the header alone; 1: not at all."""
     if image.format == "PNG" and "exif" not in image.info:
-        return image.size  # PIL would decode the file to look for EXIF behind the pixels
+        return 1  # PIL would decode the file to look for EXIF behind the pixels
     try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # as in `_upright`
-        turned = False
-    return (image.height, image.width) if turned else image.size
+        return 1
 
 
 def eight_bit(image: Image.Image, path: str, max_value: float | None = None) -> Image.Image:
@@ -148,15 +170,21 @@ def eight_bit(image: Image.Image, path: str, max_value: float | None = None) -> 
         high = float(values.max(initial=0))
         white = white_of(high, is_float=image.mode == "F") if max_value is None else max_value
         if not (values.min(initial=0) >= 0 and high <= white):
-            raise ReadError(
-                f"image file '{path}' has values from {values.min()} to {values.max()}: expected 0 to {white:g}; set"
-                " max_value=N on the data set, the value of white"
-            )
+            raise _range_error(path, values, white)
         grey = values >> 8 if white == 65535 and image.mode != "F" else np.rint(values * (255 / white))
         return Image.fromarray(grey.astype(np.uint8))
     if image.mode in ("LA", "La"):
         return image.convert("L")
     return image.convert("RGBA").convert("RGB") if image.mode == "PA" else image.convert("RGB")
+
+
+def _range_error(path: str, values: np.ndarray, white: float) -> ReadError:
+    if np.isnan(values).any():
+        return ReadError(f"image file '{path}' has pixels without a value (NaN): fill them, or take the image out")
+    found = f"image file '{path}' has values from {values.min()} to {values.max()}: expected 0 to {white:g}"
+    if values.min() < 0:
+        return ReadError(f"{found}; save it with black at 0")
+    return ReadError(f"{found}; set max_value=N on the data set, the value of white")
 
 
 def white_of(high: float, *, is_float: bool) -> float:
@@ -178,14 +206,27 @@ def guess_white(paths: Sequence[str], *, most: int = 64) -> float | None:
     """
     chosen = [paths[len(paths) * i // most] for i in range(most)] if len(paths) > most else paths
     found: list[float] = []
+    colour: list[float] = []
     for path in chosen:
         try:
             with Image.open(path, formats=FORMATS) as file:
                 if file.mode == "F" or file.mode.startswith("I"):
-                    found.append(white_of(float(np.asarray(file).max(initial=0)), is_float=file.mode == "F"))
+                    values = np.asarray(file)
+                    high = float(values[np.isfinite(values)].max(initial=0))
+                    found.append(white_of(high, is_float=file.mode == "F"))
+                elif is_deep_colour(file):
+                    colour.append(white_of(_largest(file, path), is_float=False))
         except Exception:  # the check of files says what is wrong with it
             continue
-    return max(found, default=None)
+    if not found and max(colour, default=WHITE[-1]) == WHITE[-1]:
+        return None  # the upper eight bits are what is read anyway
+    return max(found + colour)
+
+
+def _largest(file: Image.Image, path: str) -> float:
+    """The largest value of colours of 16 bits; 65535 where their upper eight bits rule out a smaller value of white."""
+    upper = int(np.asarray(file).max(initial=0))
+    return WHITE[-1] if upper << 8 > WHITE[-2] else float(deep_colours(path).max(initial=0))
 
 
 def _reason(error: Exception) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from anomaly_vlm.data.images import ReadError, decode, eight_bit
 
+MOSTLY = "mark more than half of the image: where they are inverted, make the anomalous pixels the bright ones"
 MANY_VALUES = 16  # a lossless mask with more values than this has grey edges; smaller values are numbers of classes
 WHITE = 255
 VOID_VALUE = 255  # in label files such as those of Pascal VOC, where it stands beside small class numbers
@@ -51,14 +52,19 @@ def read_mask(path: str, threshold: int | None) -> MaskFile:
         ReadError: The file cannot be read, or its meaning cannot be known.
     """
     decoded = decode(path)
+    pages = "have several pages, of which the first is read" if decoded.frames > 1 else ""
     if threshold is not None:
         values = _thresholded_values(decoded.image, path)
         wide = decoded.image.mode.startswith("I")
         anomalous = values > (threshold * 257 if wide else threshold)
-        return MaskFile(anomalous, _coverage(anomalous) or _greyness(values, decoded.format, threshold))
+        grey_values = _greyness(values, decoded.format, threshold)
+        return MaskFile(anomalous, pages or _coverage(anomalous) or grey_values or _inversion(anomalous))
     values, kind = _meaning(decoded.image, path)
     form = decoded.format
     del decoded  # a second copy of the pixels
+    if values.dtype.kind in "if" and not (values >= 0).all():
+        values = np.where(values > 0, values, 0)
+        kind = "have values below 0 or none (NaN), which count as normal"
     present = _values_of(values)
     present = present[present != 0]
     if VOID_VALUE in present and len(present) > 1 and present[-2] < MANY_VALUES:
@@ -75,7 +81,8 @@ def read_mask(path: str, threshold: int | None) -> MaskFile:
     if grey and len(present):
         limit = 127.0 if present[-1] > 127 else float(present[-1]) / 2
     anomalous = values > limit
-    return MaskFile(anomalous, _coverage(anomalous) or (_greyness(values, form, limit) if grey else kind))
+    oddity = _coverage(anomalous) or (_greyness(values, form, limit) if grey else kind) or kind
+    return MaskFile(anomalous, pages or oddity or _inversion(anomalous))
 
 
 def _thresholded_values(image: Image.Image, path: str) -> np.ndarray:
@@ -128,6 +135,10 @@ def _coverage(anomalous: np.ndarray) -> str:
     return "mark every pixel" if anomalous.all() else ""
 
 
+def _inversion(anomalous: np.ndarray) -> str:
+    return MOSTLY if 2 * np.count_nonzero(anomalous) > anomalous.size else ""
+
+
 def _greyness(values: np.ndarray, form: str, limit: float) -> str:
     count = len(_values_of(values))
     if form != "JPEG" and count <= 3:
@@ -136,7 +147,7 @@ def _greyness(values: np.ndarray, form: str, limit: float) -> str:
 
 
 def describe_oddities(found: Iterable[tuple[str, str]], looked_at: int) -> list[str]:
-    """One line for each kind of oddity.
+    """One line for each kind of oddity; on large regions only where most masks have one.
 
     Args:
         found: Path of a mask and its oddity, for each mask that has one.
@@ -147,6 +158,8 @@ def describe_oddities(found: Iterable[tuple[str, str]], looked_at: int) -> list[
         kinds.setdefault(" ".join(oddity.split()[:2]), []).append((path, oddity))  # their numbers differ
     lines = []
     for members in kinds.values():
+        if members[0][1] == MOSTLY and 2 * len(members) <= looked_at:
+            continue
         path, oddity = max(members, key=lambda member: (len(member[1]), member[1]))
         parent = Path(path).parent.name
         lines.append(f"{len(members)} of {looked_at} masks {oddity} ({parent}/{Path(path).name})")

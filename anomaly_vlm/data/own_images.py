@@ -13,13 +13,14 @@ from pathlib import Path
 
 from anomaly_vlm.data.images import ReadError, open_image, read_bytes
 from anomaly_vlm.data.readers.folder import read_unlabelled
-from anomaly_vlm.data.readers.listing import IMAGE_SUFFIXES
+from anomaly_vlm.data.readers.listing import IMAGE_SUFFIXES, child, folders, images, is_mask_folder
 from anomaly_vlm.data.source import FileSource
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import expanded
 
 log = logging.getLogger("anomaly_vlm")
+GOOD_FOLDERS = ("good", "ok", "normal")
 KINDS = (
     "a folder with png, jpg, bmp, tif or webp files, one such file, a pattern, a list in a .txt file, or [a.png,b.png]"
 )
@@ -63,7 +64,7 @@ def _files(spec: str, key: str) -> tuple[Path, list[Path]]:
 def _in_list(path: Path, key: str) -> list[Path]:
     """The files that a list names, relative to the working directory or to the list's own folder."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows begins files with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{key}={path}: no list of paths ({error}): give one path in each line, as UTF-8") from error
     named = [expanded(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
@@ -127,8 +128,23 @@ def own_images(
     Raises:
         UserError: There are none.
     """
+    if label == 0:
+        _check_good(expanded(spec), key)
     root, files = image_files(spec, key=key)
     return source_of(root, _once(files, spec) if once else files, category, label=label, max_value=max_value)
+
+
+def _check_good(root: Path, key: str) -> None:
+    """Raises a `UserError` where a folder of good parts holds a folder of them and others, which may be defective."""
+    for inside in (root, child(root, "train")):
+        good = None if inside is None else child(inside, *GOOD_FOLDERS)
+        others = [folder.name for folder in folders(root) if folder not in (good, inside) and images(folder, deep=True)]
+        others = [name for name in others if not is_mask_folder(root / name)]
+        if good is not None and others:
+            raise UserError(
+                f"{key}={root}: holds {', '.join(others[:3])} beside '{good}', whose images would count as good:"
+                f" give {key}={good}"
+            )
 
 
 def source_of(

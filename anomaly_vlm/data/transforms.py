@@ -41,7 +41,7 @@ def read_resized(sample: Sample, preprocess: Preprocess) -> tuple[Tensor, Image.
     if sample.drawing is not None:
         image, mask = read_sample(sample)
         return resize_image(image, preprocess), mask
-    decoded = decode(sample.path, draft=preprocess.draft)
+    decoded = decode(sample.path, draft=preprocess.draft, max_value=sample.max_value)
     size, image = decoded.size, eight_bit(decoded.image, sample.path, sample.max_value)
     pixels = resize_image(image, preprocess)
     del decoded, image

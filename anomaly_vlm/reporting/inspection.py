@@ -99,7 +99,7 @@ def _look(job: FileJob, decode: bool) -> tuple[tuple[int, int] | None, list[str]
         errors.append(str(error))
     for mask in job.masks:
         try:
-            mask_size = checked_size(mask)
+            mask_size = checked_size(mask, values=False)
             if decode and not job.labels and (oddity := read_mask(mask, job.threshold).oddity):
                 oddities.append((mask, oddity))
             if size is not None and mask_size != size:

@@ -86,3 +86,55 @@ def test_files_of_cut_images_are_looked_at(tmp_path: Path) -> None:
     mask(tmp_path / "kos01/Part0_label.bmp", size=(4, 6), box=None)
     with pytest.raises(ReadError, match="is 4x6 but its image is 4x9"):
         check_files(samples)
+
+
+@pytest.mark.parametrize("values", [[0.0, np.nan, 1.0], [-1.0, 0.0, 900.0]])
+def test_values_that_no_image_has_are_found_before_the_run(tmp_path: Path, values: list[float]) -> None:
+    Image.fromarray(np.array([values], np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(ReadError, match=r"x\.tif' has (pixels without a value \(NaN\)|values from -1\.0 to 900\.0)"):
+        check_files([Sample(str(tmp_path / "x.tif"), "x", 0, max_value=65535)])
+    with pytest.raises(ReadError, match=r"x\.tif' has "):
+        checked_size(str(tmp_path / "x.tif"))
+
+
+def warnings_on(samples: list[Sample], caplog: pytest.LogCaptureFixture) -> list[str]:
+    caplog.clear()
+    check_files(samples)
+    return caplog.messages
+
+
+def test_odd_masks_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = noisy(tmp_path / "x.png")
+    region = np.zeros((60, 40), np.float32)
+    region[:5, :5] = 1
+
+    def lines(*regions: np.ndarray, **options) -> list[str]:
+        samples = []
+        for i, values in enumerate(regions):
+            Image.fromarray(values).save(tmp_path / f"{i}.tif", **options)
+            samples.append(Sample(str(image), "x", 1, masks=(str(tmp_path / f"{i}.tif"),)))
+        return warnings_on(samples, caplog)
+
+    assert not lines(region)
+    assert "1 of 1 masks have several pages" in lines(region, save_all=True, append_images=[Image.fromarray(region)])[0]
+    for odd in (np.nan, -1):
+        assert "1 of 1 masks have values below 0 or none (NaN)" in lines(np.where(region > 0, region, odd))[0]
+    assert not lines(1 - region, region)
+    assert "2 of 3 masks mark more than half" in lines(1 - region, region, 1 - region)[0]
+
+
+@pytest.mark.parametrize("turn, size, named", [(3, (40, 60), True), (6, (40, 40), True), (6, (60, 40), False)])
+def test_masks_that_may_lie_across_their_images_are_named(
+    tmp_path: Path, turn: int, size: tuple[int, int], named: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    stored = size[::-1] if turn == 6 else size
+    Image.new("L", stored, 90).save(tmp_path / "x.jpg", exif=exif)
+    region = mask(tmp_path / "m.png", size=size)
+    sample = Sample(str(tmp_path / "x.jpg"), "x", 1, masks=(str(region),))
+    assert any("stored unturned" in line for line in warnings_on([sample], caplog)) is named
+    Image.open(region).transpose(Image.Transpose.ROTATE_180).resize(stored, Image.Resampling.NEAREST).save(
+        region, exif=exif
+    )
+    assert not warnings_on([sample], caplog)

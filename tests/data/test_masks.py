@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import struct
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +147,50 @@ def test_white_is_guessed_from_the_set_and_said(
         assert np.abs(found - grey * share).max() <= 1.5
     with pytest.raises(UserError, match="max_value=N on the data set"):
         open_image(samples[0].path, max_value=7)
+
+
+def colours(path: Path, values: np.ndarray) -> Path:
+    """A colour file of 16 bits a channel, as cameras of 10 or 12 bits write them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        height, width = values.shape[:2]
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+        header = struct.pack(">2I5B", width, height, 16, 2, 0, 0, 0)
+        chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(rows), b"IEND")
+        framed = (struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data)) for data in chunks)
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+    else:
+        compression = "zlib" if "packed" in path.stem else None
+        pytest.importorskip("tifffile").imwrite(path, values, photometric="rgb", compression=compression)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_colours_of_twelve_bits_are_not_read_as_black(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bright = np.random.default_rng(0).integers(0, 4096, (16, 16, 3)).astype(np.uint16)
+    bright[0, 0] = 4095
+    colours(tmp_path / f"good/bright{suffix}", bright)
+    colours(tmp_path / f"good/dark_packed{suffix}", bright // 8)
+    samples = FileSource(name="parts", root=tmp_path, reader=read_folder, layout="").samples("test")
+    assert "white is 4095" in caplog.text
+    check_files(samples)
+    for sample, values in zip(samples, (bright, bright // 8), strict=True):
+        np.testing.assert_array_equal(np.asarray(read_sample(sample)[0]), np.rint(values * (255 / 4095)))
+    with pytest.raises(UserError, match="to 4095: expected 0 to 1023; set max_value=N"):
+        check_files([replace(samples[0], max_value=1023)])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_colours_of_sixteen_bits_keep_their_pixels(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (16, 16, 3)).astype(np.uint16)
+    colours(tmp_path / f"good/0{suffix}", values)
+    (sample,) = FileSource(name="parts", root=tmp_path, reader=read_folder, layout="").samples("test")
+    assert sample.max_value is None and not caplog.messages
+    np.testing.assert_array_equal(np.asarray(read_sample(sample)[0]), values >> 8)
 
 
 def test_eight_bits_need_no_guess(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -180,6 +180,22 @@ def test_ways_to_name_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             image_files(wrong)
 
 
+def test_a_list_that_was_written_on_windows(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "list.txt").write_text("a.png\r\n", encoding="utf-8-sig")
+    assert [file.name for file in image_files(str(tmp_path / "list.txt"))[1]] == ["a.png"]
+
+
+@pytest.mark.parametrize("inside", ["", "train/"])
+def test_good_parts_are_not_taken_from_beside_defective_ones(tmp_path: Path, inside: str) -> None:
+    picture(tmp_path / inside / "good/1.png")
+    picture(tmp_path / "ground_truth/1.png")
+    assert len(own_images(str(tmp_path), "lid", label=0, key="good").samples("test")) == 1
+    picture(tmp_path / ("test/bad/2.png" if inside else "bad/2.png"))
+    with pytest.raises(UserError, match=rf"beside '.*{inside}good', .*: give good=.*{inside}good$"):
+        own_images(str(tmp_path), "lid", label=0, key="good")
+
+
 def test_copies_count_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     picture(tmp_path / "parts/1.png")
     (tmp_path / "parts/2.png").write_bytes((tmp_path / "parts/1.png").read_bytes())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from anomaly_vlm.data.readers.listing import MASK_ENDINGS, Masks, child, folders, images
+from anomaly_vlm.data.readers.listing import MASK_ENDINGS, child, folders, images
+from anomaly_vlm.data.readers.mask_files import Masks
 from anomaly_vlm.data.readers.mvtec_ad import read_mvtec_ad
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import unknown_choice

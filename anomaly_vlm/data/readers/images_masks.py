@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_vlm.data.readers.listing import Masks, child, images
+from anomaly_vlm.data.readers.listing import child, images
+from anomaly_vlm.data.readers.mask_files import Masks
 from anomaly_vlm.data.readers.mvtec_ad import read_mvtec_ad
 from anomaly_vlm.data.types import Sample
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from anomaly_vlm.data.images import as_rgb, mask_size_error, open_image
 from anomaly_vlm.data.masks import open_mask
-from anomaly_vlm.data.readers.listing import Masks, child, folders, images
+from anomaly_vlm.data.readers.listing import child, folders, images
+from anomaly_vlm.data.readers.mask_files import Masks
 from anomaly_vlm.data.readers.mvtec_ad import read_mvtec_ad
 from anomaly_vlm.data.types import Drawn, Sample
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from anomaly_vlm.data.types import Sample
-from anomaly_vlm.errors import UserError
+import numpy as np
 
-log = logging.getLogger("anomaly_vlm")
+from anomaly_vlm.data.images import ReadError, decode
+
 SPLITS = {
     "train": "train",
     "val": "val",
@@ -20,13 +19,20 @@ SPLITS = {
     "dev": "val",
     "test": "test",
 }  # word -> split
-MASK_SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
-IMAGE_SUFFIXES = MASK_SUFFIXES | {".gif", ".pgm", ".ppm"}
+IMAGE_SUFFIXES = frozenset({".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm"})
+# Of formats that show pictures and are not decoded.
+UNREAD_SUFFIXES = frozenset(
+    {".heic", ".heif", ".avif", ".jfif", ".jpe", ".jp2", ".j2k", ".jxl", ".svg", ".eps", ".psd", ".exr", ".hdr", ".tga"}
+    | {".pnm", ".pbm", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".dcm"}
+)
 MASK_ENDINGS = ("_mask", "_label", "_GT", "_Segmentation", "_segmentation")  # of published sets
 # Names that people give to folders and files of masks, in any case.
 MASK_WORDS = "masks?|gts?|ground[ _-]?truths?|labels?|seg|segs|segmentations?|annotations?"
 MASK_FOLDER = re.compile(rf"(?:{MASK_WORDS})(?:[ _-]?dir|[ _-]?folder|[ _-]?images?)?", re.IGNORECASE)
-MASK_NAME = re.compile(rf"(?:(?:{MASK_WORDS})[ _.-]+(.+)|(.+?)[ _.-]+(?:{MASK_WORDS}))", re.IGNORECASE)
+MASK_NAME = re.compile(rf"(?:(?:{MASK_WORDS})[ _.-]+(.+)|(.+?)[ _.-]+(?:{MASK_WORDS})(?:[ _-]?\d+)?)", re.IGNORECASE)
+MASK_TOKEN = re.compile(r"gts?|segs?|annot.*|.*(?:mask|label|truth|segment).*")
+TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+|\d+")  # of `SegmentationClass` and `bad_mask2`
+LOOKED_AT = 16  # files of a folder that are decoded to see whether they are masks
 
 
 def folders(root: Path) -> list[Path]:
@@ -47,14 +53,28 @@ def images(folder: Path | None, suffixes: Iterable[str] = IMAGE_SUFFIXES, *, dee
     if folder is None or not folder.is_dir():
         return []
     allowed = frozenset(suffixes)
-    places = [folder, *_below(folder, {os.path.realpath(folder)})] if deep else [folder]
+    places = [folder, *_below(folder, _above(folder))] if deep else [folder]
     found = (p for place in places for p in place.iterdir())
     listed = (p for p in found if p.suffix.lower() in allowed and not p.name.startswith(".") and p.is_file())
     return sorted(listed, key=lambda p: p.relative_to(folder).parts)
 
 
+def other_files(folder: Path) -> list[Path]:
+    """Files below a folder that `images` does not list: other formats, and links that lead nowhere; hidden ones left out."""
+    places = [folder, *_below(folder, _above(folder))] if folder.is_dir() else []
+    found = (
+        path for place in places for path in place.iterdir() if not path.name.startswith(".") and not path.is_dir()
+    )
+    return sorted(path for path in found if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file())
+
+
+def _above(folder: Path) -> set[str]:
+    """A folder and all that it lies in, so that no link leads back to them."""
+    return {os.path.realpath(place) for place in (folder, *folder.absolute().parents, *folder.resolve().parents)}
+
+
 def _below(folder: Path, seen: set[str]) -> list[Path]:
-    """All folders below one, each once, whatever links lead to it."""
+    """All folders below one, each once, whatever links lead to it; `seen` holds those that must not be read again."""
     found = []
     for place in folders(folder):
         real = os.path.realpath(place)
@@ -72,21 +92,70 @@ def child(root: Path, *names: str) -> Path | None:
 
 
 def is_mask_folder(folder: Path) -> bool:
-    """Whether a folder is called as people call folders of masks: `ground_truth`, `gt`, `masks`, `label`, in any case."""
-    return MASK_FOLDER.fullmatch(folder.name) is not None
+    """Whether a folder holds masks, by its name or, where that leaves it open, by its files too.
 
-
-def mask_folder(root: Path) -> Path | None:
-    """The folder of the masks in `root`, by its name; None where there is none.
-
-    Raises:
-        UserError: There are several.
+    `ground_truth`, `gt`, `masks` and `label` alone, in any case, need no look at the files. `bad_mask`, `masks_png` and
+    `pixel_labels` do, as a defect may be called `label_defect`: its photographs are no masks.
     """
-    found = [folder for folder in folders(root) if is_mask_folder(folder)]
-    if len(found) > 1:
-        names = " and ".join(f"'{folder.name}'" for folder in found)
-        raise UserError(f"'{root}' has several folders of masks, {names}: keep one of them there")
-    return found[0] if found else None
+    return MASK_FOLDER.fullmatch(folder.name) is not None or (has_mask_word(folder.name) and holds_masks(folder))
+
+
+def has_mask_word(name: str) -> bool:
+    """Whether a word of a folder's name speaks of masks."""
+    return any(MASK_TOKEN.fullmatch(token) for token in tokens(name))
+
+
+def tokens(name: str) -> list[str]:
+    """The words and numbers of a name, in small letters: `["bad", "mask", "2"]` of `bad_mask2` and `BadMask 2`."""
+    return [token.lower() for token in TOKEN.findall(name)]
+
+
+def holds_masks(folder: Path) -> bool:
+    """Whether the files of a folder look like masks of the images beside it, and those images do not."""
+    found, beside = _walk(folder), _images_beside(folder)
+    if not found or not beside or not all(looks_like_mask(path) for path in spread(found, LOOKED_AT)):
+        return False
+    stems = {name for path in beside for name in (path.stem.lower(), path.name.lower())}
+    matching = sum(without_mask_words(path.stem).lower() in stems for path in found)
+    return 2 * matching >= len(found) and not all(looks_like_mask(path) for path in spread(beside, LOOKED_AT))
+
+
+def looks_like_mask(path: Path) -> bool:
+    """Whether a file has at most three values, one of them black; JPEG: little but black and white."""
+    try:
+        decoded = decode(str(path), draft=256)
+    except ReadError:
+        return False
+    image = decoded.image
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.unique(np.asarray(image))
+        return len(values) <= 3 and values[0] == 0
+    if decoded.format == "JPEG":
+        grey = np.asarray(image.convert("L"))
+        return bool((grey < 32).any() and ((grey < 32) | (grey > 223)).mean() > 0.95)
+    colours = image.convert("RGB").getcolors(3)
+    return colours is not None and (0, 0, 0) in [colour for _, colour in colours]
+
+
+def spread(paths: list[Path], most: int) -> list[Path]:
+    """At most so many of the paths, evenly spread."""
+    return paths if len(paths) <= most else [paths[len(paths) * i // most] for i in range(most)]
+
+
+def _images_beside(folder: Path) -> list[Path]:
+    """The images in the folder's parent, and in the parent's other folders."""
+    others = [path for place in folders(folder.parent) if place != folder for path in _walk(place)]
+    return images(folder.parent) + others
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Image files below a folder, whatever its sub-folders are called, but not behind links."""
+    return [
+        Path(place, name)
+        for place, _, names in os.walk(folder)
+        for name in sorted(names)
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    ]
 
 
 def split_by_name(path: Path) -> str:
@@ -96,100 +165,6 @@ def split_by_name(path: Path) -> str:
 
 
 def without_mask_words(stem: str) -> str:
-    """The name of the image that a mask's name holds: `X` for `X_mask`, `mask_X`, `X-gt` and `X_seg`."""
+    """The name of the image that a mask's name holds: `X` for `X_mask`, `mask_X`, `X-gt`, `X_seg` and `X_mask_1`."""
     match = MASK_NAME.fullmatch(stem)
     return stem if match is None else match[1] or match[2]
-
-
-class Masks:
-    """Mask files of a folder, found by the name of their image.
-
-    For the image `X.jpg` these count: `X.*`, `X.jpg.*`, `X_mask.*` and the other `MASK_ENDINGS`, all files of the folder
-    `X/` (an image may have several masks); and where there are none of these, names like `mask_X`, `X-gt` or `x_SEG`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._by_stem: dict[str, list[Path]] = {}
-        self._by_loose_name: dict[str, list[Path]] = {}
-        for path in images(folder, MASK_SUFFIXES):
-            self._by_stem.setdefault(path.stem, []).append(path)
-            for name in {path.stem.lower(), without_mask_words(path.stem).lower()}:
-                self._by_loose_name.setdefault(name, []).append(path)
-        self._parts = {path.name: path for path in folders(folder)}
-
-    def of(self, image: Path) -> tuple[str, ...]:
-        """The mask of an anomalous image.
-
-        Raises:
-            UserError: It has none, or more than one.
-        """
-        if image.stem in self._parts and (pieces := images(self._parts[image.stem], MASK_SUFFIXES)):
-            return tuple(str(piece) for piece in pieces)
-        found = self._files(image)
-        if not found:
-            raise UserError(
-                f"anomalous image '{image}' has no mask: expected {image.stem}.png or {image.stem}_mask.png in"
-                f" '{self.folder}'; add it, or take the image out"
-            )
-        if len(found) > 1:
-            raise UserError(
-                f"image '{image}' has {len(found)} masks in '{self.folder}' ({', '.join(p.name for p in found)}): keep one"
-            )
-        return (str(found[0]),)
-
-    def has(self, image: Path) -> bool:
-        """Whether there is any mask file for the image."""
-        return bool(self._parts.get(image.stem)) or bool(self._files(image))
-
-    def _files(self, image: Path) -> list[Path]:
-        stems = (image.stem, *(image.stem + ending for ending in MASK_ENDINGS), image.name)
-        found = [path for stem in stems for path in self._by_stem.get(stem, [])]
-        found = found or self._by_loose_name.get(image.stem.lower(), [])
-        return [path for path in found if path != image and not self._is_of_another(path, image)]
-
-    def _is_of_another(self, path: Path, image: Path) -> bool:
-        """Whether a mask bears the full name of another image: `x.png` belongs to `x.png`, and not to `x.jpg` beside it."""
-        return path.name != image.name and self.folder != image.parent and (image.parent / path.name).is_file()
-
-
-def check_pairs(samples: Sequence[Sample], places: Iterable[Path]) -> None:
-    """Checks the pairs of images and masks of a listing, and says which mask files belong to no image.
-
-    Args:
-        samples: Samples with their masks.
-        places: Folders of masks; files of normal images in them may stay unused.
-
-    Raises:
-        UserError: Two images share a mask.
-    """
-    owners: dict[str, str] = {}
-    for sample in samples:
-        for mask in sample.masks:
-            if owners.setdefault(mask, sample.path) != sample.path:
-                raise UserError(
-                    f"images '{owners[mask]}' and '{sample.path}' share the mask '{mask}': give them different names"
-                )
-    normal = {name for sample in samples if not sample.label for name in _owner_names(Path(sample.path))}
-    unused = [
-        path
-        for place in places
-        for path in _all_files(place)
-        if str(path) not in owners
-        and (None if path.parent == place else path.parent.name.lower(), without_mask_words(path.stem).lower())
-        not in normal
-    ]
-    if unused:
-        shown = ", ".join(f"'{path}'" for path in unused[:3])
-        log.warning("%d mask files belong to no image (%s%s)", len(unused), shown, ", ..." if len(unused) > 3 else "")
-
-
-def _owner_names(image: Path) -> tuple[tuple[str | None, str], ...]:
-    """Names by which a mask may belong to an image: in a folder called like the image's, or in none."""
-    return (image.parent.name.lower(), image.stem.lower()), (None, image.stem.lower())
-
-
-def _all_files(place: Path) -> list[Path]:
-    return [
-        path for folder in (place, *_below(place, {os.path.realpath(place)})) for path in images(folder, MASK_SUFFIXES)
-    ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anomaly_vlm.data.readers.listing import Masks, child, folders, images
+from anomaly_vlm.data.readers.listing import child, folders, images
+from anomaly_vlm.data.readers.mask_files import Masks
 from anomaly_vlm.data.types import Sample
 
 

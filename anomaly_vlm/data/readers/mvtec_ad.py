@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anomaly_vlm.data.readers.listing import Masks, check_pairs, child, folders, images
+from anomaly_vlm.data.readers.listing import child, folders, images, is_mask_folder
+from anomaly_vlm.data.readers.mask_files import Masks, check_pairs
 from anomaly_vlm.data.types import LabelKind, Sample
 
 
@@ -32,9 +33,9 @@ def read_category(folder: Path, *, normal: str, masks: str | None, test: str) ->
     category = folder.name or folder.resolve().name
     samples: list[Sample] = []
     truth = None if masks is None else child(folder, masks) or folder / masks
-    for split, place in (("train", "train"), ("val", "validation"), ("test", test)):
-        for defect in folders(child(folder, place) or folder / place):
-            if defect.name == "ground_truth":  # MVTec AD 2 keeps its masks inside the test folder
+    for split, place in split_folders(folder, test).items():
+        for defect in folders(place):
+            if is_mask_folder(defect):  # MVTec AD 2 keeps its masks inside the test folder
                 continue
             is_normal = defect.name.lower() == normal.lower()
             regions = None if truth is None or is_normal else child(truth, defect.name) or truth / defect.name
@@ -56,6 +57,13 @@ def read_category(folder: Path, *, normal: str, masks: str | None, test: str) ->
     if truth is not None and truth.is_dir():
         check_pairs(samples, [truth])
     return samples
+
+
+def split_folders(folder: Path, test: str = "test") -> dict[str, Path]:
+    """Split -> its folder, of those that a category has."""
+    names = {"train": ("train",), "val": ("validation", "valid", "val"), "test": (test,)}
+    places = {split: child(folder, *wanted) or folder / wanted[0] for split, wanted in names.items()}
+    return {split: place for split, place in places.items() if place.is_dir()}
 
 
 def _masks_of(regions: Path, inside: Path) -> Masks:
