@@ -81,6 +81,8 @@ class FileSource:
     ) -> None:
         if split not in SPLITS:
             raise unknown_choice("split", str(split), SPLITS)
+        if name is not None and not isinstance(name, str):
+            raise UserError(f"name of a data set is {str(name)[:40]!r}: give a text")
         _check_number("mask_threshold", mask_threshold, 0, 254)
         _check_number("mask_void", mask_void, 1, 255)
         _check_number("max_value", max_value, 1, 2**32 - 1, whole=False)

@@ -62,6 +62,8 @@ def test_samples_carry_set_and_threshold(two: Path) -> None:
     for wrong in (255, -1, 0.5, True):
         with pytest.raises(UserError, match="mask_threshold is"):
             source(two, mask_threshold=wrong)
+    with pytest.raises(UserError, match=r"name of a data set is '\{\}': give a text"):
+        source(two, name={})
 
 
 def test_categories(two: Path) -> None:

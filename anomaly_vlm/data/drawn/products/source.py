@@ -117,7 +117,7 @@ class ProceduralSource:
         train_on_all: bool = False,
     ) -> None:
         counts = {"train_count": train_count, "val_count": val_count, "test_count": test_count}
-        check_arguments(type(self), {"size": size, "seed": seed, **counts}, owner="procedural")
+        check_arguments(type(self), {"name": name, "size": size, "seed": seed, **counts}, owner="procedural")
         if not 32 <= size <= 1024:
             raise UserError(f"procedural size is {size}: give a side of 32 to 1024 pixels")
         if seed < 0:

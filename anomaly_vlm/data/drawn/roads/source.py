@@ -95,7 +95,11 @@ class ProceduralRoadSource:
         test_count: int = 40,
     ) -> None:
         counts = {"train_count": train_count, "val_count": val_count, "test_count": test_count}
-        check_arguments(type(self), {"height": height, "width": width, "seed": seed, **counts}, owner="procedural_road")
+        check_arguments(
+            type(self),
+            {"name": name, "height": height, "width": width, "seed": seed, **counts},
+            owner="procedural_road",
+        )
         for side, size in (("height", height), ("width", width)):
             if not 32 <= size <= 4096:
                 raise UserError(f"procedural_road {side} is {size}: give 32 to 4096 pixels")

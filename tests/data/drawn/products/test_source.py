@@ -62,6 +62,7 @@ def test_categories_are_families_or_their_words():
     ("options", "message"),
     [
         ({"categories": ["lether"]}, "unknown procedural category 'lether'.*did you mean leather"),
+        ({"name": {}}, r"procedural\.name is \{\}: give a text"),
         ({"size": 8}, "procedural size is 8: give a side of 32 to 1024 pixels"),
         ({"seed": -1}, "procedural seed is -1"),
         ({"test_count": -5}, "procedural test_count is -5"),
