@@ -68,9 +68,9 @@ class FrozenTokens(AnomalyMethod):
             entry = {"text": encode()}
             if self.token_cache is not None:
                 self.token_cache.put(key, entry)
-        # a token is a byte or more, so that shorter texts are whole; those that are encoded here are looked at there
-        elif long := [
-            text for text in given if len(text.encode("utf-8", "surrogatepass")) > self.backbone.context_length - 2
-        ]:
-            self.backbone.tokenize(long)  # says which ones are cut
+        else:
+            # those that are encoded are looked at there; a token is a byte or more, so that shorter texts are whole
+            most = self.backbone.context_length - 2
+            if long := [text for text in given if len(text.encode("utf-8", "surrogatepass")) > most]:
+                self.backbone.tokenize(long)  # says which ones are cut
         return entry["text"]

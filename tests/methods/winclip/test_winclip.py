@@ -124,8 +124,8 @@ def test_swapped_channels_change_the_test_images_alone(backbone):
 
 
 def test_texts_that_are_cut_are_named_though_their_features_come_from_the_cache(tmp_path, caplog):
-    for seed in (0, 0):
-        fresh = load_backbone("small", random_seed=seed, architecture=SMALL, image_size=32)
+    for _ in range(2):
+        fresh = load_backbone("small", random_seed=0, architecture=SMALL, image_size=32)
         method = build(fresh)
         method.token_cache = TokenCache({"layers": [1]}, folder=tmp_path)
         caplog.clear()
