@@ -96,7 +96,13 @@ def set_up_process(command: Sequence[str]) -> None:
     Commands that train nothing start without Lightning, and their threads of OpenMP sleep while they wait: spinning,
     as they do by default, is a third of the processor time of a single picture. A training keeps the default: sleeping cost
     AdaCLIP's a sixth of its speed on a quiet machine; beside other work it doubles the speed (`OMP_WAIT_POLICY=passive`).
+
+    Where the locale knows ASCII alone, Python starts anew in its UTF-8 mode: else `é` would reach prompts as two bytes that
+    are no text, in arguments and in names of folders alike.
     """
+    if sys.getfilesystemencoding() == "ascii":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if command and command[0] in TRAIN_NOTHING:
         os.environ[WITHOUT_LIGHTNING] = "1"
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")

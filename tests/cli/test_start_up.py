@@ -51,3 +51,10 @@ def test_waiting_threads_sleep_where_nothing_is_trained(monkeypatch: pytest.Monk
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     set_up_process(["serve"])
     assert os.environ["OMP_WAIT_POLICY"] == "active"
+
+
+def test_words_are_utf_8_where_the_locale_knows_ascii_alone() -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-m", "anomaly_vlm.cli", "catégorie"]
+    done = subprocess.run(words, capture_output=True, check=False, env={**os.environ, **plain})
+    assert done.returncode == 2 and "'catégorie'" in done.stderr.decode()
