@@ -12,8 +12,11 @@ OVERRIDES := $(if $(METHOD),method=$(METHOD)) $(if $(EXPERIMENT),experiment=$(EX
   $(if $(LOGGER),logger=$(LOGGER)) $(if $(SEED),seed=$(SEED)) \
   $(if $(SHOTS),shots=$(SHOTS)) $(if $(SEEDS),'seeds=[$(SEEDS)]') $(ARGS)
 
-# Paths reach the shell through the environment, so that any character of a name stays as it is.
-export TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS GOOD BAD RUN STUDY
+# Paths and words reach the shell through the environment, so that any character of a name stays as it is: what make would
+# expand in them is kept by `value`.
+NAMES := TRAIN_DATA DATA RESUME CKPT IMAGES ANSWERS GOOD BAD RUN STUDY CATEGORIES
+$(foreach name,$(NAMES),$(if $(value $(name)),$(eval override $(name) := $$(value $(name)))))
+export $(NAMES)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train evaluate fit inspect predict watch serve export sweep benchmark report compare dashboard data descriptions nano nano-report cache test test-all test-faults test-gpu lint format bench docs clean
@@ -96,7 +99,7 @@ data: $(VENV)/.run ## check a data set and draw a contact sheet: DATASET=procedu
 	@$(CLI) data $(OVERRIDES) sheet=outputs/$(if $(DATASET),$(DATASET),procedural).png
 
 descriptions: $(VENV)/.run ## texts of new categories by a language model: METHOD=filo CATEGORIES=gear,button [ANSWERS=FILE]
-	@$(CLI) descriptions $(if $(METHOD),method=$(METHOD)) $(if $(CATEGORIES),'categories=[$(CATEGORIES)]') $(if $(ANSWERS),"answers=$$ANSWERS") $(ARGS)
+	@$(CLI) descriptions $(if $(METHOD),method=$(METHOD)) $(if $(CATEGORIES),"categories=[$$CATEGORIES]") $(if $(ANSWERS),"answers=$$ANSWERS") $(ARGS)
 
 nano: $(VENV)/.run ## train the embedded nano CLIP (needs EXTRAS=nano; call again to resume); MODEL=convnext the one for roads
 	@$(CLI) nano $(if $(MODEL),model=$(MODEL)) $(if $(SEED),seed=$(SEED)) $(ARGS)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from anomaly_vlm.backbone.blocks import Prompts, run_blocks
 from anomaly_vlm.backbone.sentence_tree import SentenceTree
 from anomaly_vlm.errors import UserError, unknown_choice
+from anomaly_vlm.names import shown
 
 log = logging.getLogger("anomaly_vlm")
 Activation = Literal["gelu", "quick_gelu"]
@@ -145,17 +146,20 @@ class FrozenClip(FrozenTower):
         return ids.to(self.text.token_embedding.weight.device)
 
     def _name_cut_texts(self, texts: Sequence[str], ids: Tensor) -> None:
-        """Says which texts lose their end: two that differ there alone become one."""
+        """Says once of each text that it loses its end, in one line: two that differ there alone become one."""
         encode: Callable[[str], list[int]] | None = getattr(self._tokenizer, "encode", None)
         if encode is None:
             return
         # texts whose end token is in the last place
         full = (ids.argmax(dim=-1) == ids.shape[-1] - 1).nonzero().flatten().tolist()
-        for row in full:
-            text, count = texts[row], len(encode(texts[row])) + 2
-            if count > ids.shape[-1] and text not in self._cut_texts:
-                self._cut_texts.add(text)
-                log.warning("a text of %d tokens is cut to %d: '%s ...'", count, ids.shape[-1], text[:60])
+        counts = {texts[row]: len(encode(texts[row])) + 2 for row in full if texts[row] not in self._cut_texts}
+        cut = [text for text, count in counts.items() if count > ids.shape[-1]]
+        if cut:
+            self._cut_texts.update(cut)
+            more = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
+            log.warning(
+                "a text of %d tokens is cut to %d: '%s ...'%s", counts[cut[0]], ids.shape[-1], shown(cut[0][:60]), more
+            )
 
     def embed_text(self, tokens: Tensor) -> Tensor:
         """Token plus position embeddings [N, T, Dt] of token ids [N, T]: the input of the text tower's block 0."""

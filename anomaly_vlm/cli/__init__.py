@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from anomaly_vlm.runs import processes
 from anomaly_vlm.runs.stopping import Stopped, requested, resume_command, stoppable
 
 DEBUG = "--debug"
+FORMAT_WARNING = warnings.formatwarning
 TRAIN_NOTHING = ("predict", "watch", "serve")  # nor evaluate: they start without Lightning, in half the time
 SECONDS_FOR_OTHERS = 3.0  # that a process of a distributed run waits to see whether another one has died
 
@@ -96,10 +99,33 @@ def set_up_process(command: Sequence[str]) -> None:
     Commands that train nothing start without Lightning, and their threads of OpenMP sleep while they wait: spinning,
     as they do by default, is a third of the processor time of a single picture. A training keeps the default: sleeping cost
     AdaCLIP's a sixth of its speed on a quiet machine; beside other work it doubles the speed (`OMP_WAIT_POLICY=passive`).
+
+    Where the locale knows ASCII alone, Python starts anew in its UTF-8 mode: else `é` would reach prompts as two bytes that
+    are no text, in arguments and in names of folders alike.
     """
+    if sys.getfilesystemencoding() == "ascii":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    warnings.formatwarning = in_one_line
+    logging.getLogger("anomaly_vlm").addFilter(with_escapes)
     if command and command[0] in TRAIN_NOTHING:
         os.environ[WITHOUT_LIGHTNING] = "1"
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def in_one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of this suite as one line for people; others with the place that they come from, as Python does."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        return f"warning: {shown(message)}\n"
+    return FORMAT_WARNING(message, category, filename, lineno, line)
+
+
+def with_escapes(record: logging.LogRecord) -> bool:
+    """Makes names in a line of the log harmless, see `names.shown`; keeps every record."""
+    record.msg, record.args = shown(record.getMessage()), ()
+    return True
 
 
 def dispatch(name: str, *arguments: str) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from anomaly_vlm.cli.arguments import asks_for_help, pop_key
 from anomaly_vlm.runs.compose import compose
+from anomaly_vlm.runs.path_words import is_place
 
 if TYPE_CHECKING:
     from anomaly_vlm.reporting.inspection import Inspection
@@ -74,8 +75,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _named(words: Sequence[str]) -> list[str]:
-    """`NAME FOLDER` in front as overrides; words with `=` stay."""
-    plain = [word for word in words if "=" not in word and not word.startswith(("~", "-"))]
+    """`NAME FOLDER` in front as overrides; words with `=` stay, but for a second one that is the name of a folder."""
+    plain: list[str] = []
+    for word in words:
+        is_folder = len(plain) == 1 and is_place(word)
+        if not word.startswith(("~", "-")) and ("=" not in word or is_folder):
+            plain.append(word)
     keys = ("dataset", "dataset.test.root")
     named = [f"{key}={word}" for key, word in zip(keys, plain, strict=False)]
     return [*named, *(word for word in words if word not in plain[: len(keys)])]

@@ -9,6 +9,7 @@ from pathlib import Path
 from anomaly_vlm.cli.arguments import pop_key, values_of
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.files import os_error_line
+from anomaly_vlm.runs.path_words import elements
 
 FORMS = ("terminal", "csv", "markdown", "latex")
 HELP = """usage: anomaly-vlm report [runs=FOLDER] [...]          the table of all runs below a folder (default: outputs)
@@ -73,8 +74,7 @@ def page(named: str, arguments: Sequence[str]) -> int:
     """Writes the HTML page about runs; returns the exit status."""
     target = values_of("report", arguments, ("run", "to"))["to"]
     whole = named.startswith("[") and named.endswith("]") and not Path(named).is_dir()
-    words = [word.strip() for word in named[1:-1].split(",")] if whole else [named]
-    folders = [Path(word) for word in words if word]
+    folders = [Path(word) for word in (elements(named[1:-1]) if whole else [named]) if word]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"run={folder}: no such folder: give the folder of an evaluation or a prediction")

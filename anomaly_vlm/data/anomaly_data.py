@@ -17,7 +17,7 @@ from anomaly_vlm.data.checks import check_categories, check_files, need_labels
 from anomaly_vlm.data.dataset import AnomalyDataset, Item, StoredTokens, collate
 from anomaly_vlm.data.limits import balanced
 from anomaly_vlm.data.pixels import PixelCache
-from anomaly_vlm.data.references import MemoryImages, ReferencePicks, at_size, changed, positions_by_category
+from anomaly_vlm.data.references import MemoryImages, ReferencePicks, at_size, changed, positions_by_category, roots_of
 from anomaly_vlm.data.sampler import BatchesSampler, EpochSampler, ShardSampler
 from anomaly_vlm.data.source import Source
 from anomaly_vlm.data.train_loader import TrainLoader
@@ -140,12 +140,16 @@ class AnomalyData:
         if not self.picks.num_shots:
             return found
         if self.memory_images is None:
-            return MemoryImages(frozenset(sample.path for sample in self.picks.samples())).without(found)
-        left = self.memory_images.without(found)
-        if len(left) < len(found):
-            log.warning(
-                "%d of %d test images are in the checkpoint's memory and left out", len(found) - len(left), len(found)
+            picks = MemoryImages.of(self.picks.samples())
+            found = [sample for sample in found if sample.path not in picks.paths]
+            left, known = picks.without(found), "copies of references"
+        else:
+            left, known = (
+                self.memory_images.without(found, roots_of(self.sources["test"])),
+                "in the checkpoint's memory",
             )
+        if len(left) < len(found):
+            log.warning("%d of %d test images are %s and left out", len(found) - len(left), len(found), known)
         return left
 
     def references(self) -> list[References]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from anomaly_vlm.data.dataset import AnomalyDataset
 from anomaly_vlm.data.images import as_rgb
-from anomaly_vlm.data.overlap import shared_images
-from anomaly_vlm.data.source import Source
+from anomaly_vlm.data.overlap import Content, contents, shared_images
+from anomaly_vlm.data.source import FileSource, JointSource, Source
 from anomaly_vlm.data.transforms import preprocessed, read_sample
 from anomaly_vlm.data.types import PixelChange, Preprocess, Sample
 from anomaly_vlm.errors import UserError
@@ -29,20 +30,45 @@ class MemoryImages:
 
     Attributes:
         paths: As the run that picked them wrote them.
-        contents: What `overlap.content_keys` makes of them, by which they are known under other paths and on other machines.
+        contents: What `overlap.contents` makes of them, by which they are known under other paths and on other machines.
+        places: Their paths below the root of their set, by which they are known where a set was stored anew.
     """
 
     paths: frozenset[str] = frozenset()
-    contents: frozenset[int] = frozenset()
+    contents: frozenset[Content] = frozenset()
+    places: frozenset[Path] = frozenset()
 
-    def without(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The samples that are not among them."""
+    @classmethod
+    def of(cls, picks: Sequence[Sample]) -> MemoryImages:
+        """The images that a run has picked itself."""
+        return cls(frozenset(sample.path for sample in picks), frozenset(contents(picks)))
+
+    def without(self, samples: Sequence[Sample], roots: Sequence[str] = ()) -> list[Sample]:
+        """The samples that are not among them.
+
+        Args:
+            samples: Of a test set.
+            roots: Folders of the set; none where equal paths below them do not say that images are the same.
+        """
         left = [sample for sample in samples if sample.path not in self.paths]
-        if not self.contents:
-            return left
         normal = [sample for sample in left if sample.label != 1]  # references are normal images
-        shared = set(shared_images(normal, list(self.contents)))
-        return [sample for sample in left if sample.path not in shared]
+        same = {sample.path for sample in normal if self.places and place_below(sample.path, roots) in self.places}
+        if self.contents:
+            same.update(shared_images(normal, self.contents))
+        return [sample for sample in left if sample.path not in same]
+
+
+def place_below(path: str, roots: Iterable[str]) -> Path | None:
+    """The path of a file below that of the roots which it lies deepest in; None where it lies in none."""
+    inside = (Path(path).relative_to(folder) for root in roots if Path(path).is_relative_to(folder := expanded(root)))
+    return min(inside, key=lambda place: len(place.parts), default=None)
+
+
+def roots_of(source: Source | None) -> list[str]:
+    """The folders of a data set; none of one that is drawn."""
+    if isinstance(source, JointSource):
+        return [root for part in source.sources.values() for root in roots_of(part)]
+    return [source.root] if isinstance(source, FileSource) and source.root is not None else []
 
 
 def pick(candidates: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
@@ -66,15 +92,19 @@ def pick(candidates: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
     return chosen
 
 
-def listed(candidates: Sequence[Sample], table: Mapping[str, Any], shots: int, source: str) -> list[Sample]:
+def listed(
+    candidates: Sequence[Sample], table: Mapping[str, Any], shots: int, source: str, roots: Sequence[str] = ()
+) -> list[Sample]:
     """The picks that a list names.
 
     Args:
         candidates: The images that a list may name, all categories together.
-        table: Category -> list of file names (the end of the path is enough) or of positions in the category's sorted
-            candidates; or category -> number of shots -> such a list.
+        table: Category -> list of file names (the end of the path is enough; of a path of another machine, what lies below
+            `roots` counts) or of positions in the category's sorted candidates; or category -> number of shots -> such a
+            list.
         shots: How many images of each category are taken, from the front of its list.
         source: Source of the list, for messages.
+        roots: Folders that the candidates lie in.
 
     Raises:
         UserError: A category is not in the list, or names too few or unknown images, or one twice.
@@ -89,7 +119,7 @@ def listed(candidates: Sequence[Sample], table: Mapping[str, Any], shots: int, s
             raise UserError(
                 f"shots_list '{source}' names {count} images of category {category} for shots={shots}: give at least {shots}"
             )
-        named = [_named(rows, name, category, source) for name in entry[:shots]]
+        named = [_named(rows, name, category, source, roots) for name in entry[:shots]]
         if len({sample.path for sample in named}) < shots:
             raise UserError(
                 f"shots_list '{source}' names an image of category {category} twice: give {shots} different ones"
@@ -98,17 +128,32 @@ def listed(candidates: Sequence[Sample], table: Mapping[str, Any], shots: int, s
     return chosen
 
 
-def _named(rows: Sequence[Sample], name: Any, category: str, source: str) -> Sample:
+def _named(rows: Sequence[Sample], name: Any, category: str, source: str, roots: Sequence[str]) -> Sample:
     if isinstance(name, int) and 0 <= name < len(rows):
         return rows[name]
-    wanted = Path(str(name)).parts
-    found = [row for row in rows if not isinstance(name, int) and Path(row.path).parts[-len(wanted) :] == wanted]
+    found = [] if isinstance(name, int) else _with_path(rows, str(name), roots)
     if len(found) != 1:
         raise UserError(
             f"shots_list '{source}': {name!r} is {'no' if not found else 'not the only'} normal image of category"
             f" {category} ({len(rows)} to pick from): give the end of one path, or a position below {len(rows)}"
         )
     return found[0]
+
+
+def _with_path(rows: Sequence[Sample], name: str, roots: Sequence[str]) -> list[Sample]:
+    """The rows that a path means: by its end, else as the same file, else by a path below the root, of another machine."""
+    for wanted in dict.fromkeys((Path(name).parts, PureWindowsPath(name).parts)):
+        if found := [row for row in rows if wanted and Path(row.path).parts[-len(wanted) :] == wanted]:
+            return found
+    file = expanded(name)
+    if file.is_file():
+        return [row for row in rows if os.path.realpath(row.path) == os.path.realpath(file)]
+    places = {place_below(row.path, roots): row for row in rows}
+    for wanted in (Path(name).parts, PureWindowsPath(name).parts):
+        ends = (Path(*wanted[first:]) for first in range(len(wanted)))  # the longest first
+        if row := next((places[end] for end in ends if end in places), None):
+            return [row]
+    return []
 
 
 class ReferencePicks:
@@ -140,7 +185,9 @@ class ReferencePicks:
                 self._samples = pick(self.source.references(), self.num_shots, self.seed)
             else:
                 table = read_list(self.shots_list)
-                self._samples = listed(self.source.references(), table, self.num_shots, self.shots_list)
+                self._samples = listed(
+                    self.source.references(), table, self.num_shots, self.shots_list, roots_of(self.source)
+                )
         return self._samples
 
 

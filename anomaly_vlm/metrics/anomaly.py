@@ -41,6 +41,8 @@ class AnomalyMetrics(CurveMetric):
         ValueError: An option is out of its range.
     """
 
+    void_only = "warn"  # the image values are there all the same
+
     def __init__(
         self,
         pixel: Mapping[str, Any] | None = None,
@@ -96,6 +98,7 @@ class AnomalyMetrics(CurveMetric):
         pixel, image = self._pixel_engine, self._image_engine
         scored = image.prepare(prediction_scores, labels, category, index)
         images: list[CheckedImage] = []
+        with_mask: list[int] = [] if masks is None else list(range(len(masks)))
         if masks is not None:
             mask_names: Names = category
             if isinstance(masks, list | tuple) and any(mask is None for mask in masks):
@@ -109,6 +112,9 @@ class AnomalyMetrics(CurveMetric):
         pixel.commit(images)
         if isinstance(whole := self.engines.get("whole_images"), WholeImageEngine):
             whole.commit(images)
+        # a normal image may well have void pixels alone, an anomalous one hardly
+        marked = to_numpy(labels).reshape(-1)[with_mask] == 1
+        self._masks.add(image for image, anomalous in zip(images, marked, strict=True) if anomalous)
         self._changed()
 
     def replace_scores(self, scores: Mapping[int, float]) -> None:

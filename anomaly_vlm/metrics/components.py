@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from anomaly_vlm.metrics._engine.columns import half_values
 from anomaly_vlm.metrics._engine.group import Group, current_group
-from anomaly_vlm.metrics._engine.inputs import ArrayLike, CheckedImage, as_tensors, check_maps
+from anomaly_vlm.metrics._engine.inputs import ArrayLike, CheckedImage, MaskKinds, VoidOnly, as_tensors, check_maps
 from anomaly_vlm.metrics.functional import (
     HALF_SCORES,
     ComponentOverlaps,
@@ -89,6 +89,7 @@ class ComponentMetrics(Metric):
     full_state_update = False
     is_differentiable = False
     higher_is_better = True
+    void_only: VoidOnly = "refuse"
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class ComponentMetrics(Metric):
         self._sync_in_values = sync_on_compute
         self._maps: list[StoredMap] = []  # with the threshold `auto`
         self._frames: list[StoredFrame] = []  # with a given threshold
+        self._masks = MaskKinds()
 
     def update(self, maps: ArrayLike, masks: ArrayLike, *, index: ArrayLike | None = None) -> None:
         """Adds frames; everything is copied.
@@ -122,6 +124,7 @@ class ComponentMetrics(Metric):
             ValueError: Names the first bad frame and the value; the state is as before.
         """
         images = check_maps(maps, masks, None, index, round_to_half=self.threshold == "auto")
+        self._masks.add(images)
         for image in images:
             label = np.zeros(image.scores.shape, np.uint8) if image.mask is None else image.mask
             if self.threshold == "auto":
@@ -136,7 +139,16 @@ class ComponentMetrics(Metric):
     # ---- values --------------------------------------------------------------------------------------------------------
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns all values by name; it may be called again, and before further updates."""
+        """Returns all values by name; it may be called again, and before further updates.
+
+        Raises:
+            ValueError: No pixel of any mask is anomalous, but some masks hold 255, as if it stood for that.
+        """
+        if self.void_only == "refuse":
+            kinds, group = MaskKinds(), self._group()
+            for theirs in group.gather_objects(self._masks):
+                kinds.add_counts(theirs)
+            kinds.refuse()
         threshold, frames = self._all_frames()
         values = component_values(*_concatenate(frames))
         names = ("siou", "ppv", "f1", "threshold", "num_gt", "num_pred")
@@ -159,9 +171,13 @@ class ComponentMetrics(Metric):
             **count_components(siou, ppv)._asdict(),
         }
 
+    def _group(self) -> Group:
+        """Returns the processes that share their frames."""
+        return current_group(self.process_group) if self._sync_in_values else Group()
+
     def _all_frames(self) -> tuple[float, list[ComponentOverlaps]]:
         """Returns the threshold and the frames of all processes, by number if all have one, each number once."""
-        group = current_group(self.process_group) if self._sync_in_values else Group()
+        group = self._group()
         if self.threshold == "auto":
             maps = [self._maps[i] for i in _counting([stored.number for stored in self._maps], group)]
             histograms = (score_histograms(scores, label) for _, scores, label in maps)
@@ -181,12 +197,13 @@ class ComponentMetrics(Metric):
     def reset(self) -> None:
         """Forgets all frames."""
         super().reset()
-        self._maps, self._frames = [], []
+        self._maps, self._frames, self._masks = [], [], MaskKinds()
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Adds a batch, as `update`, and returns the values of this batch alone, on this process alone."""
         self.update(*args, **kwargs)
         alone = ComponentMetrics(self.min_pred, self.min_gt, self.threshold, sync_on_compute=False)
+        alone.void_only = "ignore"  # that a batch holds no anomaly is nothing to refuse
         alone.update(*args, **kwargs)
         values = alone.compute()
         self._forward_cache = values  # type: ignore[assignment]  # torchmetrics declares None
@@ -207,6 +224,7 @@ class ComponentMetrics(Metric):
             raise ValueError(f"cannot merge {other!r}: give a ComponentMetrics of min_pred, min_gt, threshold {mine}")
         self._maps += other._maps
         self._frames += other._frames
+        self._masks.add_counts(other._masks)
         self._update_count += other._update_count
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from anomaly_vlm.metrics._engine import whole_images
 from anomaly_vlm.metrics._engine.image import calibration_error as _calibration_error
 from anomaly_vlm.metrics._engine.image import check_image_scores
-from anomaly_vlm.metrics._engine.inputs import ArrayLike, as_image, check_maps
+from anomaly_vlm.metrics._engine.inputs import ArrayLike, as_image, check_maps, refuse_void_only
 from anomaly_vlm.metrics._engine.whole_images import ImagePixels, WholeImageOptions
 
 
@@ -162,6 +162,7 @@ def _images(maps: ArrayLike, masks: ArrayLike | None) -> list[ImagePixels]:
     if masks is None:
         masks = [np.zeros(as_image(one, "map").shape, np.uint8) for one in maps]
     checked = check_maps(maps, masks, None, None, round_to_half=False)
+    refuse_void_only(checked)
     return [whole_images.pixels_of(image) for image in checked]
 
 

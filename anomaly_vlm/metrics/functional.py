@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from anomaly_vlm.metrics._engine.group import Group
 from anomaly_vlm.metrics._engine.image import ImageEngine
 from anomaly_vlm.metrics._engine.inputs import (
     ArrayLike,
+    MaskKinds,
     PixelOptions,
     as_tensors,
     checked_recall,
@@ -33,6 +35,7 @@ __all__ = [
     "score_histograms",
 ]
 
+log = logging.getLogger("anomaly_vlm")
 VOID = 255
 TAUS = np.linspace(0.25, 0.75, 11)  # overlap thresholds of F1*
 HALF_SCORES = 1 << 16  # float16 bit patterns
@@ -47,6 +50,8 @@ def pixel_metrics(
     **options: Any,
 ) -> dict[str, Tensor]:
     """Returns what `PixelMetrics(**options)` computes of one set of images; undefined values are NaN, without a warning.
+
+    A line in the log says where masks hold 255, which means void, as if it stood for anomalous.
 
     Args:
         maps: `[B, H, W]`, `[B, 1, H, W]` or `[H, W]` finite scores, or a list of `[H, W]` of any sizes; NumPy arrays or
@@ -66,7 +71,12 @@ def pixel_metrics(
         0.8
     """
     engine = pixel_engine(PixelOptions.checked(**options))
-    engine.add(maps, masks, category, index)
+    images = engine.prepare(maps, masks, category, index)
+    kinds = MaskKinds()
+    kinds.add(images)
+    if told := kinds.no_anomaly or kinds.two_kinds:
+        log.warning("%s", told)
+    engine.commit(images)
     return as_tensors(engine.results(Group()))
 
 

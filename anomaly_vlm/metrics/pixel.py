@@ -102,5 +102,4 @@ class PixelMetrics(CurveMetric):
         Raises:
             ValueError: Names the first bad image and the value; the state is as before.
         """
-        self.engines["pixel"].add(maps, masks, category, index)
-        self._changed()
+        self._add_maps("pixel", maps, masks, category, index)

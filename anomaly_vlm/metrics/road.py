@@ -48,6 +48,8 @@ class RoadMetrics(Metric):
         self.scores = tuple(scores)
         self.pixels = {name: PixelMetrics(aupro_limits=()) for name in self.scores}
         self.components = {name: ComponentMetrics(**(components or {})) for name in self.scores}
+        for metric in (*self.pixels.values(), *self.components.values()):
+            metric.void_only = "ignore"  # frames without an obstacle have void pixels alone
         self.add_state("right", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("labelled", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
 

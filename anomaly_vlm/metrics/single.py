@@ -17,9 +17,7 @@ from anomaly_vlm.metrics._engine.inputs import (
     PixelOptions,
     Values,
     as_tensors,
-    count_void_only,
     recall_name,
-    refuse_void_only,
 )
 from anomaly_vlm.metrics._engine.metric import Engine, EngineMetric, pixel_engine
 
@@ -61,7 +59,6 @@ class SingleMetric(EngineMetric):
     ) -> None:
         options = PixelOptions.checked(mode, bins, half=half, workers=workers, device=device)
         super().__init__(self._make_engines(options), **kwargs)
-        self._void_only = 0  # masks that hold 255 and no 1
 
     def _make_engines(self, options: PixelOptions) -> dict[str, Engine]:
         """Returns the engines of both levels, without the work that the value does not need."""
@@ -101,14 +98,11 @@ class SingleMetric(EngineMetric):
             raise ValueError(
                 f"{type(self).__name__} holds {other} scores already: use another metric for {level} scores"
             )
-        self.engines[level].add(scores, targets, category, index)
-        self._void_only += 0 if level == "image" else count_void_only(targets)
-        self._changed()
-
-    def reset(self) -> None:
-        """Forgets all images."""
-        super().reset()
-        self._void_only = 0
+        if level == "pixel":
+            self._add_maps(level, scores, targets, category, index)
+        else:
+            self.engines[level].add(scores, targets, category, index)
+            self._changed()
 
     def compute(self) -> Tensor:
         """Returns the value, or its mean over the categories if categories were given.
@@ -117,7 +111,6 @@ class SingleMetric(EngineMetric):
             ValueError: No pixel of any mask is anomalous, but some masks hold 255, as if it stood for that.
         """
         values = self.values()
-        refuse_void_only(values, self._void_only)
         plain = (f"pixel_{self.value_name}", f"image_{self.value_name}")
         name = next(name for name in values if name.removeprefix("mean/") in plain)
         return as_tensors(values)[name]

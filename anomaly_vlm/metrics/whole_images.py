@@ -61,8 +61,7 @@ class AUPIMO(EngineMetric):
         Raises:
             ValueError: Names the first bad image and the value; the state is as before.
         """
-        self.engines["pixel"].add(maps, masks, category, index)
-        self._changed()
+        self._add_maps("pixel", maps, masks, category, index)
 
     def compute(self) -> Tensor:
         """Returns the mean over the anomalous images, or the mean of these over the categories."""

@@ -20,7 +20,7 @@ from anomaly_vlm.data import AnomalyData, Preprocess, Source
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.class_aware import ClassAware
 from anomaly_vlm.data.crops import RandomCrop
-from anomaly_vlm.data.overlap import content_keys
+from anomaly_vlm.data.overlap import contents, to_tensor
 from anomaly_vlm.data.references import MemoryImages, ReferencePicks, write_list
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.losses import build_terms
@@ -237,7 +237,7 @@ def fit_references(run: Run, folder: Path, *, only_noted: bool = False) -> None:
     if is_first_process():
         write_list(folder / "references.json", picks.samples(), shots=run.cfg.shots, seed=run.cfg.seed)
     method.run_record["references"] = [sample.path for sample in picks.samples()]
-    method.run_record["reference_contents"] = content_keys(picks.samples())
+    method.run_record["reference_contents"] = to_tensor(contents(picks.samples()))
     if not only_noted:
         method.fit_references(run.data.references())
 

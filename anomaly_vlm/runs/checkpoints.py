@@ -11,7 +11,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import anomaly_vlm
-from anomaly_vlm.data.references import MemoryImages
+from anomaly_vlm.data.overlap import Content, from_record
+from anomaly_vlm.data.references import MemoryImages, place_below
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.methods.base.checkpoints import read_tensors
 from anomaly_vlm.methods.base.method import AnomalyMethod
@@ -68,7 +69,9 @@ def _is_list_of(kind: type) -> Callable[[Any], bool]:
 
 
 def _is_whole_numbers(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype == torch.int64
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.int64:
+        return False
+    return value.dim() == 1 or (value.dim() == 2 and value.shape[1] == 2)
 
 
 RECORD: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -76,7 +79,7 @@ RECORD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fingerprint": (lambda value: isinstance(value, str), "a text"),
     "trained_on": (lambda value: isinstance(value, str), "a text"),
     "references": (_is_list_of(str), "a list of paths"),
-    "reference_contents": (_is_list_of(int), "a list of whole numbers"),
+    "reference_contents": (lambda value: _is_whole_numbers(value) or _is_list_of(int)(value), "whole numbers"),
     "train_images": (_is_whole_numbers, "whole numbers"),
     "selection_images": (_is_whole_numbers, "whole numbers"),
     "thresholds": (
@@ -172,18 +175,14 @@ class Checkpoint:
         return DictConfig(self.record["config"])
 
     @property
-    def train_images(self) -> list[int]:
+    def train_images(self) -> list[Content]:
         """Content of the images that it was trained on, see `data.overlap`; empty where it does not say."""
-        return self._contents("train_images")
+        return from_record(self.record.get("train_images"))
 
     @property
-    def selection_images(self) -> list[int]:
+    def selection_images(self) -> list[Content]:
         """Content of the images that its epoch was chosen by; empty where it does not say."""
-        return self._contents("selection_images")
-
-    def _contents(self, name: str) -> list[int]:
-        keys = self.record.get(name)
-        return [int(key) for key in keys.flatten().tolist()] if isinstance(keys, torch.Tensor) else []
+        return from_record(self.record.get("selection_images"))
 
     @property
     def trained_on(self) -> str:
@@ -227,7 +226,9 @@ class Checkpoint:
                 f"the checkpoint's memory holds {shots} images of each category, this run says shots={cfg.shots}: leave"
                 " shots out, or give a checkpoint without a memory (trained with shots=0)"
             )
-        return MemoryImages(held, frozenset(self.record.get("reference_contents", []))) if held else None
+        known = from_record(self.record.get("reference_contents"))
+        places = (place_below(path, _roots(self.config.get("dataset"))) for path in held)
+        return MemoryImages(held, frozenset(known), frozenset(filter(None, places))) if held else None
 
     def load_into(self, method: AnomalyMethod) -> None:
         """Puts the learned weights into a built method.
@@ -256,6 +257,14 @@ class Checkpoint:
         method.decision_thresholds = self.thresholds
         method.known_categories = self.categories
         method.max_value = self.record.get("max_value")
+
+
+def _roots(node: Any) -> list[str]:
+    """The folders that the data sets of a configuration lie in."""
+    if not isinstance(node, Mapping | DictConfig):
+        return []
+    below = [root for value in node.values() for root in _roots(value)]
+    return [*below, *([node["root"]] if isinstance(node.get("root"), str) else [])]
 
 
 def load_init(cfg: DictConfig, method: AnomalyMethod) -> None:

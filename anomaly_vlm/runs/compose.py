@@ -149,14 +149,18 @@ def addable(override: str) -> str:
     return f"++{override}" if override.startswith(ADDABLE) else override
 
 
-def parse(overrides: Sequence[str]) -> list[Override]:
+def parse(overrides: Sequence[str], *, sweep: bool = False) -> list[Override]:
     """Hydra's own reading of command-line overrides.
+
+    Args:
+        overrides: Words as on the command line.
+        sweep: Whether a comma in a new path stands between several values.
 
     Raises:
         UserError: One that does not parse.
     """
     _check_words(overrides)
-    overrides = literal_paths(overrides)
+    overrides = literal_paths(overrides, sweep=sweep)
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:

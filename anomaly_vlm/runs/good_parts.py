@@ -236,8 +236,8 @@ def _built(cfg: DictConfig, good: FileSource, checkpoint: Checkpoint | None, typ
         checkpoint.load_into(run.method)
         run.method.run_record["trained_on"] = checkpoint.trained_on
         if memory_images is not None:
-            for key in ("references", "reference_contents"):
-                run.method.run_record[key] = list(checkpoint.record.get(key, []))
+            for key in {"references", "reference_contents"} & checkpoint.record.keys():
+                run.method.run_record[key] = checkpoint.record[key]
     return run
 
 

@@ -110,9 +110,9 @@ class OptunaSearch:
         Raises:
             UserError: Nothing is searched, or a value is no number or text.
         """
-        given = parse(words)
+        given = parse(words, sweep=True)
         keys = {override.key_or_group for override in given}
-        shipped = parse([f"{key}={value}" for key, value in self.params.items() if key not in keys])
+        shipped = parse([f"{key}={value}" for key, value in self.params.items() if key not in keys], sweep=True)
         searched = [override for override in (*shipped, *given) if override.is_sweep_override()]
         if not searched:
             raise UserError(

@@ -91,7 +91,7 @@ def study_of_experiment(name: str) -> Study:
 
 def _leaves(key: str, values: str) -> list[str]:
     """The keys that a swept word changes: itself, or what stands in the tables that are its values."""
-    (override,) = parse([f"{key}={values}"])
+    (override,) = parse([f"{key}={values}"], sweep=True)
     found: list[Any] = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
     tables = [value for value in found if isinstance(value, dict)]
     plain = key.split("@")[-1]

@@ -81,9 +81,11 @@ def expand(words: Sequence[str], sweeper: dict[str, Any]) -> list[list[str]]:
         words: As on the command line.
         sweeper: Hydra's node; its `params` are swept over too, where the command line does not name the same key.
     """
-    given = parse(words)
+    given = parse(words, sweep=True)
     keys = {override.key_or_group for override in given}
-    shipped = parse([f"{key}={value}" for key, value in (sweeper.get("params") or {}).items() if key not in keys])
+    shipped = parse(
+        [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items() if key not in keys], sweep=True
+    )
     axes = [values_of(override) for override in (*given, *shipped) if not override.is_sweep_override()]
     axes += [values_of(override) for override in (*shipped, *given) if override.is_sweep_override()]
     return [list(combination) for combination in itertools.product(*axes)]
@@ -104,7 +106,7 @@ def values_of(override: Override) -> list[str]:
 
 def first_values(words: Sequence[str]) -> list[str]:
     """The words with the first value of each list, and without intervals: enough to compose Hydra's own settings."""
-    return [values_of(o)[0] for o in parse(words) if not o.is_sweep_override() or o.is_discrete_sweep()]
+    return [values_of(o)[0] for o in parse(words, sweep=True) if not o.is_sweep_override() or o.is_discrete_sweep()]
 
 
 def plan(overrides: Sequence[Sequence[str]], *, first: int = 0) -> list[Job]:

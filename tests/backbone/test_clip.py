@@ -270,3 +270,10 @@ def test_texts_beyond_the_positions_are_named_once(caplog: pytest.LogCaptureFixt
     backbone.tokenize(["x " * 75])  # with start and end just as many as there are
     (told,) = caplog.messages
     assert told.startswith("a text of 89 tokens is cut to 77: 'a photo of a very very")
+
+
+def test_many_texts_beyond_the_positions_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    backbone = load_backbone("tiny", architecture=TINY, random_seed=0)
+    backbone.tokenize([f"{i} \x1b[31m " + "very " * 80 for i in range(20)])
+    (told,) = caplog.messages
+    assert "tokens is cut to 77: '0 \\x1b[31m very" in told and told.endswith("' and 19 more")

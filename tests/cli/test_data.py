@@ -121,3 +121,10 @@ def test_a_run_says_that_counts_differ(tmp_path: Path, caplog: pytest.LogCapture
         == 0
     )
     assert "test has 2 normal and 2 anomalous images, the publishers state 467 and 1258" in caplog.text
+
+
+def test_a_folder_whose_name_has_an_equals_sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "a=b/good/0.png")
+    picture(tmp_path / "a=b/dent/1.png")
+    assert main(["data", "folder", str(tmp_path / "a=b")]) == 0
+    assert "2 images looked at" in told(capsys)

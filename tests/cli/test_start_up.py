@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomaly_vlm import cli
 from anomaly_vlm.cli import main, set_up_process
 from anomaly_vlm.methods.base import WITHOUT_LIGHTNING
 
@@ -19,6 +21,7 @@ PROGRAM = """
 import sys
 import open_clip  # what the towers are made of reads some of them by itself
 before = set(sys.modules)
+from anomaly_vlm import cli
 from anomaly_vlm.cli import main
 status = main()  # as the console script does
 sys.stdout.write("".join(f"loaded {name}\\n" for name in sorted(set(sys.modules) - before) if "." not in name))
@@ -51,3 +54,20 @@ def test_waiting_threads_sleep_where_nothing_is_trained(monkeypatch: pytest.Monk
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     set_up_process(["serve"])
     assert os.environ["OMP_WAIT_POLICY"] == "active"
+
+
+def test_words_are_utf_8_where_the_locale_knows_ascii_alone() -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-m", "anomaly_vlm.cli", "catégorie"]
+    done = subprocess.run(words, capture_output=True, check=False, env={**os.environ, **plain})
+    assert done.returncode == 2 and "'catégorie'" in done.stderr.decode()
+
+
+def test_warnings_are_one_line_without_control_characters(caplog: pytest.LogCaptureFixture) -> None:
+    own, other = str(Path(cli.__file__).parents[1] / "metrics" / "pixel.py"), "/elsewhere/package.py"
+    assert cli.in_one_line("no\x1b[31m number", UserWarning, own, 3) == "warning: no\\x1b[31m number\n"
+    assert "package.py:3: UserWarning: old" in cli.in_one_line("old", UserWarning, other, 3, "")
+    log = logging.getLogger("anomaly_vlm.tried")
+    log.addFilter(cli.with_escapes)
+    log.warning("a file %s of %d", "x\ny\x1b[2J", 2)
+    assert caplog.messages == ["a file x\\ny\\x1b[2J of 2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from anomaly_vlm.data import AnomalyDataset, Item, Sample, collate
 from anomaly_vlm.data.augment import Augment, TrainingAugmentation
 from anomaly_vlm.data.pixels import PixelCache, pixel_key
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.methods.base.images import as_batch, as_pictures
+from anomaly_vlm.methods.base.images import as_batch, as_pictures, tell_guesses
 from tests.data.made import PIXELS, Square, squares
 
 
@@ -65,6 +66,45 @@ def test_the_key_of_a_file_depends_on_the_value_of_white(tmp_path: Path) -> None
         (picture,) = as_pictures(str(path), None if white is None else float(white))
         batch = as_batch(SimpleNamespace(preprocess=PIXELS, backbone=None), [picture], "gear")
         assert batch.key == [item.key] and torch.equal(batch.image[0], item.image)
+
+
+@pytest.mark.parametrize("kind", ["deep", "turned", "alpha", "palette", "grey"])
+def test_a_pil_image_is_read_as_its_file(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    path, exif, options = tmp_path / f"image.{'jpg' if kind == 'turned' else 'png'}", Image.Exif(), {}
+    made = Image.fromarray(rng.integers(0, 256, (20, 30, 4 if kind == "alpha" else 3), dtype=np.uint8))
+    if kind == "deep":
+        made = Image.fromarray(rng.integers(0, 4096, (20, 30), dtype=np.uint16))
+    elif kind == "turned":
+        exif[0x0112] = 6
+        options = {"exif": exif}
+    elif kind == "palette":
+        made, options = made.quantize(8), {"transparency": 0}
+    elif kind == "grey":
+        made = made.convert("L")
+    made.save(path, **options)
+    method = SimpleNamespace(preprocess=PIXELS, backbone=None)
+    with Image.open(path) as opened:
+        pictures = [as_pictures(image)[0] for image in (str(path), opened)]
+    by_path, by_image = (as_batch(method, [picture], "gear").image for picture in pictures)
+    assert torch.equal(by_path, by_image) and pictures[0].size == pictures[1].size
+    tell_guesses(pictures)
+    assert ("whose values say that white is 4095" in caplog.text) == (kind == "deep") and len(caplog.messages) < 2
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (torch.full((3, 8, 8), math.nan), "values from nan to nan"),
+        (Image.fromarray(np.full((8, 8), math.nan, np.float32)), "has values from nan to nan"),
+        (np.zeros((0, 0, 3), np.uint8), r"shape \[0, 0, 3\] has no pixels"),
+        (torch.zeros(3, 0, 8), r"shape \[3, 0, 8\] has no pixels"),
+        (Image.new("RGB", (0, 0)), "0x0 has no pixels"),
+    ],
+)
+def test_images_that_say_nothing_are_refused(image: object, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        as_pictures(image)
 
 
 def test_stored_pixels_of_another_white_are_not_served(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,17 @@ from PIL import Image
 
 from anomaly_vlm.data import AnomalyDataModule, Preprocess, Sample
 from anomaly_vlm.data.drawn.products import ProceduralSource
-from anomaly_vlm.data.references import ReferencePicks, listed, pick, read_list, write_list
-from anomaly_vlm.data.source import FileSource
+from anomaly_vlm.data.references import (
+    MemoryImages,
+    ReferencePicks,
+    listed,
+    pick,
+    place_below,
+    read_list,
+    roots_of,
+    write_list,
+)
+from anomaly_vlm.data.source import FileSource, JointSource
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.reporting.describe import describe_data
 
@@ -109,6 +119,57 @@ def test_references_taken_from_the_test_set_leave_it(tmp_path):
     assert len(data.samples("test")) == 5
     assert not {s.path for s in data.picks.samples()} & {s.path for s in data.samples("test")}
     assert "2 normal images of each category as references" in describe_data(data).train
+
+
+def test_copies_of_references_leave_the_test_set_too(tmp_path, caplog):
+    rows = [("test", f"{i}{end}.png", 0) for i in range(6) for end in ("", "_copy")] + [("test", "7.png", 1)]
+    data = with_picks(file_source(tmp_path, rows), 2)
+    assert len(data.samples("test")) == 9
+    assert "2 of 11 test images are copies of references and left out" in caplog.text
+
+
+def test_references_of_a_checkpoint_are_known_by_content_and_by_their_path_below_the_root(tmp_path, caplog):
+    rows = [("test", f"{i}.png", 0) for i in range(4)]
+    old, new = file_source(tmp_path / "old", rows), file_source(tmp_path / "new", rows)
+    Image.open(tmp_path / "new/test/0.png").save(tmp_path / "new/test/0.png", compress_level=0)
+    (tmp_path / "new/test/1.png").rename(tmp_path / "new/test/one.png")
+    data = AnomalyDataModule(test=new, picks=ReferencePicks(old, num_shots=2))
+    picks = [sample for sample in old.samples("test") if Path(sample.path).name in ("0.png", "1.png")]
+    places = {place_below(sample.path, roots_of(JointSource(name="both", sources={"old": old}))) for sample in picks}
+    assert places == {Path("test/0.png"), Path("test/1.png")}
+    data.memory_images = replace(MemoryImages.of(picks), places=frozenset({Path("test/0.png")}))
+    renamed = new.reader(Path())
+    renamed[1] = replace(renamed[1], path=str(tmp_path / "new/test/one.png"))
+    assert [Path(sample.path).name for sample in data.samples("test")] == ["2.png", "3.png"]
+    assert "2 of 4 test images are in the checkpoint's memory" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/data/other/test/2.png",
+        "C:\\other\\test\\2.png",
+        "test\\2.png",
+        "{root}/../link/test/2.png",
+        "../gone/test/2.png",
+        "parts/test/2.png",
+    ],
+)
+def test_a_list_serves_on_other_machines_and_through_links(tmp_path, monkeypatch, name):
+    root = tmp_path / "parts"
+    source = file_source(root, [("test", f"{i}.png", 0) for i in range(4)])
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    table = {"part": [name.replace("{root}", str(root))]}
+    chosen = listed(source.references(), table, 1, "mine.json", roots_of(source))
+    assert paths(chosen) == [str(root / "test/2.png")]
+
+
+@pytest.mark.parametrize("name", ["/data/other/bad/2.png", "", "/", "other/2.png"])
+def test_a_path_that_only_looks_alike_is_refused(tmp_path, name):
+    source = file_source(tmp_path, [("test", f"{i}.png", 0) for i in range(4)])
+    with pytest.raises(UserError, match="is no normal image of category part"):
+        listed(source.references(), {"part": [name]}, 1, "mine.json", roots_of(source))
 
 
 def test_a_run_that_trains_on_a_set_says_both(tmp_path):

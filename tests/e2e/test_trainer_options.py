@@ -15,7 +15,7 @@ from lightning.pytorch.profilers import AdvancedProfiler
 from PIL import Image
 
 from anomaly_vlm.cli import main
-from anomaly_vlm.data.overlap import content_keys
+from anomaly_vlm.data.overlap import contents, to_tensor
 from anomaly_vlm.runs.averaging import AHEAD
 from anomaly_vlm.runs.compose import compose
 from anomaly_vlm.runs.groups import choices
@@ -103,11 +103,11 @@ def test_validation_images_that_are_test_images_are_noticed(tmp_path: Path, caps
 def test_validation_images_that_are_trained_on_are_noticed(capsys: pytest.CaptureFixture) -> None:
     samples = squares(6)
     data = SimpleNamespace(selection_side="val", samples=lambda side: samples[:2] if side == "test" else samples[2:])
-    method = SimpleNamespace(run_record={"train_images": torch.tensor(content_keys(samples[3:5]))})
+    method = SimpleNamespace(run_record={"train_images": to_tensor(contents(samples[3:5]))})
     note_selection_images(run := SimpleNamespace(data=data, method=method, facts={}))
     assert run.facts == {"validation_images_trained_on": 2}
     assert "warning: 2 of 4 validation images are trained on" in capsys.readouterr().out
-    assert sorted(method.run_record["selection_images"].tolist()) == sorted(content_keys(samples[2:]))
+    assert torch.equal(method.run_record["selection_images"], to_tensor(contents(samples[2:])))
 
 
 def test_several_callbacks_at_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from anomaly_vlm.metrics import AUPRO, AUROC, AnomalyMetrics, ImageMetrics, PixelMetrics
+from anomaly_vlm.metrics import (
+    AUPIMO,
+    AUPRO,
+    AUROC,
+    AnomalyMetrics,
+    AveragePrecision,
+    ComponentMetrics,
+    F1Max,
+    FPRAtRecall,
+    ImageMetrics,
+    PixelMetrics,
+    RoadMetrics,
+)
+from anomaly_vlm.metrics.decisions import aupimo, mean_f1
 from anomaly_vlm.metrics.functional import image_metrics, pixel_metrics
 from tests.metrics.cases import random_case
 
@@ -207,16 +221,81 @@ def test_rounding_to_half_is_checked() -> None:
         PixelMetrics(half=True).update(torch.tensor([[1e6, 0.0]]), torch.tensor([[1, 0]]))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_masks_of_0_and_255_are_refused_and_void_pixels_are_not() -> None:
+def masks_of_255() -> tuple[np.ndarray, np.ndarray]:
+    """Maps, and masks of which one says 255 for anomalous."""
     maps, mask = np.random.default_rng(0).random((2, 6, 6)), np.zeros((2, 6, 6), np.uint8)
     mask[0, 2:4, 2:4] = 255
-    for metric in (AUPRO(), AUROC()):
-        metric.update(maps, mask)
-        with pytest.raises(ValueError, match=r"no pixel of any mask is 1, but 1 masks hold 255.*mask // 255"):
+    return maps, mask
+
+
+NO_ONE = r"no pixel of any mask is 1, but 1 masks hold 255.*mask // 255"
+
+
+@pytest.mark.filterwarnings("ignore:(the pixel values are undefined|1 masks hold 0 and 255):UserWarning")
+@pytest.mark.parametrize(
+    "metric",
+    [AUPRO(), AUROC(), F1Max(), AUPIMO(), PixelMetrics(), PixelMetrics("binned"), ComponentMetrics(1, 1)],
+    ids=lambda metric: type(metric).__name__,
+)
+def test_masks_of_0_and_255_are_refused_and_void_pixels_are_not(metric: Any) -> None:
+    maps, mask = masks_of_255()
+    metric.update(maps, mask)
+    for _ in range(2):  # nothing is kept of the first try
+        with pytest.raises(ValueError, match=NO_ONE):
             metric.compute()
-        metric.update(maps, mask // 255)
-        assert metric.compute() >= 0  # now 255 has its meaning
-        metric.reset()
-        metric.update(maps, mask // 255)
-        assert metric.compute() >= 0
+    metric.update(maps, mask // 255)
+    metric.compute()  # now 255 has its meaning
+    metric.reset()
+    metric.update(maps, mask // 255)
+    metric.compute()
+
+
+def test_functions_do_not_take_masks_of_0_and_255_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    maps, mask = masks_of_255()
+    for function in (aupimo, mean_f1):
+        with pytest.raises(ValueError, match=NO_ONE):
+            function(maps, mask)
+        function(maps, mask // 255)
+    pixel_metrics(maps, mask // 255)
+    assert not caplog.text
+    pixel_metrics(maps, mask)
+    assert "no pixel of any mask is 1, but 1 masks hold 255" in caplog.text
+
+
+def test_anomalous_images_whose_masks_hold_255_alone_are_told_of_and_others_are_not() -> None:
+    maps, mask = masks_of_255()
+    metric = AnomalyMetrics()
+    metric.update([0.9, 0.1], maps, [1, 0], mask)
+    with pytest.warns(UserWarning, match=NO_ONE), pytest.warns(UserWarning, match="the pixel values are undefined"):
+        metric.compute()
+    mask[1, 0] = 1
+    normal = AnomalyMetrics()
+    normal.update([0.9, 0.1], maps, [0, 1], mask)
+    normal.compute()  # without a word
+
+
+@pytest.mark.parametrize("metric", [PixelMetrics(), AUROC(), ComponentMetrics(1, 1)])
+def test_two_kinds_of_masks_are_told_of_once(metric: Any) -> None:
+    maps, mask = masks_of_255()
+    mask[1, 0] = 1
+    metric.update(maps, mask)
+    with pytest.warns(UserWarning, match="1 masks hold 0 and 255 only, 1 others hold 1: 255 means void"):
+        metric.compute()
+
+
+def test_frames_of_road_scenes_may_have_void_pixels_alone() -> None:
+    maps, mask = masks_of_255()
+    metric = RoadMetrics(["own"])
+    for labels in (mask[:1], mask[:1] * 0 + 1):
+        metric.update({"own": torch.from_numpy(maps[:1])}, labels, index=[0])
+    with pytest.warns(UserWarning, match="undefined") as told:
+        metric.compute()
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("metric", [AUROC(), AveragePrecision(), F1Max(), FPRAtRecall(), AUPRO(), AUPRO(mode="binned")])
+def test_undefined_values_are_told_of_whichever_they_are(metric: Any) -> None:
+    metric.update(masks_of_255()[0], np.zeros((2, 6, 6)), category=["a", "b"])
+    with pytest.warns(UserWarning, match="the pixel values of 'a', 'b' are undefined") as told:
+        assert math.isnan(metric.compute())
+    assert len(told) == 1

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from anomaly_vlm.cli import main
+from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.compose import compose
+from anomaly_vlm.runs.path_words import elements, literal_paths
 from tests.data.trees import mask, picture
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,36 @@ def test_a_root_is_taken_as_it_stands(name: str, tmp_path: Path, monkeypatch: py
         cfg = compose(["method=winclip", "dataset=folder", f"dataset.test.root={value}", f"output_dir={value}/out"])
         assert str(cfg.dataset.test.root) == value
         assert cfg.output_dir == f"{value}/out"
+
+
+@pytest.mark.parametrize(
+    "name", ["1e5", "null", "true", "1_000", "001", "é", "a&b", "it's", "x(y)", "正常", "a b", "plain"]
+)
+def test_names_are_texts(name: str) -> None:
+    words = [f"dataset.test.class_words={{object: {name}, b: 'c, d'}}", f"+dataset.test.reader.normal=[{name}]"]
+    cfg = compose(["method=winclip", "dataset=folder", f"dataset.test.categories=[{name}, 'a, b', two]", *words])
+    assert list(cfg.dataset.test.categories) == [name, "a, b", "two"]
+    assert dict(cfg.dataset.test.class_words) == {"object": name, "b": "c, d"}
+    assert list(cfg.dataset.test.reader.normal) == [name]
+    alone = compose(["method=winclip", "dataset=folder", f"dataset.test.categories={name}"]).dataset.test.categories
+    assert alone == (None if name == "null" else name)
+
+
+def test_a_new_folder_may_have_any_name_outside_a_sweep(tmp_path: Path) -> None:
+    new = str(tmp_path / "new/a=b,c [d] #e")
+    assert compose(["method=winclip", f"output_dir={new}"]).output_dir == new
+    words = literal_paths(["dataset.test.root=/a,/b"], sweep=True)
+    assert words == ["dataset.test.root=/a,/b"]
+
+
+def test_a_path_that_reads_as_an_interpolation_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "${x}").mkdir()
+    with pytest.raises(UserError, match="rename the folder"):
+        compose(["method=winclip", "dataset=folder", f"dataset.test.root={tmp_path}/${{x}}/sub"])
+
+
+def test_lists_hold_names_with_commas() -> None:
+    assert elements("a, 'b,c' ,\"d's\",it's,[e,f]") == ["a", "b,c", "d's", "it's", "[e,f]"]
 
 
 def test_what_is_no_path_is_read_as_ever() -> None:
@@ -59,7 +91,7 @@ def test_a_whole_evaluation_in_a_folder_of_odd_characters(tmp_path: Path) -> Non
     ("evaluate", "CKPT", "ckpt"), ("predict", "IMAGES", "images"), ("descriptions", "ANSWERS", "answers"),
 ])  # fmt: skip
 def test_variables_of_the_makefile_reach_the_command(target: str, variable: str, key: str) -> None:
-    value = "/é 中/a b=(1),[x]#~&'q.png"
+    value = "/é 中/a b=(1),[x]#~&'q$HOME$(date)${x}.png"
     done = subprocess.run(
         ["make", "-s", "-o", ".venv/.run", target, "CLI=printf '%s\\n'", f"{variable}={value}"],
         cwd=ROOT, capture_output=True, text=True, check=True,

@@ -60,6 +60,7 @@ class FrozenTokens(AnomalyMethod):
             sentences: All sentences, which name the entry in the cache.
             encode: Computes the features where the cache has none.
         """
+        given = [sentence for side in sentences for sentence in side]
         sentences = [self.backbone.rewritten(side) for side in sentences]
         key = "text_features" + hashlib.blake2b(repr(sentences).encode(), digest_size=14).hexdigest()
         entry = None if self.token_cache is None else self.token_cache.get(key)
@@ -67,4 +68,9 @@ class FrozenTokens(AnomalyMethod):
             entry = {"text": encode()}
             if self.token_cache is not None:
                 self.token_cache.put(key, entry)
+        else:
+            # those that are encoded are looked at there; a token is a byte or more, so that shorter texts are whole
+            most = self.backbone.context_length - 2
+            if long := [text for text in given if len(text.encode("utf-8", "surrogatepass")) > most]:
+                self.backbone.tokenize(long)  # says which ones are cut
         return entry["text"]

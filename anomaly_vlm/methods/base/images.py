@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +15,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from anomaly_vlm.data.images import open_image, read_bytes
+from anomaly_vlm.data.images import decode, eight_bit, read_bytes, white_of
 from anomaly_vlm.data.on_demand import OnDemand
 from anomaly_vlm.data.pixels import pixel_key
 from anomaly_vlm.data.transforms import normalise, preprocessed, resize_image
@@ -25,6 +27,7 @@ from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.methods.base.verdict import judge, known_category
 
+log = logging.getLogger("anomaly_vlm")
 Images = Any  # a path, a PIL image, an array [H, W, 3], a tensor [3, H, W] or [B, 3, H, W], or a list of these
 
 
@@ -46,6 +49,7 @@ def predict_images(method: Any, images: Images, category: str | Sequence[str] | 
         UserError: No image, or one that cannot be read.
     """
     pictures = as_pictures(images, method.max_value)
+    tell_guesses(pictures)
     words = [category] * len(pictures) if category is None or isinstance(category, str) else list(category)
     categories = [known_category(method.known_categories, word) for word in words]
     if len(categories) != len(pictures):
@@ -113,7 +117,8 @@ def _fit_together(method: Any, batches: BatchesOnDemand) -> None:
 
 def references_of(method: Any, images: Images, category: str) -> References:
     """Normal images of one category as a few-shot method takes them; see `predict_images` for their kinds."""
-    pictures = as_pictures(images)
+    pictures = as_pictures(images, method.max_value)
+    tell_guesses(pictures)
     batch = as_batch(method, pictures, category)
     return References(batch, partial(_at_side, method, pictures), partial(_changed, method, pictures))
 
@@ -159,14 +164,16 @@ def as_pictures(images: Images, max_value: float | None = None) -> list[Image.Im
 
 def _as_picture(image: Any, max_value: float | None) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image
+        return _as_from_file(image, max_value)
     if isinstance(image, str | Path):
-        picture = open_image(str(image), max_value)
+        picture = _eight_bit(decode(str(image)).image, str(image), max_value)
         picture.filename = picture.unchanged_file = str(image)  # type: ignore[attr-defined]
         picture.max_value = max_value  # type: ignore[attr-defined]
         return picture
+    if isinstance(image, Tensor | np.ndarray) and 0 in image.shape:
+        raise UserError(f"an image of shape {list(image.shape)} has no pixels: give one that has some")
     if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3 and image.is_floating_point():
-        if image.amin() < 0 or image.amax() > 1:
+        if not (image.amin() >= 0 and image.amax() <= 1):  # also of NaN
             raise UserError(
                 f"the image has values from {image.amin():g} to {image.amax():g}: give RGB values in [0, 1], not normalised"
             )
@@ -178,6 +185,42 @@ def _as_picture(image: Any, max_value: float | None) -> Image.Image:
         f"an image is a {type(image).__name__}{shape}: give a path, a PIL image, a uint8 array [H, W, 3], or a tensor"
         " [3, H, W] of RGB values in [0, 1]"
     )
+
+
+def _as_from_file(image: Image.Image, max_value: float | None) -> Image.Image:
+    """A PIL image as its file would be opened: upright, 8 bits a channel, no alpha; itself where it is that."""
+    if 0 in image.size:
+        raise UserError(f"an image of {image.width}x{image.height} has no pixels: give one that has some")
+    name = str(getattr(image, "filename", ""))
+    upright, turned = image, False
+    with suppress(Exception):  # damaged EXIF says nothing about the pixels
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    if turned or "transparency" in image.info:
+        upright = ImageOps.exif_transpose(image)  # a copy: the user's own stays as it is
+        upright.info.pop("transparency", None)
+    picture = _eight_bit(upright, name or "in memory", max_value)
+    if name and picture is not image:
+        picture.filename = name  # type: ignore[attr-defined]
+    return picture
+
+
+def _eight_bit(image: Image.Image, name: str, max_value: float | None) -> Image.Image:
+    """As `data.images.eight_bit`, which guesses the value of white where none is given; the picture knows the guess."""
+    picture = eight_bit(image, name, max_value)
+    if max_value is None and (image.mode == "F" or image.mode.startswith("I")):
+        white = white_of(float(np.asarray(image).max()), is_float=image.mode == "F")
+        picture.guessed_white = white  # type: ignore[attr-defined]
+    return picture
+
+
+def tell_guesses(pictures: Sequence[Image.Image]) -> None:
+    """Says which value of white was guessed, as `FileSource` does for a data set."""
+    whites = {white for picture in pictures if (white := getattr(picture, "guessed_white", 65535)) < 65535}
+    if whites:
+        log.warning(
+            "images of more than 8 bits, whose values say that white is %s; if it is not, set max_value of the method",
+            " or ".join(f"{white:g}" for white in sorted(whites)),
+        )
 
 
 def _pixels(pictures: Sequence[Image.Image], preprocess: Preprocess) -> Tensor:

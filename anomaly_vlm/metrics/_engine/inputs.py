@@ -16,6 +16,7 @@ from anomaly_vlm.metrics._engine.columns import Kind, histogram, non_finite
 
 Mode = Literal["exact", "binned"]
 Values = dict[str, float]  # values by name
+VoidOnly = Literal["refuse", "warn", "ignore"]  # masks of 0 and 255; ignored where 255 is known to be void
 MAX_THREADS = 16  # each sorting thread has a block of memory of its own
 STATE_OPTIONS = ("mode", "bins", "aupro_limits", "connectivity", "recall", "legacy", "half")
 NO_MEAN = ("threshold", "num_", "shift", "bins")  # a mean of values with these in their names would say nothing
@@ -181,15 +182,17 @@ def warn_undefined(values: Values, level: str) -> bool:
     Returns:
         Whether the warning was given.
     """
-    key = f"{level}_auroc"
-    undefined = [
-        name.removesuffix(key).rstrip("/") for name, value in values.items() if name.endswith(key) and math.isnan(value)
-    ]
+    telling = [name for name in values if name.endswith(f"{level}_auroc")]  # another value may be NaN for other reasons
+    undefined = [name for name in telling or filter(has_mean, values) if math.isnan(values[name])]
     if not undefined:
         return False
-    named = ", ".join(f"'{category}'" for category in undefined if category not in ("", "mean", "pooled"))
+    normal = "image" if undefined[0].endswith("aupimo") else level
+    categories = dict.fromkeys(
+        name.removesuffix("/lower").removesuffix("/upper").rpartition("/")[0] for name in undefined
+    )
+    named = ", ".join(f"'{category}'" for category in categories if category not in ("", "mean", "pooled"))
     warnings.warn(
-        f"the {level} values{' of ' + named if named else ''} are undefined (NaN): they need anomalous and normal {level}s",
+        f"the {level} values{' of ' + named if named else ''} are undefined (NaN): they need anomalous and normal {normal}s",
         UserWarning,
         stacklevel=2,
     )
@@ -454,20 +457,67 @@ def _size(array: Tensor | Array) -> str:
     return "x".join(str(side) for side in array.shape)
 
 
-def count_void_only(masks: ArrayLike) -> int:
-    """Counts the masks that hold 255 and no 1: masks with void pixels alone, or masks whose author writes 255 for 1."""
-    images = [to_numpy(as_image(item, "mask")) for item in _images_of(masks, "mask")]
-    return sum(bool((image == 255).any() and not (image == 1).any()) for image in images)
+@dataclass
+class MaskKinds:
+    """How many masks hold what, to notice 255, which means void, where 1 is meant.
 
-
-def refuse_void_only(values: Values, void_only: int) -> None:
-    """Refuses values that are undefined because masks hold 255, which means void, where they should hold 1.
-
-    Raises:
-        ValueError: No pixel is anomalous, and some masks hold void pixels alone.
+    Attributes:
+        plain: Masks that hold 1 and no 255.
+        mixed: Masks that hold both.
+        void_only: Masks of nothing but 0 and 255: of normal images with void pixels, or by an author who writes 255 for 1.
     """
-    if void_only and all(math.isnan(value) for name, value in values.items() if has_mean(name)):
-        raise ValueError(
-            f"no pixel of any mask is 1, but {void_only} masks hold 255, which means void: give masks of 0 and 1, such as"
-            " mask // 255"
+
+    plain: int = 0
+    mixed: int = 0
+    void_only: int = 0
+
+    def add(self, images: Iterable[CheckedImage]) -> None:
+        """Counts the masks of checked images."""
+        for mask, has_void in ((image.mask, image.has_void) for image in images if image.mask is not None):
+            anomalous = not has_void or bool((mask == 1).any())
+            self.plain += not has_void
+            self.mixed += has_void and anomalous
+            self.void_only += has_void and not anomalous and not mask.all()
+
+    def add_counts(self, other: MaskKinds) -> None:
+        """Adds the counts of further masks."""
+        self.plain, self.mixed = self.plain + other.plain, self.mixed + other.mixed
+        self.void_only += other.void_only
+
+    @property
+    def no_anomaly(self) -> str:
+        """What to say where no pixel is anomalous, but some masks hold 255, as if it stood for that; else empty."""
+        if not self.void_only or self.plain or self.mixed:
+            return ""
+        return (
+            f"no pixel of any mask is 1, but {self.void_only} masks hold 255, which means void: give masks of 0 and 1, such"
+            " as mask // 255"
         )
+
+    @property
+    def two_kinds(self) -> str:
+        """What to say where some masks hold 1 and others 255 alone, as if both stood for anomalous; else empty."""
+        if not self.void_only or not self.plain or self.mixed:
+            return ""
+        return (
+            f"{self.void_only} masks hold 0 and 255 only, {self.plain} others hold 1: 255 means void, so that the former"
+            " have no anomalous pixel; where it stands for one, give mask // 255"
+        )
+
+    def refuse(self) -> None:
+        """Refuses masks without an anomalous pixel that hold 255, and warns of two kinds of masks.
+
+        Raises:
+            ValueError: No pixel is anomalous, and some masks hold void pixels alone.
+        """
+        if self.no_anomaly:
+            raise ValueError(self.no_anomaly)
+        if self.two_kinds:
+            warnings.warn(self.two_kinds, UserWarning, stacklevel=4)
+
+
+def refuse_void_only(images: Iterable[CheckedImage]) -> None:
+    """Refuses and warns as `MaskKinds.refuse`, of all images together."""
+    kinds = MaskKinds()
+    kinds.add(images)
+    kinds.refuse()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -15,9 +17,20 @@ from anomaly_vlm.metrics._engine.binned import BinnedEngine
 from anomaly_vlm.metrics._engine.curves import Curve, Polygon, draw_curves, thin_curves
 from anomaly_vlm.metrics._engine.exact import ExactEngine
 from anomaly_vlm.metrics._engine.group import Group, current_group
-from anomaly_vlm.metrics._engine.inputs import ArrayLike, Names, PixelOptions, Values, as_tensors, warn_undefined
+from anomaly_vlm.metrics._engine.inputs import (
+    ArrayLike,
+    MaskKinds,
+    Names,
+    PixelOptions,
+    Values,
+    VoidOnly,
+    as_tensors,
+    has_mean,
+    warn_undefined,
+)
 from anomaly_vlm.metrics._engine.ledger import Category, Ledger, warn_unnumbered
 from anomaly_vlm.metrics._engine.pixel import PixelEngine
+from anomaly_vlm.metrics._engine.whole_images import WholeImageEngine
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,6 +137,7 @@ class EngineMetric(Metric):
 
     full_state_update = False
     is_differentiable = False
+    void_only: VoidOnly = "refuse"
 
     def __init__(self, engines: Mapping[str, Engine], *, sync_on_compute: bool = True, **kwargs: Any) -> None:
         super().__init__(sync_on_compute=False, compute_with_cache=False, **kwargs)
@@ -131,6 +145,7 @@ class EngineMetric(Metric):
         self._sync_in_values = sync_on_compute
         self._values: Values | None = None  # of the last `compute`, while nothing has changed
         self._warned: set[str] = set()  # warnings that were given
+        self._masks = MaskKinds()
         self._in_state_dict = False
 
     # ---- values --------------------------------------------------------------------------------------------------------
@@ -147,7 +162,9 @@ class EngineMetric(Metric):
                 unnumbered = any(engine.ledger.unnumbered for engine in self.engines.values())
                 if warn_unnumbered(unnumbered, group):
                     self._warned.add("index")
-            self._values = self._results(group)
+            values = self._results(group)
+            self._look_at_masks(values, group)
+            self._values = values
             if self.update_called and group.rank == 0:
                 self._warn_undefined(self._values)
         return self._values
@@ -157,10 +174,41 @@ class EngineMetric(Metric):
         (engine,) = self.engines.values()
         return engine.results(group)
 
+    def _look_at_masks(self, values: Values, group: Group) -> None:
+        """Raises a `ValueError` where 255 alone stands in masks and nothing is anomalous, or warns of such masks."""
+        if self.void_only == "ignore":
+            return
+        kinds, told_before = MaskKinds(), False
+        for theirs, told in group.gather_objects((self._masks, bool(self._warned & {"pixel", "masks"}))):
+            kinds.add_counts(theirs)
+            told_before = told_before or told  # on the first process alone
+        if told_before:
+            return
+        nothing = (
+            kinds.no_anomaly if all(math.isnan(values[n]) for n in values if "pixel_" in n and has_mean(n)) else ""
+        )
+        if nothing and self.void_only == "refuse":
+            raise ValueError(nothing)
+        if (line := nothing or kinds.two_kinds) and group.rank == 0:
+            warnings.warn(line, UserWarning, stacklevel=4)
+            self._warned.add("masks")
+
     def _warn_undefined(self, values: Values) -> None:
-        for level, engine in self.engines.items():
-            if engine.ledger.categories and level not in self._warned and warn_undefined(values, level):
+        for level in ("pixel", "image"):
+            seen = level in self.engines and self.engines[level].ledger.categories
+            if seen and level not in self._warned and warn_undefined(values, level):
                 self._warned.add(level)
+
+    def _add_maps(
+        self, level: str, maps: ArrayLike, masks: ArrayLike, category: Names, index: ArrayLike | None
+    ) -> None:
+        """Adds maps and masks to an engine of pixels, and notes what kinds of masks they are."""
+        engine = self.engines[level]
+        assert isinstance(engine, PixelEngine | WholeImageEngine)
+        images = engine.prepare(maps, masks, category, index)
+        engine.commit(images)
+        self._masks.add(images)
+        self._changed()
 
     # ---- torchmetrics --------------------------------------------------------------------------------------------------
 
@@ -171,9 +219,10 @@ class EngineMetric(Metric):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Adds a batch, as `update`, and returns the value of this batch alone, on this process alone."""
         self.update(*args, **kwargs)
-        total, sync, warned = self.engines, self._sync_in_values, set(self._warned)
+        total, masks, sync, warned = self.engines, self._masks, self._sync_in_values, set(self._warned)
         try:
             self.engines = {level: engine.fresh() for level, engine in total.items()}
+            self._masks = MaskKinds()
             self._changed()
             self._sync_in_values = False
             self._warned |= {"pixel", "image"}  # that a batch holds one class only is nothing to warn about
@@ -181,7 +230,7 @@ class EngineMetric(Metric):
             self._update_count -= 1
             self._forward_cache = self.compute()
         finally:
-            self.engines, self._sync_in_values, self._warned = total, sync, warned
+            self.engines, self._masks, self._sync_in_values, self._warned = total, masks, sync, warned
             self._changed()
         return self._forward_cache
 
@@ -189,7 +238,7 @@ class EngineMetric(Metric):
         """Forgets all images."""
         super().reset()
         self.engines = {level: engine.fresh() for level, engine in self.engines.items()}
-        self._warned = set()
+        self._masks, self._warned = MaskKinds(), set()
         self._changed()
 
     def persistent(self, mode: bool = False) -> None:
@@ -243,6 +292,7 @@ class EngineMetric(Metric):
             engine.check_merge(other.engines[level])
         for level, engine in self.engines.items():
             engine.merge(other.engines[level])
+        self._masks.add_counts(other._masks)
         self._update_count += other._update_count
         self._changed()
 

@@ -93,9 +93,15 @@ class WholeImageEngine:
         self, scores: ArrayLike, targets: ArrayLike, category: Names = None, index: ArrayLike | None = None
     ) -> None:
         """Checks a batch of maps and masks and adds it; see `check_maps`."""
+        self.commit(self.prepare(scores, targets, category, index))
+
+    def prepare(
+        self, scores: ArrayLike, targets: ArrayLike, category: Names = None, index: ArrayLike | None = None
+    ) -> list[CheckedImage]:
+        """Checks a batch and returns its images, for `commit`; see `check_maps`."""
         images = check_maps(scores, targets, category, index, round_to_half=False)
         self.ledger.check_categories(image.category for image in images)
-        self.commit(images)
+        return images
 
     def commit(self, images: Sequence[CheckedImage]) -> None:
         """Copies checked images into the state."""

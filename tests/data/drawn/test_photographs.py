@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from anomaly_vlm.data.drawn.photographs import DEFECTS, GoodPlusDrawnDefects
-from anomaly_vlm.data.overlap import content_keys, shared_images
+from anomaly_vlm.data.overlap import contents, shared_images
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 
@@ -44,7 +44,7 @@ def test_good_parts_alone_are_used_and_a_share_of_them(parts: Path) -> None:
     assert {Path(sample.path).name for sample in source.samples("train")} == {"0.png", "2.png"}
     assert {Path(sample.path).parent.name for sample in source.samples("train")} == {"good"}
     tested = [Sample(str(parts / "good" / f"{i}.png"), "object", 0) for i in range(4)]
-    assert shared_images(tested, content_keys(source.samples("train"))) == [tested[0].path, tested[2].path]
+    assert shared_images(tested, contents(source.samples("train"))) == [tested[0].path, tested[2].path]
 
 
 def test_wrong_calls(parts: Path) -> None:

@@ -121,3 +121,16 @@ def test_swapped_channels_change_the_test_images_alone(backbone):
         torch.testing.assert_close(
             swapped.predict(make_batch(picture, "gear")).map, plain.predict(make_batch(by_hand, "gear")).map
         )
+
+
+def test_texts_that_are_cut_are_named_though_their_features_come_from_the_cache(tmp_path, caplog):
+    for _ in range(2):
+        fresh = load_backbone("small", random_seed=0, architecture=SMALL, image_size=32)
+        method = build(fresh)
+        method.token_cache = TokenCache({"layers": [1]}, folder=tmp_path)
+        caplog.clear()
+        method.text_features("very " * 40)
+        (told,) = caplog.messages
+        assert "tokens is cut to 32: '" in told and told.endswith("more")
+        method.text_features("gear")
+        assert len(caplog.messages) == 1
