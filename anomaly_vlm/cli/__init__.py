@@ -104,8 +104,8 @@ def set_up_process(command: Sequence[str]) -> None:
     are no text, in arguments and in names of folders alike.
     """
     if sys.getfilesystemencoding() == "ascii":
-        os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        os.environ["PYTHONUTF8"] = "1"  # of processes that this one starts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     warnings.formatwarning = in_one_line
     logging.getLogger("anomaly_vlm").addFilter(with_escapes)
     if command and command[0] in TRAIN_NOTHING:
