@@ -91,3 +91,22 @@ def shortest_names(keys: Sequence[str]) -> dict[str, str]:
         ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
         found[key] = next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key)
     return found
+
+
+def elements(text: str) -> list[str]:
+    """The elements of a list without the quotes around them, see `split_list`."""
+    return [word[1:-1] if word[:1] in ("'", '"') and word[-1:] == word[:1] else word for word in split_list(text)]
+
+
+def split_list(text: str) -> list[str]:
+    """The elements of a list as they are written, at the commas outside quotes and brackets."""
+    found, depth, quote = [""], 0, ""
+    for character in text:
+        if character in "'\"" and (quote == character or (not quote and (found[-1].strip() or ",")[-1] in ",:[{(")):
+            quote = "" if quote else character  # a quote inside a word is part of it
+        depth += 0 if quote else (character in "[{(") - (character in "]})")
+        if character == "," and not quote and depth <= 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return [word.strip() for word in found]

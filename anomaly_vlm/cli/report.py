@@ -9,7 +9,7 @@ from pathlib import Path
 from anomaly_vlm.cli.arguments import pop_key, values_of
 from anomaly_vlm.errors import UserError, unknown_choice
 from anomaly_vlm.files import os_error_line
-from anomaly_vlm.runs.path_words import elements
+from anomaly_vlm.names import elements
 
 FORMS = ("terminal", "csv", "markdown", "latex")
 HELP = """usage: anomaly-vlm report [runs=FOLDER] [...]          the table of all runs below a folder (default: outputs)

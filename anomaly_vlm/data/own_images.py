@@ -18,6 +18,7 @@ from anomaly_vlm.data.source import FileSource
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import expanded
+from anomaly_vlm.names import elements
 
 log = logging.getLogger("anomaly_vlm")
 GOOD_FOLDERS = ("good", "ok", "normal")
@@ -53,8 +54,7 @@ def _files(spec: str, key: str) -> tuple[Path, list[Path]]:
     if path.is_file():
         return (path.parent, [path]) if path.suffix.lower() != ".txt" else _common(_in_list(path, key))
     if spec.startswith("[") and spec.endswith("]"):
-        parts = [part.strip().strip("'\"") for part in spec[1:-1].split(",")]
-        return _common([file for part in parts if part for file in _files(part, key)[1]])
+        return _common([file for part in elements(spec[1:-1]) if part for file in _files(part, key)[1]])
     if glob.has_magic(spec):
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns too)
         return _common([match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES and match.is_file()])

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import expanded
+from anomaly_vlm.names import split_list
 
 PATH_KEYS = ("root", "output_dir", "weights", "folder", "shots_list", "answers", "file")  # last parts of keys
 TEXT_KEYS = ("categories", "class_words", "defects", "normal")  # likewise, of texts or lists of them
 PLAIN = re.compile(r"[A-Za-z_/.][\w/.-]*", re.ASCII)  # read by Hydra as the same text
+FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|cast|extend_list)\(.*\)")
 WORDS = ("null", "true", "false", "yes", "no", "on", "off", "nan", "inf")  # read by Hydra as values
 
 
@@ -67,31 +69,20 @@ def quoted(value: str) -> str:
     return "'" + escaped + "\\" * trailing + "'"
 
 
-def elements(text: str) -> list[str]:
-    """The elements of a list, at the commas outside quotes and brackets; each without the quotes around it."""
-    return [word[1:-1] if word[:1] in ("'", '"') and word[-1:] == word[:1] else word for word in _split(text)]
-
-
-def _split(text: str) -> list[str]:
-    found, depth, quote = [""], 0, ""
-    for character in text:
-        if character in "'\"" and (quote == character or (not quote and (found[-1].strip() or ",")[-1] in ",:[{(")):
-            quote = "" if quote else character  # a quote inside a word is part of it
-        depth += 0 if quote else (character in "[{(") - (character in "]})")
-        if character == "," and not quote and depth <= 0:
-            found.append("")
-        else:
-            found[-1] += character
-    return [word.strip() for word in found]
-
-
 def _texts(value: str) -> str:
-    """A text, or the texts of a list or of the values of `{key: text}`, in quotes where Hydra would read something else."""
+    """A text, or the texts of a list or of the values of `{key: text}`, in quotes where Hydra would read something else.
+
+    Of several values of a sweep each by itself; functions of a sweep, such as `choice(...)`, stay as they are.
+    """
+    if FUNCTION.fullmatch(value):
+        return value
+    if len(several := split_list(value)) > 1 and value[0] in "[{":
+        return ",".join(map(_texts, several))
     inside = value[1:-1]
     if value[0] + value[-1] == "[]":
-        return f"[{','.join(map(_text, _split(inside)))}]"
+        return f"[{','.join(map(_text, split_list(inside)))}]"
     if value[0] + value[-1] == "{}":
-        pairs = (word.partition(":") for word in _split(inside))
+        pairs = (word.partition(":") for word in split_list(inside))
         return f"{{{','.join(f'{key}{colon} {_text(text.strip())}' if colon else key for key, colon, text in pairs)}}}"
     return value if "," in value or value == "null" else _text(value)
 

@@ -149,6 +149,13 @@ def test_joint_source_keeps_each_set(tmp_path: Path) -> None:
         JointSource(name="none", sources={})
 
 
+def test_names_in_a_list_of_images_may_hold_commas(tmp_path: Path) -> None:
+    for name in ("a,b.png", "c.png"):
+        picture(tmp_path / name)
+    spec = f"['{tmp_path}/a,b.png', {tmp_path}/c.png]"
+    assert [path.name for path in image_files(spec)[1]] == ["a,b.png", "c.png"]
+
+
 def test_own_images_for_prediction(tmp_path: Path) -> None:
     picture(tmp_path / "parts/a/1.png")
     picture(tmp_path / "parts/2.png")

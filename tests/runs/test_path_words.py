@@ -10,8 +10,9 @@ import pytest
 
 from anomaly_vlm.cli import main
 from anomaly_vlm.errors import UserError
+from anomaly_vlm.names import elements
 from anomaly_vlm.runs.compose import compose
-from anomaly_vlm.runs.path_words import elements, literal_paths
+from anomaly_vlm.runs.path_words import literal_paths
 from tests.data.trees import mask, picture
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,12 @@ def test_names_are_texts(name: str) -> None:
     assert list(cfg.dataset.test.reader.normal) == [name]
     alone = compose(["method=winclip", "dataset=folder", f"dataset.test.categories={name}"]).dataset.test.categories
     assert alone == (None if name == "null" else name)
+
+
+def test_each_value_of_a_sweep_is_a_list_of_texts() -> None:
+    words = ["a.categories=[1e5,x y],[b c]", "a.class_words={a: b},{a: c d}", "a.categories=choice([a],[b])"]
+    quoted = ["a.categories=['1e5','x y'],['b c']", "a.class_words={a: b},{a: 'c d'}", words[2]]
+    assert literal_paths(words, sweep=True) == quoted
 
 
 def test_a_new_folder_may_have_any_name_outside_a_sweep(tmp_path: Path) -> None:
