@@ -96,7 +96,7 @@ def test_a_pil_image_is_read_as_its_file(tmp_path: Path, kind: str, caplog: pyte
     ("image", "told"),
     [
         (torch.full((3, 8, 8), math.nan), "values from nan to nan"),
-        (Image.fromarray(np.full((8, 8), math.nan, np.float32)), "has values from nan to nan"),
+        (Image.fromarray(np.full((8, 8), math.nan, np.float32)), "pixels without a value"),
         (np.zeros((0, 0, 3), np.uint8), r"shape \[0, 0, 3\] has no pixels"),
         (torch.zeros(3, 0, 8), r"shape \[3, 0, 8\] has no pixels"),
         (Image.new("RGB", (0, 0)), "0x0 has no pixels"),
