@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import csv
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -143,8 +145,8 @@ def save_panel(
         contour: Map value at which the overlay has a line; None for none.
     """
     size, (low, high) = tile_size(image.shape[1], image.shape[0]), scale
-    shown_image, colours = _tile(image, size), Image.fromarray(colour_map(_unit(_resized(heat, size), scale)))
-    overlay = overlay_picture(image, heat, size, scale=scale, blend=blend, contour=contour, mask=mask)
+    shown_image, large = _tile(image, size), _Heat.at(heat, size, scale)
+    overlay = _overlaid(shown_image, large, blend, contour, mask)
     named = "input" if boxes is None else f"input, {len(boxes)} box{'es' * (len(boxes) != 1)}"
     tiles = [(named, with_boxes(shown_image, boxes, heat.shape))]
     if mask is not None:
@@ -152,7 +154,7 @@ def save_panel(
         tiles.append(("truth", _tile(np.broadcast_to(truth, (*mask.shape, 3)), size)))
     tiles += [
         (f"overlay, score {score:.3f}", overlay),
-        (f"map, {low:.3g} to {high:.3g}", with_boxes(colours, boxes, heat.shape)),
+        (f"map, {low:.3g} to {high:.3g}", with_boxes(Image.fromarray(large.colours), boxes, heat.shape)),
     ]
     path.parent.mkdir(exist_ok=True)  # not the folders above: where these have vanished, that is said
     with whole_bytes(path, durable=False) as file:
@@ -180,19 +182,33 @@ def overlay_picture(
         contour: Map value at which there is a line; None for none.
         mask: [h, w] of 0 / 1 / 255, or None.
     """
-    values = _resized(heat, size)
-    unit = _unit(values, scale)
-    overlay = laid_over(np.asarray(_tile(image, size)), colour_map(unit), None if blend == "blend" else unit)
+    return _overlaid(_tile(image, size), _Heat.at(heat, size, scale), blend, contour, mask)
+
+
+class _Heat(NamedTuple):
+    """A map at the size of a picture: its values [H, W], the same from 0 to 1 on a scale, and their colours [H, W, 3]."""
+
+    values: np.ndarray
+    unit: np.ndarray
+    colours: np.ndarray
+
+    @classmethod
+    def at(cls, heat: np.ndarray, size: tuple[int, int], scale: tuple[float, float]) -> _Heat:
+        values = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+        unit = _unit(values, scale)
+        return cls(values, unit, colour_map(unit))
+
+
+def _overlaid(
+    tile: Image.Image, heat: _Heat, blend: Literal["blend", "heat"], contour: float | None, mask: np.ndarray | None
+) -> Image.Image:
+    overlay = laid_over(np.asarray(tile), heat.colours, None if blend == "blend" else heat.unit)
     if mask is not None and (mask == 1).any():
-        large = Image.fromarray((mask == 1).astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
+        large = Image.fromarray((mask == 1).astype(np.uint8) * 255).resize(tile.size, Image.Resampling.NEAREST)
         overlay[outline(np.asarray(large) > 0)] = OUTLINE
     if contour is not None:
-        overlay[outline(values > contour)] = CONTOUR
+        overlay[outline(heat.values > contour)] = CONTOUR
     return Image.fromarray(overlay)
-
-
-def _resized(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
 
 
 def _unit(values: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
@@ -202,12 +218,18 @@ def _unit(values: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
     return unit
 
 
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, which keeps the letters that it has drawn."""
+    return ImageFont.load_default(size)
+
+
 def _in_a_row(tiles: Sequence[tuple[str, Image.Image]], size: tuple[int, int], title: str) -> Image.Image:
     """Named tiles of `size` (width, height) side by side under a title."""
     width = len(tiles) * (size[0] + GAP) + GAP
     sheet = Image.new("RGB", (width, size[1] + 2 * BAND + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(13)
+    font = _font(13)
     draw.text((GAP, 4), _shortened(title, draw, font, width - 2 * GAP), fill=INK, font=font)
     for i, (name, tile) in enumerate(tiles):
         left = GAP + i * (size[0] + GAP)
@@ -255,10 +277,9 @@ def _shortened(
     """`text`, its middle left out where it is wider than `width` pixels."""
     if draw.textlength(text, font=font) <= width:
         return text
-    length = len(text)
-    while length > 8 and draw.textlength(f"{text[: length // 2]}...{text[-length // 2 :]}", font=font) > width:
-        length -= 2
-    return f"{text[: length // 2]}...{text[-length // 2 :]}"
+    cuts = [f"{text[: kept // 2]}...{text[-kept // 2 :]}" for kept in range(len(text), 6, -2)] or [text]
+    fitting = bisect.bisect_left(cuts, True, key=lambda cut: draw.textlength(cut, font=font) <= width)
+    return cuts[min(fitting, len(cuts) - 1)]
 
 
 def read_rows(path: Path) -> list[list[str]]:
