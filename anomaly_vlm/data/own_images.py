@@ -13,6 +13,7 @@ from pathlib import Path
 
 from anomaly_vlm.data.images import ReadError, open_image, read_bytes
 from anomaly_vlm.data.readers.folder import read_unlabelled
+from anomaly_vlm.data.readers.index import NORMAL
 from anomaly_vlm.data.readers.listing import IMAGE_SUFFIXES, child, folders, images, is_mask_folder
 from anomaly_vlm.data.source import FileSource
 from anomaly_vlm.data.types import Sample
@@ -21,7 +22,6 @@ from anomaly_vlm.files import expanded
 from anomaly_vlm.names import elements
 
 log = logging.getLogger("anomaly_vlm")
-GOOD_FOLDERS = ("good", "ok", "normal")
 KINDS = (
     "a folder with png, jpg, bmp, tif or webp files, one such file, a pattern, a list in a .txt file, or [a.png,b.png]"
 )
@@ -137,7 +137,7 @@ def own_images(
 def _check_good(root: Path, key: str) -> None:
     """Raises a `UserError` where a folder of good parts holds a folder of them and others, which may be defective."""
     for inside in (root, child(root, "train")):
-        good = None if inside is None else child(inside, *GOOD_FOLDERS)
+        good = None if inside is None else child(inside, *NORMAL)
         others = [folder.name for folder in folders(root) if folder not in (good, inside) and images(folder, deep=True)]
         others = [name for name in others if not is_mask_folder(root / name)]
         if good is not None and others:

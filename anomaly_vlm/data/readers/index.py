@@ -13,7 +13,7 @@ from anomaly_vlm.data.types import Sample
 from anomaly_vlm.errors import UserError
 
 log = logging.getLogger("anomaly_vlm")
-NORMAL = ("good", "normal", "ok")  # categories of annotations, in any case, that are no defects
+NORMAL = ("good", "normal", "ok")  # categories of annotations and folders of parts, in any case, that are no defects
 
 
 def named(base: Path, name: str) -> Path:

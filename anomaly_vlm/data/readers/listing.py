@@ -112,8 +112,10 @@ def tokens(name: str) -> list[str]:
 
 def holds_masks(folder: Path) -> bool:
     """Whether the files of a folder look like masks of the images beside it, and those images do not."""
-    found, beside = _walk(folder), _images_beside(folder)
-    if not found or not beside or not all(looks_like_mask(path) for path in spread(found, LOOKED_AT)):
+    found = _walk(folder)
+    if not found or not all(looks_like_mask(path) for path in spread(found, LOOKED_AT)):
+        return False
+    if not (beside := _images_beside(folder)):
         return False
     stems = {name for path in beside for name in (path.stem.lower(), path.name.lower())}
     matching = sum(without_mask_words(path.stem).lower() in stems for path in found)
