@@ -7,12 +7,13 @@ transformer are the cells of a feature map instead of raw patches.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from anomaly_vlm.backbone.folded import Folded
 from anomaly_vlm.errors import UserError, unknown_choice
 
 
@@ -50,6 +51,7 @@ class HybridStem(nn.Module):
         self.channels, stride = int(facts[0]["num_chs"]), int(facts[0]["reduction"])
         self.project = nn.Conv2d(self.channels, width, 1)
         self.out_channels, self.kernel_size = width, (stride, stride)  # what readers of `conv1` ask for
+        self._folded: Folded | None = None
         self.set_input(scale=(1.0, 1.0, 1.0), shift=(0.0, 0.0, 0.0))
 
     def set_input(self, *, scale: Sequence[float], shift: Sequence[float]) -> None:
@@ -61,8 +63,27 @@ class HybridStem(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """The feature map [B, channels, rows, columns] before the projection."""
         x = self.normalise(images).contiguous(memory_format=torch.channels_last)  # a quarter faster on CPUs
-        features: Tensor = self.blocks(self.bn1(self.conv_stem(x)))
+        whole = all(side % stride == 0 for side, stride in zip(x.shape[-2:], self.kernel_size, strict=True))
+        if self.training or not whole or torch.compiler.is_exporting():
+            layers: nn.Module = self._network()
+        else:
+            if self._folded is None or not self._folded.is_current():
+                self._folded = Folded(self._network())
+            layers = self._folded.network
+        features: Tensor = layers(x)
         return features
+
+    def _network(self) -> nn.Sequential:
+        return nn.Sequential(self.conv_stem, self.bn1, self.blocks).train(self.training)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._folded = None  # its tensors move, or change their type
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._folded = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Patch features [B, width, rows, columns] of images [B, 3, H, W] in [0, 1] after normalisation."""

@@ -43,6 +43,45 @@ def test_its_features_are_timms(stages: int, place: int, stride: int) -> None:
     assert wanted.shape == (2, stem.channels, 64 // stride, 96 // stride)
 
 
+def _batch_norms(stem: HybridStem, images: torch.Tensor) -> int:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        stem(images)
+    return sum(event.count for event in found.key_averages() if event.key == "aten::batch_norm")
+
+
+def test_a_frozen_stem_is_folded() -> None:
+    torch.manual_seed(0)
+    stem = HybridStem("tf_efficientnet_lite0", stages=5, width=8).eval().double().requires_grad_(False)
+    for name, buffer in stem.named_buffers():
+        if buffer.is_floating_point():
+            nn.init.uniform_(buffer, 0.5, 1.5) if "var" in name else nn.init.uniform_(buffer, -0.1, 0.1)
+    images = torch.randn(2, 3, 64, 96).double()
+    network = nn.Sequential(stem.normalise, stem.conv_stem, stem.bn1, stem.blocks, stem.project)
+    keys = list(stem.state_dict())
+    torch.testing.assert_close(stem(images), network(images), rtol=1e-9, atol=1e-9)
+    assert _batch_norms(stem, images) == 0 and list(stem.state_dict()) == keys
+
+    stem.bn1.weight.mul_(1.5)  # a change in place, new weights and another type are all noticed
+    torch.testing.assert_close(stem(images), network(images), rtol=1e-9, atol=1e-9)
+    stem.load_state_dict({key: value * 0.9 for key, value in stem.state_dict().items()})
+    torch.testing.assert_close(stem(images), network(images), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(stem.float()(images.float()), network(images.float()), rtol=1e-3, atol=1e-4)
+    stem.double()
+
+    stem.requires_grad_(True)
+    stem(images).sum().backward()
+    assert stem.bn1.weight.grad is not None and _batch_norms(stem, images) > 0
+    assert _batch_norms(stem.requires_grad_(False).train(), images) > 0
+
+
+def test_a_folded_stem_takes_sides_that_its_strides_do_not_divide() -> None:
+    stem = HybridStem("tf_efficientnet_lite0", stages=5, width=8).eval().double().requires_grad_(False)
+    network = nn.Sequential(stem.normalise, stem.conv_stem, stem.bn1, stem.blocks, stem.project)
+    for side in (64, 70, 77):
+        images = torch.randn(1, 3, side, side).double()
+        torch.testing.assert_close(stem(images), network(images), rtol=1e-9, atol=1e-9)
+
+
 def test_a_normalised_image_reaches_the_network_in_its_own_units() -> None:
     stem = HybridStem("tf_efficientnet_lite0", stages=1, width=8).eval()
     nn.init.constant_(stem.normalise.weight, 2.0)
