@@ -72,15 +72,20 @@ def map_losses(
     values = {}
     if (focal := terms.get(f"focal{suffix}")) is not None:
         if normal is None:
-            each = [focal(layer, mask).mean() for layer in maps]
+            each = _by_layer(focal, maps, mask)
         else:  # of the probability of what each pixel is
-            true, ones = torch.where(mask > 0, maps, normal), torch.ones_like(mask)
-            each = [focal(layer, ones).mean() for layer in true]
-        values[f"focal{suffix}"] = torch.stack(each).sum()
+            each = _by_layer(focal, torch.where(mask > 0, maps, normal), torch.ones_like(mask))
+        values[f"focal{suffix}"] = each.sum()
     if (dice := terms.get(f"dice{suffix}")) is not None:
-        each = [dice(layer, mask) for layer in maps]
+        each = _by_layer(dice, maps, mask)
         if dice_of_normal:
-            other = 1 - maps if normal is None else normal
-            each = [value + dice(layer, 1 - mask) for value, layer in zip(each, other, strict=True)]
-        values[f"dice{suffix}"] = torch.stack([value.mean() for value in each]).sum()
+            each = each + _by_layer(dice, 1 - maps if normal is None else normal, 1 - mask)
+        values[f"dice{suffix}"] = each.sum()
     return values
+
+
+def _by_layer(term: LossTerm, maps: Tensor, mask: Tensor) -> Tensor:
+    """A term's mean over the batch, `[layers]`; all layers in one call, which is quicker, where images do not mix."""
+    if not term.each_by_itself:
+        return torch.stack([term(layer, mask).mean() for layer in maps])
+    return term(maps.flatten(0, 1), mask.repeat(len(maps), 1, 1)).view(len(maps), -1).mean(dim=1)

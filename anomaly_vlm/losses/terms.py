@@ -58,6 +58,12 @@ class LossTerm:
         """The unweighted loss of the inputs."""
         return self.function(*inputs)
 
+    @property
+    def each_by_itself(self) -> bool:
+        """Whether a sample's loss depends on that sample alone, so that samples may be put together at will."""
+        options = self.function.keywords if isinstance(self.function, partial) else {}
+        return self.kind in ("ce", "focal") or (self.kind == "dice" and options.get("over") != "batch")
+
 
 def build_terms(
     config: Mapping[str, Mapping[str, Any]] | None, load: Callable[[str], Callable[..., Tensor]] | None = None

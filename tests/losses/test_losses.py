@@ -115,6 +115,20 @@ def test_every_kind_is_documented() -> None:
     assert all(function.__doc__ for function in KINDS.values())
 
 
+@pytest.mark.parametrize("dice", ["row", "image", "batch"])
+@pytest.mark.parametrize("with_normal", [False, True])
+def test_map_losses_are_those_of_each_layer_added_up(dice: str, with_normal: bool) -> None:
+    terms = build_terms({"focal": {"kind": "focal"}, "dice": {"kind": "dice", "over": dice, "weight": 2}})
+    torch.manual_seed(0)
+    maps, mask = torch.rand(3, 2, 5, 4), (torch.rand(2, 5, 4) > 0.6).float()
+    normal = 1 - maps if with_normal else None
+    found = map_losses(terms, maps, mask, normal=normal)
+    focal = sum(focal_loss(layer, mask).mean() for layer in maps)
+    both = sum(dice_loss(m, mask, over=dice).mean() + dice_loss(1 - m, 1 - mask, over=dice).mean() for m in maps)
+    torch.testing.assert_close(found["focal"], focal)
+    torch.testing.assert_close(found["dice"], both)
+
+
 def test_images_without_a_mask_beside_others_are_left_out_of_the_map_losses() -> None:
     terms = build_terms({"focal": {"kind": "focal"}, "dice": {"kind": "dice", "over": "image"}})
     maps = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)

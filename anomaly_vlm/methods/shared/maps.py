@@ -25,6 +25,15 @@ def upsample(maps: Tensor, size: tuple[int, int], *, align_corners: bool) -> Ten
         align_corners: Whether the centres of the corner values fall on the centres of the corner pixels, as in PyTorch's
             `interpolate`; the published codes differ in it.
     """
+    if maps.requires_grad and torch.is_grad_enabled() and maps.device.type == "cpu":
+        rows, columns = (
+            F.interpolate(
+                torch.eye(length, device=maps.device)[None], size=sides, mode="linear", align_corners=align_corners
+            )[0]
+            for length, sides in zip(maps.shape[-2:], size, strict=True)
+        )  # [h, H] and [w, W]: the same interpolation as products, whose gradient takes a tenth of the time on the CPU
+        with in_float32(maps):
+            return rows.mT @ maps.float() @ columns
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     return F.interpolate(flat, size=size, mode="bilinear", align_corners=align_corners).view(*maps.shape[:-2], *size)
 
