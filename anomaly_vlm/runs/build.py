@@ -40,7 +40,7 @@ from anomaly_vlm.runs.instantiate import (
 )
 from anomaly_vlm.runs.rewriting import rewrite_texts
 from anomaly_vlm.runs.same_run import config_key
-from anomaly_vlm.runs.schedules import check_schedule, make_scheduler
+from anomaly_vlm.runs.schedules import check_schedule, make_optimizer, make_scheduler
 from anomaly_vlm.runs.shared_images import note_training_images
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def build_method(cfg: DictConfig, backbone: Any, **collaborators: Any) -> Anomal
         trusted=cfg.trust,
         backbone=backbone,
         losses=build_terms(plain(cfg.loss), partial(own_function, trusted=cfg.trust)),
-        optimizer=instantiate(cfg.optimizer, trusted=cfg.trust) if cfg.optimizer else None,
+        optimizer=make_optimizer(cfg),
         scheduler=make_scheduler(cfg),
         evaluation=chosen.evaluation_type(
             partial(make_metrics, cfg), curves=bool(OmegaConf.select(cfg, "pictures.curves", default=True))

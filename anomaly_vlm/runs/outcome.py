@@ -14,7 +14,6 @@ import torch
 from anomaly_vlm.data import Batch, collate
 from anomaly_vlm.files import whole_file
 from anomaly_vlm.methods.base.evaluation import EvaluationResult
-from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.prediction import ImageRow, Prediction, boxes_of
 from anomaly_vlm.metrics.thresholds import Threshold
 from anomaly_vlm.names import PICTURE_SUFFIX, category_and_metric, csv_cell, mean_values, slug
@@ -41,6 +40,7 @@ from anomaly_vlm.reporting.tables import SELECTION_NOTE, results_table, write_cs
 from anomaly_vlm.reporting.trackers import Logged
 from anomaly_vlm.runs.build import Run
 from anomaly_vlm.runs.decisions import decision_lines, decision_record, decisions
+from anomaly_vlm.runs.devices import precision_of
 from anomaly_vlm.runs.inherited import TRAINER_KEYS
 
 
@@ -235,7 +235,7 @@ def write_pictures(run: Run, rows: Sequence[ImageRow], folder: Path) -> dict[int
         by_category.setdefault(choice.row.category, []).append(choice)
     written: dict[int, str] = {}
     for category, chosen in by_category.items():
-        predicted = [(*choice, *predict_one(run.method, collate([dataset[choice.row.index]]))) for choice in chosen]
+        predicted = [(*choice, *predict_one(run, collate([dataset[choice.row.index]]))) for choice in chosen]
         colours = category_colours(run, category, [prediction.map for *_, prediction in predicted])
         place = folder / slug(category)
         folder.mkdir(exist_ok=True)
@@ -276,10 +276,11 @@ def common_scale(maps: Sequence[torch.Tensor], *, tail: float = 0.01) -> tuple[f
     return float(values.kthvalue(rank).values), float(values.kthvalue(max(1, values.numel() - rank)).values)
 
 
-def predict_one(method: AnomalyMethod, batch: Batch) -> tuple[Batch, Prediction]:
-    """The prediction of a batch, computed on the method's device and handed back on the CPU."""
+def predict_one(run: Run, batch: Batch) -> tuple[Batch, Prediction]:
+    """The prediction of a batch, computed on the method's device in the run's precision, and handed back on the CPU."""
+    method = run.method.eval()
     moved = batch.to(method.device)
-    method.eval()
-    with torch.inference_mode():
+    _, precision = precision_of(run.cfg, method.device)
+    with torch.inference_mode(), precision:
         prediction = method.predict(moved).checked(moved)
     return batch, prediction._replace(score=prediction.score.cpu(), map=prediction.map.cpu())

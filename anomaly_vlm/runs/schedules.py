@@ -1,4 +1,4 @@
-"""How the rate of a method's optimiser changes over the epochs: the keys `scheduler` and `rate` of a configuration."""
+"""The optimiser of a method and how its rate changes: the keys `optimizer`, `scheduler` and `rate` of a configuration."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.runs.instantiate import instantiate, method_class
+
+
+def make_optimizer(cfg: DictConfig) -> Any:
+    """What makes the optimiser; None where there is none.
+
+    A fused one, which is quicker and nothing else, gives way where Lightning could not clip its gradients.
+    """
+    if not cfg.optimizer:
+        return None
+    made = instantiate(cfg.optimizer, trusted=cfg.trust)
+    clipped = cfg.get("gradient_clip") is not None and "mixed" in str(cfg.trainer.precision)
+    return partial(made, fused=False) if clipped and cfg.optimizer.get("fused") else made
 
 
 def make_scheduler(cfg: DictConfig) -> Any:
