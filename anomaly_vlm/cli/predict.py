@@ -59,7 +59,7 @@ def check_images(images: str) -> None:
     """Raises a `UserError` where there are no images, before anything else is read."""
     from anomaly_vlm.data.own_images import image_files
 
-    image_files(images)
+    image_files(images, quiet=True)
 
 
 def check_references(cfg: DictConfig, checkpoint: Checkpoint | None) -> None:

@@ -27,13 +27,14 @@ KINDS = (
 )
 
 
-def image_files(spec: str, *, key: str = "images") -> tuple[Path, list[Path]]:
+def image_files(spec: str, *, key: str = "images", quiet: bool = False) -> tuple[Path, list[Path]]:
     """The image files that a user means.
 
     Args:
         spec: A folder (sub-folders included), an image file, a pattern such as `parts/*.png`, a `.txt` file with a path in
             each line, or several of these as `[a.png,b.png]`. A name that exists is never read as a pattern or a list.
         key: Under which name the user gave it, for messages.
+        quiet: Whether to leave unnamed what is left out of a folder, because it is read again.
 
     Returns:
         The folder that all of them lie in, and the files, each once.
@@ -41,20 +42,20 @@ def image_files(spec: str, *, key: str = "images") -> tuple[Path, list[Path]]:
     Raises:
         UserError: There are none.
     """
-    root, found = _files(spec, key)
+    root, found = _files(spec, key, quiet)
     if not found:
         raise UserError(f"no images in '{spec}': give {KINDS}, with {key}=...")
     return root, list(dict.fromkeys(found))
 
 
-def _files(spec: str, key: str) -> tuple[Path, list[Path]]:
+def _files(spec: str, key: str, quiet: bool) -> tuple[Path, list[Path]]:
     path = expanded(spec)
     if path.is_dir():
-        return path, [Path(sample.path) for sample in read_unlabelled(path)]
+        return path, [Path(sample.path) for sample in read_unlabelled(path, quiet=quiet)]
     if path.is_file():
         return (path.parent, [path]) if path.suffix.lower() != ".txt" else _common(_in_list(path, key))
     if spec.startswith("[") and spec.endswith("]"):
-        return _common([file for part in elements(spec[1:-1]) if part for file in _files(part, key)[1]])
+        return _common([file for part in elements(spec[1:-1]) if part for file in _files(part, key, quiet)[1]])
     if glob.has_magic(spec):
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns too)
         return _common([match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES and match.is_file()])

@@ -11,6 +11,7 @@ from typing import Any
 
 from anomaly_vlm.data.images import ReadError
 from anomaly_vlm.data.readers.listing import images
+from anomaly_vlm.data.readers.mask_files import without_masks
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.files import FileState
 from anomaly_vlm.methods.base.method import AnomalyMethod
@@ -25,7 +26,7 @@ COLUMNS = {
 
 
 class Arrivals:
-    """The files of a folder that are new, or have changed, since they were last handed out.
+    """The image files of a folder that are new, or have changed, since they were last handed out; masks beside them are not.
 
     A file counts once two looks in a row find it the same, so that one that is still being copied is left alone. Looks
     are used in place of events of the file system, which network drives do not send.
@@ -50,7 +51,7 @@ class Arrivals:
         if not self.folder.is_dir():
             raise UserError(f"'{self.folder}': no such folder: give one that images arrive in, with images=FOLDER")
         before, self._waiting, ready = self._waiting, {}, []
-        for path in images(self.folder, deep=True):
+        for path in without_masks(images(self.folder, deep=True)):
             try:
                 status = path.stat()
             except OSError:  # taken away between listing and look

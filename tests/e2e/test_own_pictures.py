@@ -154,6 +154,17 @@ def test_one_bad_file_does_not_stop_the_others(
     assert main(["predict", *words]) == 0 and not (tmp_path / "out" / "unreadable.csv").exists()
 
 
+def test_what_is_left_out_is_said_once(
+    ckpt: Path, parts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    new = tmp_path / "new"
+    shutil.copytree(parts / "new", new)
+    part(new / "masks" / "0.png", 0, defect=False)
+    assert main(["predict", f"ckpt={ckpt}", f"images={new}", f"output_dir={tmp_path / 'out'}", "pictures=false"]) == 0
+    assert len(rows(tmp_path / "out" / "scores.csv")) == 4
+    assert caplog.text.count("folders of masks are not scored: masks") == 1
+
+
 def test_no_readable_file_is_one_line(ckpt: Path, tmp_path: Path, refused: Callable[[list[str]], str]) -> None:
     (tmp_path / "x.png").write_bytes(b"no image")
     said = refused(["predict", f"ckpt={ckpt}", f"images={tmp_path / 'x.png'}"])

@@ -43,6 +43,14 @@ def test_a_file_counts_once_it_stays_the_same(tmp_path: Path) -> None:
         Arrivals(tmp_path / "gone").look()
 
 
+def test_masks_beside_their_images_do_not_arrive(tmp_path: Path) -> None:
+    arrivals = Arrivals(tmp_path)
+    first = picture(tmp_path / "1.png")
+    for name in ("1_mask.png", "masks/1.png"):
+        picture(tmp_path / name)
+    assert arrivals.look() == [] and arrivals.look() == [first]
+
+
 def test_rows_are_appended_and_a_later_watch_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     method = load_method("winclip", "tiny_random", overrides=["image_size=64"])
     score = float(method(picture(tmp_path / "in" / "1.png"), category="lid").score)

@@ -190,16 +190,20 @@ def _sorted_ones(root: Path, classes: Sequence[Path], normal: str, defects: Sequ
     return kept
 
 
-def read_unlabelled(root: Path, *, category: str = "object") -> list[Sample]:
-    """All images below `root`, without labels, for prediction; masks in folders or beside images are left out, and named."""
-    if left_out := [folder.name for folder in folders(root) if is_mask_folder(folder)]:
-        log.warning("'%s': folders of masks are not scored: %s", root, ", ".join(left_out))
+def read_unlabelled(root: Path, *, category: str = "object", quiet: bool = False) -> list[Sample]:
+    """All images below `root`, without labels, for prediction.
+
+    Masks in folders or beside images are left out, and named unless `quiet`.
+    """
     found = images(root, deep=True)
     kept = without_masks(found)
-    if len(kept) < len(found):
-        first = min(set(found) - set(kept))
-        log.warning("'%s': %d masks beside their images are left out ('%s')", root, len(found) - len(kept), first)
-    say_left_out(root, unread_pictures(root))
+    if not quiet:
+        if left_out := [folder.name for folder in folders(root) if is_mask_folder(folder)]:
+            log.warning("'%s': folders of masks are not scored: %s", root, ", ".join(left_out))
+        if len(kept) < len(found):
+            first = min(set(found) - set(kept))
+            log.warning("'%s': %d masks beside their images are left out ('%s')", root, len(found) - len(kept), first)
+        say_left_out(root, unread_pictures(root))
     return [_unlabelled(path, category) for path in kept]
 
 
