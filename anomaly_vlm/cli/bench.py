@@ -19,7 +19,7 @@ BENCHES = {
     "filo": "FiLo's seconds by part, MMCI's share, a training step against the published way",
     "vl4ad": "seconds for a 1024 x 2048 image: encoder, decoder, scoring; memory of the streamed scoring",
     "coverage": "whether the promised rate of false alarms holds, over random draws of good parts (good=FOLDER)",
-    "predict": "images a second of predict, from file to table and picture, beside the bare tower",
+    "predict": "images a second of predict, from file to table and picture, beside the bare towers",
     "frontier": "an image under the methods of 2024 to 2026, beside the bare tower; MuSc over 1,000 images",
     "precision": "what bf16-mixed changes, for every method that learns: trained and scored on drawn images",
     "loader": "images a second at 518 px beside plain PIL and torchvision; memory of 8,000 px images",
