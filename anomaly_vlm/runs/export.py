@@ -1,10 +1,9 @@
-"""A trained method as one ONNX file: an image in, its score and map out, for programs without torch and this suite."""
+"""A trained method as a file of its own: an image in, its score and map out, for programs without torch and this suite."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from anomaly_vlm.data.drawn.products import ProceduralSource
 from anomaly_vlm.data.transforms import read_sample, resize_image
 from anomaly_vlm.data.types import Batch, Preprocess
 from anomaly_vlm.errors import UserError
-from anomaly_vlm.files import whole_bytes
 from anomaly_vlm.methods.adaclip import AdaCLIP
 from anomaly_vlm.methods.base.images import preprocess_of
 from anomaly_vlm.methods.base.method import AnomalyMethod
+from anomaly_vlm.runs.exported_files import FORMATS
 from anomaly_vlm.runs.onnx_batches import IMAGE, MAP, SCORE, Pixels, batched
 
 CHECKED = 20  # images on which the file is compared with the method
@@ -85,22 +84,25 @@ class ImageToMap(nn.Module):
         return prediction.score, prediction.map
 
 
-def export_onnx(method: AnomalyMethod, path: Path, *, category: str, pixels: Pixels = "float") -> Exported:
-    """Writes a method as an ONNX file, and compares the file with the method.
+def export(
+    method: AnomalyMethod, path: Path, *, category: str, pixels: Pixels = "float", form: str = "onnx"
+) -> Exported:
+    """Writes a method as a file of its own, and compares the file with the method.
 
     Text features, learned weights and the memory of reference images become constants. The metadata of the file say which
     method it is, what it was made for, and the threshold of the checkpoint where it has one.
 
     Args:
         method: A loaded method.
-        path: The file.
+        path: The file; OpenVINO's weights lie beside it as `.bin`.
         category: What the images show: the texts, the memory and the threshold are those of this category.
         pixels: What the input holds, see `batched`.
+        form: One of `FORMATS`.
 
     Raises:
         UserError: The packages are missing, the method cannot be exported, or the file gives other numbers.
     """
-    onnx, runtime = _packages()
+    onnx = _onnx()
     name = str(method.run_record.get("config", {}).get("name", type(method).__name__))
     preprocess = preprocess_of(method)
     reason = _obstacle(method, name)
@@ -115,15 +117,12 @@ def export_onnx(method: AnomalyMethod, path: Path, *, category: str, pixels: Pix
     model = batched(
         onnx.load_from_string(content), side=preprocess.size, map_size=(int(height), int(width)), pixels=pixels
     )
-    for key, value in _facts(method, name, category, preprocess, pixels).items():
-        model.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
-    content = model.SerializeToString()
-    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    made = FORMATS[form][1](model, _facts(method, name, category, preprocess, pixels))
     worst = 0.0
     for start in range(0, len(images), BATCH):
         batch = torch.cat(images[start : start + BATCH])
         given = (batch * 255).round().to(torch.uint8) if pixels == "uint8" else batch
-        found = session.run(None, {"image": given.numpy()})
+        found = made.run(given.numpy())
         wanted = [np.concatenate(part) for part in zip(*expected[start : start + BATCH], strict=True)]
         worst = max(worst, *(float(np.abs(one - other).max()) for one, other in zip(found, wanted, strict=True)))
     if not worst <= TOLERANCE:
@@ -131,8 +130,7 @@ def export_onnx(method: AnomalyMethod, path: Path, *, category: str, pixels: Pix
             f"{name} cannot be exported: the file differs from the method by {worst:.2g} (at most {TOLERANCE:g} is allowed),"
             " as something of it depends on the image in a way that a graph does not hold"
         )
-    with whole_bytes(path) as file:
-        file.write(content)
+    made.write(path)
     return Exported(path, worst, len(images))
 
 
@@ -145,14 +143,14 @@ def _obstacle(method: AnomalyMethod, name: str) -> str:
     return REASONS.get(name, "")
 
 
-def _packages() -> tuple[Any, Any]:
+def _onnx() -> Any:
     try:
         import onnx
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ImportError as error:
         raise UserError(f"export needs the package {error.name}: install the extra 'export'") from error
-    return onnx, onnxruntime
+    return onnx
 
 
 def _graph_of(graph: ImageToMap, image: Tensor, name: str) -> bytes:

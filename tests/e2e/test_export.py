@@ -50,6 +50,25 @@ def test_a_file_gives_the_numbers_of_its_method(
     assert (facts["method"], facts["category"], facts["size"]) == (words[0].partition("=")[2], "gear", "64")
 
 
+def test_openvinos_files_give_the_numbers_of_their_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    openvino = pytest.importorskip("openvino")
+    assert main(["train", "method=linear_heads", *TRAINS, *TINY, "output_dir=run"]) == 0
+    words = ["export", "ckpt=run/checkpoints/last.ckpt", "category=gear", "format=openvino"]
+    assert main([*words, "output=out.bin"]) == 2 and "give output=NAME.xml" in capsys.readouterr().err
+    assert main([*words, "output=out.xml", "pixels=uint8"]) == 0
+    assert "out.xml: differs from the method by at most" in capsys.readouterr().out
+    model = openvino.Core().read_model("out.xml")
+    facts = {key: model.get_rt_info(["anomaly_vlm", key]).astype(str) for key in ("method", "category", "size")}
+    assert facts == {"method": "linear_heads", "category": "gear", "size": "64"}
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+    assert main([*words[:3], "output=out.onnx", "pixels=uint8"]) == 0
+    for one, other in zip(
+        compiled(images).values(), onnxruntime.InferenceSession("out.onnx").run(None, {"image": images}), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_any_number_of_images_of_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "method=linear_heads", *TRAINS, *TINY, "output_dir=run"]) == 0
@@ -87,10 +106,10 @@ def test_a_method_that_is_no_graph_is_rejected(capsys: pytest.CaptureFixture[str
     assert main(["export", "ckpt=run/none.ckpt"]) == 2
     from anomaly_vlm import load_method
     from anomaly_vlm.errors import UserError
-    from anomaly_vlm.runs.export import export_onnx
+    from anomaly_vlm.runs.export import export
 
     with pytest.raises(UserError, match="anovl cannot be exported: it adapts itself to each test image"):
-        export_onnx(load_method("anovl", backbone="tiny_random"), Path("x.onnx"), category="gear")
+        export(load_method("anovl", backbone="tiny_random"), Path("x.onnx"), category="gear")
     with pytest.raises(UserError, match="adaclip cannot be exported: k-means"):
-        export_onnx(load_method("adaclip", backbone="tiny_random"), Path("x.onnx"), category="gear")
+        export(load_method("adaclip", backbone="tiny_random"), Path("x.onnx"), category="gear")
     assert main(["export"]) == 2 and main(["export", "ckpt=x", "format=tflite"]) == 2

@@ -159,7 +159,7 @@ def test_a_command_that_refuses_takes_the_advice(
         monkeypatch.setattr(pytest.importorskip("uvicorn").Server, "run", lambda *args, **kwargs: None)
     taken = []
     monkeypatch.setattr(
-        "anomaly_vlm.runs.export.export_onnx",
+        "anomaly_vlm.runs.export.export",
         lambda method, path, **options: (
             taken.append(type(method)) or SimpleNamespace(path=path, difference=0, images=1)
         ),
