@@ -77,7 +77,7 @@ watch: $(VENV)/.run ## score images as they arrive: CKPT=FILE IMAGES=FOLDER
 serve: $(VENV)/.run ## judge images over HTTP on this machine: CKPT=FILE (needs EXTRAS=serve once) [ARGS="port=8000"]
 	@$(CLI) serve $(if $(CKPT),"ckpt=$$CKPT") $(ARGS)
 
-export: $(VENV)/.run ## a checkpoint as an ONNX file: CKPT=FILE (needs EXTRAS=export once) [ARGS="category=WORD output=FILE.onnx"]
+export: $(VENV)/.run ## a checkpoint as an ONNX file: CKPT=FILE (needs EXTRAS=export once) [FORMAT=openvino ARGS="category=WORD output=FILE.onnx"]
 	@$(CLI) export $(if $(CKPT),"ckpt=$$CKPT") $(if $(FORMAT),format=$(FORMAT)) $(ARGS)
 
 sweep: $(VENV)/.run ## many runs, one table: EXPERIMENT=adaclip/prompts, or ARGS="seed=0,1,2", or RESUME=outputs/sweeps/... to resume

@@ -174,3 +174,18 @@ def test_masks_beside_images_are_not_scored_and_named(tmp_path: Path, caplog: py
     heap(tmp_path, "a.png", "a_mask.png", "b_mask.png")
     assert [Path(s.path).name for s in read_unlabelled(tmp_path)] == ["a.png", "b_mask.png"]
     assert "1 masks beside their images are left out" in caplog.text
+
+
+def test_masks_of_another_type_beside_their_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    heap(tmp_path, "good/0.jpg", "bad/1.jpg", "bad/2.jpg")
+    for name in ("good/0.png", "bad/1.png", "bad/2.png"):
+        mask(tmp_path / name)
+    found = {Path(s.path).name: [Path(m).name for m in s.masks] for s in read_folder(tmp_path)}
+    assert found == {"0.jpg": [], "1.jpg": ["1.png"], "2.jpg": ["2.png"]}
+    assert sorted(Path(s.path).name for s in read_unlabelled(tmp_path)) == ["0.jpg", "1.jpg", "2.jpg"]
+    assert "3 masks beside their images are left out" in caplog.text
+
+
+def test_photographs_in_two_types_stay_two(tmp_path: Path) -> None:
+    heap(tmp_path, "a.jpg", "a.png", "b.jpg", "b.png")
+    assert len(read_unlabelled(tmp_path)) == 4

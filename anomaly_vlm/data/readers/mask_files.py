@@ -17,6 +17,7 @@ from anomaly_vlm.data.readers.listing import (
     folders,
     images,
     is_mask_folder,
+    looks_like_mask,
     other_files,
     spread,
     tokens,
@@ -67,15 +68,39 @@ def _part(place: Path, name: str) -> Path:
 
 
 def without_masks(found: Sequence[Path]) -> list[Path]:
-    """Image files without those that are masks of another beside them: `X_mask.png` or `X.png.png` beside `X.png`."""
+    """Image files without those that are masks of another beside them.
+
+    These are `X_mask.png` or `X.png.png` beside `X.png`; and `X.png` beside `X.jpg` where all that are looked at of one type
+    look like masks and those of the other do not.
+    """
     stems = {(path.parent, path.stem) for path in found}
     names = {(path.parent, path.name) for path in found}
+    twins = _masks_of_another_type(found)
 
     def is_mask(path: Path) -> bool:
         name = without_mask_words(path.stem)
-        return (path.parent, name) in names or (name != path.stem and (path.parent, name) in stems)
+        return path in twins or (path.parent, name) in names or (name != path.stem and (path.parent, name) in stems)
 
     return [path for path in found if not is_mask(path)]
+
+
+def _masks_of_another_type(found: Sequence[Path]) -> set[Path]:
+    """Files that are masks of the images with the same stem beside them, which the files themselves decide."""
+    same: dict[tuple[Path, str], list[Path]] = {}
+    for path in found:
+        same.setdefault((path.parent, path.stem), []).append(path)
+    types: dict[Path, dict[str, list[Path]]] = {}  # folder -> suffix -> files that have a twin
+    for (parent, _), paths in same.items():
+        for path in paths if len(paths) > 1 else ():
+            types.setdefault(parent, {}).setdefault(path.suffix.lower(), []).append(path)
+    masks: set[Path] = set()
+    for by_suffix in types.values():
+        like = [all(looks_like_mask(path) for path in spread(paths, LOOKED_AT)) for paths in by_suffix.values()]
+        if not all(like):
+            masks.update(
+                path for paths, is_mask in zip(by_suffix.values(), like, strict=True) if is_mask for path in paths
+            )
+    return masks
 
 
 class Masks:
