@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import hydra
@@ -29,6 +29,7 @@ ADDABLE = ("method.", "backbone.", "trainer.", "optimizer.", "scheduler.", "call
 WITH_NONE = ("loss", "logger")  # groups whose choice `none` is an empty node, which a run needs
 # Groups whose files set keys anywhere in a configuration, so that none of its nodes is theirs.
 OF_A_NEW_RUN = ("experiment", "debug", "hparams_search")
+OF_A_CHECKPOINT = ("method", "backbone", "loss", "dataset", "choices")  # nodes whose keys are as it was made
 
 
 def compose(overrides: Sequence[str], *, config: str = "train") -> DictConfig:
@@ -226,7 +227,28 @@ def merge_overrides(stored: DictConfig, overrides: Sequence[str], *, fixed: Sequ
             continue
         key = o.key_or_group
         addable = o.is_add() or key.startswith(ADDABLE)  # see `addable`
-        if not addable and OmegaConf.select(cfg, key, throw_on_missing=False, default="<absent>") == "<absent>":
+        if not addable and not _has(cfg, key) and not _came_later(key, made, search_words(overrides)):
             raise unknown_choice_short(key, flat_keys(cfg))
         OmegaConf.update(cfg, key, o.value(), force_add=True)
     return cfg
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    return bool(OmegaConf.select(cfg, key, throw_on_missing=False, default="<absent>") != "<absent>")
+
+
+def _came_later(key: str, made: Mapping[str, str], words: Sequence[str]) -> bool:
+    """Whether today's configuration has a key that a stored one, of an older version, lacks.
+
+    Args:
+        key: The key.
+        made: Choices of the stored configuration.
+        words: Overrides that say where to look for configurations.
+    """
+    if key.partition(".")[0] in OF_A_CHECKPOINT:
+        return False
+    kept = [f"{group}={made[group]}" for group in ("method", "backbone") if group in made]
+    try:
+        return _has(compose([*kept, *words]), key)
+    except UserError:  # a method that is not installed here
+        return False

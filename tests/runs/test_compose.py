@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from anomaly_vlm.cli import main
 from anomaly_vlm.cli.arguments import hydra_words
@@ -164,6 +164,17 @@ def test_merging_keeps_what_a_checkpoint_decides() -> None:
         merge_overrides(stored, ["method=faprompt"], fixed=("method",))
     with pytest.raises(UserError, match="unknown key 'eval_batch'"):
         merge_overrides(stored, ["eval_batch=2"], fixed=())
+
+
+def test_an_older_configuration_takes_keys_that_came_later() -> None:
+    stored = compose(["method=adaclip"])
+    with open_dict(stored):
+        del stored.measure_cost, stored.metrics.aupimo, stored.dataset.test.size
+    cfg = merge_overrides(stored, ["measure_cost=true", "metrics.aupimo=true"], fixed=("method",))
+    assert cfg.measure_cost is True and cfg.metrics.aupimo is True
+    for word in ("metrics.aupimoo=true", "dataset.test.size=64"):
+        with pytest.raises(UserError, match="unknown key"):
+            merge_overrides(stored, [word], fixed=("method",))
 
 
 @pytest.mark.parametrize("word", ["experiment=adaclip/prompts", "debug=limit", "hparams_search=adaclip"])
