@@ -194,10 +194,9 @@ class ClipBackbone(FrozenClip, BlockTaps):
         """`encode_image` from what `embed_image` returned: `x` [B, 1 + N, Dv] and the patch grid."""
         if token_sets is not None:
             x = x[:, token_sets].flatten(0, 1)  # [B, W, k, Dv] -> [B * W, k, Dv]
-        ordinary = vv_from is None and value_attention is None and not adapters
-        class_token = torch.zeros(
-            len(x), 1, dtype=torch.long, device=x.device
-        )  # all that is read where nothing is tapped
+        read = None
+        if not layers and vv_from is None and value_attention is None and not adapters:
+            read = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)  # nothing but the class token is asked for
         out = run_blocks(
             self.visual.transformer.resblocks,
             self.visual.ln_pre(x),
@@ -206,7 +205,7 @@ class ClipBackbone(FrozenClip, BlockTaps):
             vv_from=vv_from,
             value_attention=value_attention,
             adapters=adapters,
-            read=class_token if ordinary and not layers else None,
+            read=read,
         )
         strip = prompts.strip if prompts is not None else lambda tokens: tokens
         cls_token = out.last[:, 0]
