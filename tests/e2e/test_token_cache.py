@@ -151,7 +151,8 @@ def test_heat_maps_of_images_that_come_from_the_cache(tiles: Path, tmp_path: Pat
         encoded.clear()
         assert main(["predict", f"ckpt={ckpt}", f"images={images}", f"output_dir={tmp_path / run}"]) == 0
     assert encoded == []
-    assert len(list((tmp_path / "second" / "pictures").glob("*.jpg"))) == len(list(images.glob("*.jpg")))  # the masks beside them are not scored
+    pictures = list((tmp_path / "second" / "pictures").glob("*.jpg"))
+    assert len(pictures) == len(list(images.glob("*.jpg")))  # the masks beside them are not scored
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
