@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ Entry = dict[str, Tensor]
 def write_entry(path: Path, entry: Mapping[str, Tensor]) -> None:
     """Writes an entry whole: a reader sees all of it or nothing."""
     path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
+    unfinished = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.unfinished")
     try:
         save_file(dict(entry), unfinished, metadata={"crc32": str(checksum(entry))})
         unfinished.replace(path)

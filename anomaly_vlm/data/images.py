@@ -28,6 +28,7 @@ class ReadError(UserError):
         super().__init__(message.rsplit(name, 1)[-1])
 
 
+BAND = 4 * 10**6  # pixels that are copied at a time
 DRAFT_ROOM = 2  # pixels of a draft a side for each one asked for, so that the resize has something to average
 
 
@@ -52,6 +53,22 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def values_of(image: Image.Image) -> np.ndarray:
+    """The values of an image, `[H, W]` or `[H, W, channels]`, copied band by band: PIL hands a whole image out in two copies."""
+    if image.width * image.height <= 2 * BAND:
+        return np.asarray(image)
+    rows = max(1, BAND // image.width)
+    bands = ((0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows))
+    values: np.ndarray | None = None
+    for band in bands:
+        part = np.asarray(image.crop(band))
+        if values is None:
+            values = np.empty((image.height, *part.shape[1:]), part.dtype)
+        values[band[1] : band[3]] = part
+    assert values is not None
+    return values
+
+
 def open_labels(path: str) -> np.ndarray:
     """uint8 [H, W]: the values of a label file as they are stored (indices of a palette image).
 
@@ -61,7 +78,7 @@ def open_labels(path: str) -> np.ndarray:
     image = decode(path).image
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         raise ReadError(f"label file '{path}' has colours (mode {image.mode}): give the file of class numbers")
-    values = np.asarray(image)
+    values = values_of(image)
     if values.max(initial=0) > 255 or values.min(initial=0) < 0:
         raise ReadError(f"label file '{path}' has values from {values.min()} to {values.max()}: expected 0 to 255")
     return values.astype(np.uint8)

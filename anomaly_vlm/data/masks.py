@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from anomaly_vlm.data.images import ReadError, decode, eight_bit
+from anomaly_vlm.data.images import ReadError, decode, eight_bit, values_of
 
 MOSTLY = "mark more than half of the image: where they are inverted, make the anomalous pixels the bright ones"
 MANY_VALUES = 16  # a lossless mask with more values than this has grey edges; smaller values are numbers of classes
@@ -88,14 +88,14 @@ def read_mask(path: str, threshold: int | None) -> MaskFile:
 def _thresholded_values(image: Image.Image, path: str) -> np.ndarray:
     """Grey values, compared with an explicit threshold as the published codes do."""
     if image.mode.startswith("I"):
-        return np.asarray(image)
-    return np.asarray(eight_bit(image, path).convert("L"))
+        return values_of(image)
+    return values_of(eight_bit(image, path).convert("L"))
 
 
 def _meaning(image: Image.Image, path: str) -> tuple[np.ndarray, str]:
     """Values [H, W] of which 0 is the background, and what was taken for them where that is not plain grey."""
     if image.mode == "P":
-        values = np.asarray(image)
+        values = values_of(image)
         palette = np.array(image.getpalette() or [0, 0, 0]).reshape(-1, 3)
         dark = len(palette) == 0 or not palette[0].any()
         return values, "" if dark else "are palette images: index 0 is the background, whatever its colour"
@@ -116,7 +116,8 @@ def _meaning(image: Image.Image, path: str) -> tuple[np.ndarray, str]:
         )
     if image.mode in ("RGB", "CMYK", "YCbCr", "LAB", "HSV"):
         return np.asarray(image.convert("RGB")).max(axis=-1), ""
-    return np.asarray(image).astype(np.uint8) if image.mode == "1" else np.asarray(image), ""
+    values = values_of(image)
+    return values.astype(np.uint8) if image.mode == "1" else values, ""
 
 
 def _values_of(values: np.ndarray) -> np.ndarray:

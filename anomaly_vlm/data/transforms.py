@@ -80,7 +80,9 @@ def _labels(sample: Sample, size: tuple[int, int] | None) -> Image.Image:
 
 
 def _grey(mask: np.ndarray) -> Image.Image:
-    return Image.fromarray((mask != 0).view(np.uint8) * np.uint8(255))  # the bytes of True may be others than 1
+    grey = (mask != 0).view(np.uint8)  # the bytes of True may be others than 1
+    grey *= np.uint8(255)
+    return Image.fromarray(grey)  # which holds the array itself
 
 
 def resize_image(image: Image.Image, preprocess: Preprocess) -> Tensor:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from omegaconf import DictConfig
@@ -15,9 +20,14 @@ from anomaly_vlm.methods.base.prediction import Prediction
 from anomaly_vlm.runs import stopping
 from anomaly_vlm.runs.devices import device_of, precision_of
 
+MOST_STREAMS = 4  # each holds the activations of a batch
+Given, Made = TypeVar("Given"), TypeVar("Made")
+
 
 def predictions(cfg: DictConfig, method: AnomalyMethod, loader: DataLoader[Item]) -> Iterator[tuple[Batch, Prediction]]:
     """Predicts every batch of a loader on the device and in the precision that the configuration says.
+
+    On the CPU several batches are predicted at a time, where the method's images do not depend on one another.
 
     Args:
         cfg: The run's configuration.
@@ -25,21 +35,68 @@ def predictions(cfg: DictConfig, method: AnomalyMethod, loader: DataLoader[Item]
         loader: Batches of images.
 
     Yields:
-        Each batch with its prediction.
+        Each batch with its prediction, in order.
 
     Raises:
         UserError: A device or a precision that is not there, or a score that is no finite number.
         Stopped: By a signal, between two batches.
     """
     device = device_of(cfg)
-    dtype, precision = precision_of(cfg, device)
+    dtype, _ = precision_of(cfg, device)
     method.to(device=device, dtype=dtype).eval()
     method.invalidate_caches()
-    for batch in loader:
-        stopping.check()
+
+    def predicted(batch: Batch) -> tuple[Batch, Prediction]:
+        _, precision = precision_of(cfg, device)  # anew: a context belongs to one thread
         with torch.inference_mode(), precision:
             moved = batch.to(device)
             moved.unencoded = moved.unencoded.to(dtype)
-            prediction = method.predict(moved).checked(moved)
-        yield moved, prediction
+            return moved, method.predict(moved).checked(moved)
+
+    threads = torch.get_num_threads()
+    streams = min(threads, MOST_STREAMS) if device.type == "cpu" and not method.predicts_in_order else 1
+    yield from in_streams(predicted, loader, streams)
+
+
+def in_streams(work: Callable[[Given], Made], given: Iterable[Given], streams: int) -> Iterator[Made]:
+    """Calls `work` on each that is given, several at a time, each on its share of torch's threads.
+
+    The operations of a small tower are too short for all cores to share one; batches side by side are not. The first call
+    runs alone, as it fills what the others read, such as text features.
+
+    Args:
+        work: Called in threads.
+        given: What it is called on, read one after another.
+        streams: How many calls run at a time.
+
+    Yields:
+        The results, in order.
+    """
+    rest = iter(given)
+    for one in islice(rest, 1 if streams > 1 else None):
+        stopping.check()
+        yield work(one)
+    if streams > 1:
+        with _pool(streams) as pool:
+            running: deque[Future[Made]] = deque()
+            for one in rest:
+                stopping.check()
+                running.append(pool.submit(work, one))
+                if len(running) > streams:  # one more than run, so that no thread waits for the next one to be read
+                    yield running.popleft().result()
+            while running:
+                stopping.check()
+                yield running.popleft().result()
     stopping.check()
+
+
+@contextmanager
+def _pool(streams: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that share torch's threads; what is left to do at the end of the context is not begun."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(streams, "stream", torch.set_num_threads, (max(1, threads // streams),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)

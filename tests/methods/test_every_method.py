@@ -92,7 +92,13 @@ def one_score_everywhere(name: str, checkpoint: Path, method: Any, tmp_path: Pat
     folder = ["dataset=folder", "dataset.test.root=parts", "dataset.test.reader.category=gear"]
     if name != "vl4ad":  # whose evaluation asks for road scenes
         assert main(["evaluate", f"ckpt={checkpoint}", *folder, "output_dir=evaluated"]) == 0
-    assert main(["predict", f"ckpt={checkpoint}", "images=parts", "category=gear", "output_dir=predicted"]) == 0
+    size = 1 if name in ("saa", "vl4ad") else 2  # those take images of any size one by one
+    words = ["images=parts", "category=gear", f"eval_batch_size={size}", "output_dir=predicted"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # then all batches but the first are predicted side by side
+    assert main(["predict", f"ckpt={checkpoint}", *words]) == 0
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
     predicted = scores(tmp_path / "predicted" / "scores.csv")
     evaluated = predicted if name == "vl4ad" else scores(tmp_path / "evaluated" / "images.csv")
     called = method(list(predicted), category="gear").score.tolist()

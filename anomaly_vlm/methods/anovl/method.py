@@ -91,7 +91,7 @@ class AnoVL(FrozenTokens):
         self.vv_from, self.augment_views = backbone.num_layers - dual, augment_views
         self.temperature, self.smooth_kernel = temperature, smooth_kernel
         self.adapt, self.adaptation, self.tiling = adapt, adaptation, tiling == "auto"
-        self.carry = adapt and adaptation.optimizer_state == "published"
+        self.carry = self.predicts_in_order = adapt and adaptation.optimizer_state == "published"
         self._texts: dict[str, CategoryTexts] = {}
         self._carried: dict[str, tuple[TextAdapter, torch.optim.Optimizer]] = {}  # by category
         self._carried_prob: dict[tuple[int, str], Tensor] = {}  # an image that comes again keeps its map

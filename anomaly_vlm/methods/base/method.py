@@ -45,6 +45,8 @@ class AnomalyMethod(TrainerSteps, LearnedState):
         backbone_types: Kinds of backbone that the method runs on.
         reference_support: Whether it takes reference images, see `FewShot`.
         own_schedule: Whether it changes the rates of its optimiser itself, so that no scheduler may be given.
+        predicts_in_order: Whether the prediction of a batch changes that of the next one. Otherwise several batches may be
+            predicted at a time, in threads.
         evaluation_type: Evaluation that is used where none is given.
         color_range: Colours of a heat map: a pair (low, high), or `per_image` for the map's own minimum and maximum. None
             for [0, 1], widened where values fall outside.
@@ -60,6 +62,7 @@ class AnomalyMethod(TrainerSteps, LearnedState):
     backbone_types: ClassVar[tuple[type[FrozenTower], ...]] = (ClipBackbone,)
     reference_support: Literal["none", "optional", "required"] = "none"
     own_schedule: ClassVar[bool] = False
+    predicts_in_order: bool = False
     evaluation_type: ClassVar[type[Evaluation]] = Evaluation
     color_range: tuple[float, float] | Literal["per_image"] | None = None
     overlay: ClassVar[Literal["blend", "heat"]] = "blend"
