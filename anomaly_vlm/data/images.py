@@ -54,7 +54,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def values_of(image: Image.Image) -> np.ndarray:
-    """The values of an image, `[H, W]` or `[H, W, channels]`, copied band by band: PIL hands a whole image out in two copies."""
+    """The values of an image, `[H, W]` or `[H, W, channels]`, copied band by band: PIL makes two copies of a whole one."""
     if image.width * image.height <= 2 * BAND:
         return np.asarray(image)
     rows = max(1, BAND // image.width)

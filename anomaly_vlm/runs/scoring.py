@@ -21,7 +21,8 @@ from anomaly_vlm.runs import stopping
 from anomaly_vlm.runs.devices import device_of, precision_of
 
 MOST_STREAMS = 4  # each holds the activations of a batch
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 def predictions(cfg: DictConfig, method: AnomalyMethod, loader: DataLoader[Item]) -> Iterator[tuple[Batch, Prediction]]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomaly_vlm.data.images import ReadError, open_image
+from anomaly_vlm.data import images
+from anomaly_vlm.data.images import ReadError, open_image, values_of
 from anomaly_vlm.data.masks import open_mask
 from tests.data.trees import mask, picture
 
@@ -116,3 +117,17 @@ def test_only_image_formats_are_decoded(tmp_path: Path) -> None:
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
     with pytest.raises(ReadError, match=r"part\.png' cannot be read"):
         open_image(str(path))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGB", "I;16", "F"])
+def test_large_images_are_copied_band_by_band(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "BAND", 100)
+    kinds = {"I;16": np.uint16, "F": np.float32}
+    shape = (37, 29, 3) if mode == "RGB" else (37, 29)
+    values = np.random.default_rng(0).integers(0, 200, shape).astype(kinds.get(mode, np.uint8))
+    image = Image.fromarray(values)
+    image = image.convert("1") if mode == "1" else image.quantize(8) if mode == "P" else image
+    assert image.mode == mode
+    found, wanted = values_of(image), np.asarray(image)
+    assert found.dtype == wanted.dtype
+    np.testing.assert_array_equal(found, wanted)
