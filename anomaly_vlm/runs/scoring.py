@@ -21,6 +21,7 @@ from anomaly_vlm.runs import stopping
 from anomaly_vlm.runs.devices import device_of, precision_of
 
 MOST_STREAMS = 4  # each holds the activations of a batch
+LARGE = 2 * 10**8  # parameters of a method, more than a CLIP of ViT-B has
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
@@ -28,7 +29,8 @@ Made = TypeVar("Made")
 def predictions(cfg: DictConfig, method: AnomalyMethod, loader: DataLoader[Item]) -> Iterator[tuple[Batch, Prediction]]:
     """Predicts every batch of a loader on the device and in the precision that the configuration says.
 
-    On the CPU several batches are predicted at a time, where the method's images do not depend on one another.
+    On the CPU several batches are predicted at a time, where the method's images do not depend on one another; but with a
+    large tower, whose batches fill the cores, need the memory, and take so long that Ctrl-C would wait for them.
 
     Args:
         cfg: The run's configuration.
@@ -54,9 +56,9 @@ def predictions(cfg: DictConfig, method: AnomalyMethod, loader: DataLoader[Item]
             moved.unencoded = moved.unencoded.to(dtype)
             return moved, method.predict(moved).checked(moved)
 
-    threads = torch.get_num_threads()
-    streams = min(threads, MOST_STREAMS) if device.type == "cpu" and not method.predicts_in_order else 1
-    yield from in_streams(predicted, loader, streams)
+    is_large = sum(parameter.numel() for parameter in method.parameters()) > LARGE
+    alone = device.type != "cpu" or method.predicts_in_order or is_large
+    yield from in_streams(predicted, loader, 1 if alone else min(torch.get_num_threads(), MOST_STREAMS))
 
 
 def in_streams(work: Callable[[Given], Made], given: Iterable[Given], streams: int) -> Iterator[Made]:
