@@ -58,7 +58,8 @@ def predictions(cfg: DictConfig, method: AnomalyMethod, loader: DataLoader[Item]
 
     is_large = sum(parameter.numel() for parameter in method.parameters()) > LARGE
     alone = device.type != "cpu" or method.predicts_in_order or is_large
-    yield from in_streams(predicted, loader, 1 if alone else min(torch.get_num_threads(), MOST_STREAMS))
+    most = 1 if alone else min(torch.get_num_threads(), MOST_STREAMS)
+    yield from in_streams(predicted, loader, max(1, min(most, len(loader) - 1)))  # the first batch runs alone
 
 
 def in_streams(work: Callable[[Given], Made], given: Iterable[Given], streams: int) -> Iterator[Made]:
