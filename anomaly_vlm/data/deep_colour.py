@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 PLANES = 284  # tag of a TIFF file, 2: each channel by itself
+BITS = 258  # tag of a TIFF file: bits of each channel
 # PIL's name of an order of bytes -> of the one by which it decodes the lower byte of each value in place of the upper.
 LOWER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
@@ -16,8 +17,18 @@ LOWER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 def is_deep_colour(file: Image.Image) -> bool:
     """Whether a PNG or TIFF file, opened and not yet loaded, has colours of 16 bits a channel."""
     deep = [_raw_mode(tile).partition(";16")[1] for tile in getattr(file, "tile", ())]
-    in_planes = getattr(file, "tag_v2", {}).get(PLANES) == 2  # PIL unpacks these by its own byte order alone
-    return file.format in ("PNG", "TIFF") and file.mode in ("RGB", "RGBA", "RGBX") and any(deep) and not in_planes
+    return file.format in ("PNG", "TIFF") and file.mode in ("RGB", "RGBA", "RGBX") and any(deep) and not _in_planes(file)
+
+
+def has_deep_planes(file: Image.Image) -> bool:
+    """Whether an opened TIFF file has colours of 16 bits in separate planes, which PIL misreads where nothing packs them."""
+    tags = getattr(file, "tag_v2", {})
+    bits = tags.get(BITS, ())
+    return _in_planes(file) and len(bits) > 1 and max(bits) > 8
+
+
+def _in_planes(file: Image.Image) -> bool:
+    return bool(getattr(file, "tag_v2", {}).get(PLANES) == 2)
 
 
 def deep_colours(source: str | IO[bytes]) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from anomaly_vlm.data.deep_colour import deep_colours, is_deep_colour
+from anomaly_vlm.data.deep_colour import deep_colours, has_deep_planes, is_deep_colour
 from anomaly_vlm.errors import UserError
 
 # What is decoded, whatever a file is called: a PostScript file named .png must not reach an interpreter.
@@ -122,6 +122,11 @@ def decode(
         with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as file:
             form, frames, size = str(file.format), getattr(file, "n_frames", 1), shown_size(file)
             file.seek(0)
+            if has_deep_planes(file):
+                raise ReadError(
+                    f"image file '{path}' has 16 bits a channel in separate planes, which would be misread: save it with"
+                    " interleaved channels (planar configuration 1) or with 8 bits"
+                )
             deep = max_value is not None and max_value < WHITE[-1] and is_deep_colour(file)
             if draft is not None and form == "JPEG":
                 file.draft(None, (DRAFT_ROOM * draft, DRAFT_ROOM * draft))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +132,19 @@ def test_large_images_are_copied_band_by_band(mode: str, monkeypatch: pytest.Mon
     found, wanted = values_of(image), np.asarray(image)
     assert found.dtype == wanted.dtype
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_deep_colours_in_separate_planes_are_refused(tmp_path: Path) -> None:
+    """PIL takes other bytes than theirs without a word."""
+    values = np.full((3, 4, 5), 40_000, np.uint16)
+    tags = [(256, 3, 1, 5), (257, 3, 1, 4), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, 140)]
+    tags += [(277, 3, 1, 3), (278, 3, 1, 4), (279, 4, 3, 152), (284, 3, 1, 2)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + struct.pack("<I", 0)
+    tables = struct.pack("<3H3I3I", 16, 16, 16, 164, 204, 244, 40, 40, 40)
+    (tmp_path / "planes.tif").write_bytes(head + tables + values.tobytes())
+    with Image.open(tmp_path / "planes.tif") as file:
+        assert file.mode == "RGB" and file.size == (5, 4)
+    for white in (None, 4095.0):
+        with pytest.raises(ReadError, match="16 bits a channel in separate planes"):
+            open_image(str(tmp_path / "planes.tif"), white)
