@@ -17,7 +17,9 @@ LOWER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 def is_deep_colour(file: Image.Image) -> bool:
     """Whether a PNG or TIFF file, opened and not yet loaded, has colours of 16 bits a channel."""
     deep = [_raw_mode(tile).partition(";16")[1] for tile in getattr(file, "tile", ())]
-    return file.format in ("PNG", "TIFF") and file.mode in ("RGB", "RGBA", "RGBX") and any(deep) and not _in_planes(file)
+    return (
+        file.format in ("PNG", "TIFF") and file.mode in ("RGB", "RGBA", "RGBX") and any(deep) and not _in_planes(file)
+    )
 
 
 def has_deep_planes(file: Image.Image) -> bool:
