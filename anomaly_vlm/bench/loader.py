@@ -27,7 +27,8 @@ from anomaly_vlm.bench._limits import Limit, at_least, at_most
 from anomaly_vlm.bench._loaders import LARGE_SIDE, PIXELS, PlainDataset, large_file, write_set
 from anomaly_vlm.bench._measure import measure
 from anomaly_vlm.caching.tokens import TokenCache
-from anomaly_vlm.data.dataset import AnomalyDataset, collate
+from anomaly_vlm.data.dataset import AnomalyDataset
+from anomaly_vlm.data.loaders import AheadLoader
 from anomaly_vlm.data.pixels import PixelCache
 from anomaly_vlm.data.types import Sample
 from anomaly_vlm.reporting.console import say, show
@@ -90,9 +91,9 @@ def contenders(samples: list[Sample], place: Path, cores: int) -> dict[str, Call
 
 
 def read_all(dataset: Any, workers: int) -> None:
-    """One pass over a data set."""
-    combine = collate if isinstance(dataset, AnomalyDataset) else None
-    for _ in DataLoader(dataset, batch_size=BATCH, num_workers=workers, collate_fn=combine):
+    """One pass over a data set, ours by the loader of a training."""
+    loader: Any = AheadLoader if isinstance(dataset, AnomalyDataset) else DataLoader
+    for _ in loader(dataset, batch_size=BATCH, num_workers=workers):
         pass
 
 

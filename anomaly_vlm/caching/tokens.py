@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from safetensors import SafetensorError
@@ -24,6 +25,7 @@ from anomaly_vlm.files import write_text
 
 log = logging.getLogger("anomaly_vlm")
 ABOUT = "about.json"
+_counting = Lock()  # of bytes and entries; not a part of a cache, as it could not be sent to another process
 RECENT = 3600  # seconds within which another process may still be at work on something
 
 
@@ -80,7 +82,8 @@ class TokenCache:
             entry = read_entry(self._path(self.place, key))
             if entry is not None:
                 self._remember(key, entry)
-        self.hits += entry is not None
+        with _counting:
+            self.hits += entry is not None
         return entry
 
     def _path(self, place: Path, key: str) -> Path:
@@ -88,9 +91,10 @@ class TokenCache:
 
     def _remember(self, key: str, entry: Entry) -> None:
         size = sum(tensor.nbytes for tensor in entry.values())
-        if self._in_memory + size <= self.memory_bytes:
-            self._memory[key] = entry
-            self._in_memory += size
+        with _counting:
+            if key not in self._memory and self._in_memory + size <= self.memory_bytes:
+                self._memory[key] = entry
+                self._in_memory += size
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
@@ -114,8 +118,9 @@ class TokenCache:
         except (OSError, SafetensorError) as error:
             self._give_up(error)
         else:
-            self._left -= size
-            self.written += 1
+            with _counting:
+                self._left -= size
+                self.written += 1
 
     def _give_up(self, error: Exception) -> None:
         log.warning("the token cache in '%s' cannot be written (%s): this run continues without it", self.place, error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -16,11 +16,11 @@ from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.checks import check_categories, check_files, need_labels
 from anomaly_vlm.data.dataset import AnomalyDataset, Item, StoredTokens, collate
 from anomaly_vlm.data.limits import balanced
+from anomaly_vlm.data.loaders import AheadLoader, TrainLoader
 from anomaly_vlm.data.pixels import PixelCache
 from anomaly_vlm.data.references import MemoryImages, ReferencePicks, at_size, changed, positions_by_category, roots_of
 from anomaly_vlm.data.sampler import BatchesSampler, EpochSampler, ShardSampler
 from anomaly_vlm.data.source import Source
-from anomaly_vlm.data.train_loader import TrainLoader
 from anomaly_vlm.data.types import Batch, Preprocess, References, Sample
 from anomaly_vlm.errors import UserError
 
@@ -82,6 +82,7 @@ class AnomalyData:
         self.memory_images: MemoryImages | None = None
         self.evaluations = 1
         self._cache = PixelCache(cache_mb * 10**6) if num_workers == 0 and cache_mb else None
+        self._encode: Callable[[Batch], None] | None = None
         self._stores: dict[str, Any] = {}  # `stored_tokens` and `stored_pixels` of the data sets
         self._samples: dict[str, list[Sample]] = {}
         self._totals: dict[str, int] = {}
@@ -95,6 +96,14 @@ class AnomalyData:
         """
         self._stores["stored_tokens"] = stored
         self._datasets.clear()
+
+    def encode_ahead(self, encode: Callable[[Batch], None]) -> None:
+        """Lets what depends on a batch alone be computed for several batches at a time, before they are handed out.
+
+        Args:
+            encode: Puts it into a batch of training, validation or test; called in threads.
+        """
+        self._encode = encode
 
     def store_pixels(self, cache: TokenCache) -> None:
         """Keeps resized images of files in a cache on disk and reads them from there."""
@@ -227,7 +236,7 @@ class AnomalyData:
             batches = positions_by_category(self.samples("train"))
             order = {"categories": len(batches), "shots": self.picks.num_shots, "seed": self.seed}
             sampler: Any = BatchesSampler(batches, skip=self._progress(len(batches))[1])
-            return TrainLoader(dataset, batch_sampler=sampler, order=order, **self._options())
+            return TrainLoader(dataset, batch_sampler=sampler, order=order, **self._ahead())
         rank, world_size = self._rank()
         epoch, skip = self._progress(-(-len(dataset) // (world_size * self.batch_size)))
         sampler = EpochSampler(
@@ -239,16 +248,18 @@ class AnomalyData:
             world_size=world_size,
         )
         order = {"images": len(dataset), "batch_size": self.batch_size, "seed": self.seed, "processes": world_size}
-        return TrainLoader(dataset, sampler=sampler, batch_size=self.batch_size, order=order, **self._options())
+        return TrainLoader(dataset, sampler=sampler, batch_size=self.batch_size, order=order, **self._ahead())
 
     def val_dataloader(self) -> Any:
         """The side that checkpoints are chosen on; no loader where none is."""
-        return [] if self.selection_side is None else self._eval_loader(self.selection_side)
+        if self.selection_side is None:
+            return []
+        return AheadLoader(**self._in_order(self.selection_side), **self._ahead())
 
     def test_dataloader(self) -> DataLoader[Item]:
         """The test side in order, with labels."""
         need_labels(self.samples("test"), "the test set")
-        return self._eval_loader("test")
+        return AheadLoader(**self._in_order("test"), **self._ahead())
 
     def predict_dataloader(self, done: Collection[int] = ()) -> DataLoader[Item]:
         """The test side in order, labels or not.
@@ -257,17 +268,21 @@ class AnomalyData:
             done: Positions of images that are left out, by whole batches: the other batches are as they were.
         """
         if not done:
-            return self._eval_loader("test")
+            return DataLoader(**self._in_order("test"), collate_fn=collate, **self._options())
         dataset, size = self.dataset("test"), self.eval_batch_size
         batches = [list(range(i, min(i + size, len(dataset)))) for i in range(0, len(dataset), size)]
         left = [batch for batch in batches if not all(i in done for i in batch)]
-        return DataLoader(dataset, batch_sampler=BatchesSampler(left), **self._options())
+        return DataLoader(dataset, batch_sampler=BatchesSampler(left), collate_fn=collate, **self._options())
 
-    def _eval_loader(self, side: str) -> DataLoader[Item]:
+    def _in_order(self, side: str) -> dict[str, Any]:
+        """Options of a loader that gives a side in order, this process its share."""
         dataset = self.dataset(side)
         rank, world_size = self._rank()
         sampler: Sampler[int] = ShardSampler(len(dataset), rank=rank, world_size=world_size)
-        return DataLoader(dataset, sampler=sampler, batch_size=self.eval_batch_size, **self._options())
+        return {"dataset": dataset, "sampler": sampler, "batch_size": self.eval_batch_size}
+
+    def _ahead(self) -> dict[str, Any]:
+        return {"encode": self._encode, **self._options()}
 
     def _options(self) -> dict[str, Any]:
         # A generator of its own: a loader that draws from torch's global one would change a method's random numbers.
@@ -275,7 +290,6 @@ class AnomalyData:
             "num_workers": self.num_workers,
             # without this, workers would restart and re-import everything in each epoch
             "persistent_workers": self.num_workers > 0,
-            "collate_fn": collate,
             "generator": torch.Generator().manual_seed(self.seed),
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from threading import Lock
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from anomaly_vlm.data.class_aware import ClassAware
 from anomaly_vlm.data.crops import RandomCrop
 from anomaly_vlm.errors import UserError
+
+_operating = Lock()  # kornia draws from the one global generator, and keeps what it drew
 
 
 class Augment:
@@ -39,7 +42,7 @@ class Augment:
         data = {"image": image[None]}
         if mask is not None:
             data["mask"] = mask[None, None].float()
-        with torch.random.fork_rng(devices=[]):
+        with _operating, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # kornia draws from the global generator
             out = self.chain(data)
         if out["image"].shape[-2:] != image.shape[-2:]:

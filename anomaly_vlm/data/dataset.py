@@ -15,7 +15,8 @@ from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.class_aware import class_aware_view
 from anomaly_vlm.data.images import as_rgb, read_bytes, shown_size
-from anomaly_vlm.data.pixels import PixelCache, Pixels, in_threads, pixel_key
+from anomaly_vlm.data.pixels import PixelCache, Pixels, one_large_file_at_a_time, pixel_key
+from anomaly_vlm.data.threads import side_by_side
 from anomaly_vlm.data.transforms import (
     mosaic,
     normalise,
@@ -56,7 +57,7 @@ class AnomalyDataset(Dataset[Item]):
     """Items of samples. `[i]` is sample i of epoch 0, `[epoch, i]` that of another epoch.
 
     Everything random comes from (seed, epoch, i): order, batches, threads and worker processes change nothing. A loader asks
-    for a batch at once; where it has no worker processes, the files of the batch are read by threads, one a core.
+    for a batch at once; where it has no worker processes, the samples of the batch are made by threads, one a core.
 
     Args:
         samples: Samples of one side.
@@ -97,18 +98,18 @@ class AnomalyDataset(Dataset[Item]):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[Position]) -> list[Item]:
-        """The items of a batch."""
+        """The items of a batch, or of several; made by threads, as decoding and resizing leave the interpreter free."""
         places = [position if isinstance(position, tuple) else (0, position) for position in positions]
-        served = [self._served(epoch, i) for epoch, i in places]
-        read = iter(self._read([place for place, found in zip(places, served, strict=True) if found is None]))
-        made = []
-        for place, found in zip(places, served, strict=True):
-            made.append(found if isinstance(found, Item) else self._item(*place, found or next(read)))
-        return made
+        return side_by_side(lambda place: self._made(*place), places)
 
-    def _read(self, places: Sequence[tuple[int, int]]) -> list[Pixels]:
-        """The pixels of samples, in their order; files by threads, as decoding and resizing leave the interpreter free."""
-        return in_threads(lambda place: self._view(*place), places, [self.samples[i] for _, i in places])
+    def _made(self, epoch: int, i: int) -> Item:
+        found = self._served(epoch, i)
+        if isinstance(found, Item):
+            return found
+        if found is None:
+            with one_large_file_at_a_time(self.samples[i]):
+                found = self._view(epoch, i)
+        return self._item(epoch, i, found)
 
     def _view(self, epoch: int, i: int) -> Pixels:
         """What is made of a sample in an epoch before its pixels are changed: a mosaic, a view by class, or the sample."""
@@ -164,11 +165,12 @@ class AnomalyDataset(Dataset[Item]):
         return Pixels(entry["image"], mask, self._key(i))
 
     def _decoded(self, i: int) -> Pixels:
-        pixels, mask = read_resized(self.samples[i], self.preprocess)
+        sample = self.samples[i]
+        pixels, mask = read_resized(sample, self.preprocess)
         key = self._key(i)
         if self.stored_pixels is not None:
             self.stored_pixels.put(key, {"image": pixels})
-        region = None if mask is None else self._fitted(self.samples[i], mask)
+        region = None if mask is None else self._fitted(sample, mask)
         return Pixels(pixels, region, key or pixel_key(pixels.numpy().data, self.preprocess))
 
     def _fitted(self, sample: Sample, mask: Image.Image) -> Tensor:
@@ -210,7 +212,8 @@ class AnomalyDataset(Dataset[Item]):
         place = (self.name, self.preprocess, i, "mask")
         if self.cache is not None and (found := self.cache.get(place)) is not None:
             return found.mask
-        mask = self._fitted(sample, read_region(sample))
+        with one_large_file_at_a_time(sample):
+            mask = self._fitted(sample, read_region(sample))
         if self.cache is not None:
             self.cache.put(place, Pixels(torch.empty(0, dtype=torch.uint8), mask, None))
         return mask

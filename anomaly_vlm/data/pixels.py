@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from threading import Lock
 from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from anomaly_vlm.data.images import FORMATS
 from anomaly_vlm.data.types import Preprocess, Sample
 
-MOST_THREADS = 8
 LARGE = 24 * 10**6  # pixels: files above it are read one at a time, as each takes 100 MB and more
+_reading_large = Lock()
 _counting = Lock()  # of the bytes in a `PixelCache`; not a part of it, as it could not be sent to another process
 
 
@@ -76,33 +74,19 @@ def pixel_key(content: bytes | memoryview, preprocess: Preprocess, max_value: fl
     return digest.hexdigest()
 
 
-def in_threads(
-    make: Callable[[tuple[int, int]], Pixels], rows: Sequence[tuple[int, int]], samples: Sequence[Sample]
-) -> list[Pixels]:
-    """What `make` gives for each row, in their order; rows whose samples are files of usual size by threads, one a core.
-
-    A loader's worker processes, which share the cores already, start none.
-
-    Args:
-        make: Reads a sample; most of its time is spent in decoders, which leave the interpreter free.
-        rows: What it is called with: epoch and position.
-        samples: The sample of each row.
-    """
-    usual = [_is_usual_file(sample) for sample in samples]
-    threads = min(sum(usual), MOST_THREADS, os.cpu_count() or 1)
-    if threads < 2 or get_worker_info() is not None:
-        return [make(row) for row in rows]
-    with ThreadPoolExecutor(threads) as pool:
-        ready = [pool.submit(make, row) if fits else None for row, fits in zip(rows, usual, strict=True)]
-        return [make(row) if later is None else later.result() for row, later in zip(rows, ready, strict=True)]
+@contextmanager
+def one_large_file_at_a_time(sample: Sample) -> Iterator[None]:
+    """Holds back a thread that reads a file above `LARGE` pixels while another one reads such a file."""
+    with nullcontext() if _is_usual(sample) else _reading_large:
+        yield
 
 
-def _is_usual_file(sample: Sample) -> bool:
-    """Whether a sample is a file that may be read while others are."""
+def _is_usual(sample: Sample) -> bool:
+    """Whether a sample may be read while others are."""
     if sample.drawing is not None:
-        return False
+        return True
     try:
         with Image.open(sample.path, formats=FORMATS) as file:
             return file.width * file.height <= LARGE
     except Exception:  # whoever reads it says what is wrong with it
-        return False
+        return True

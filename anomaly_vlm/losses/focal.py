@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -41,8 +42,9 @@ def focal_loss(prob: Tensor, target: Tensor, *, gamma: float = 2.0, smooth: floa
 
     Reference: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017; smoothing as in AnomalyCLIP and AdaCLIP.
     """
-    target = target.to(prob.dtype)
-    true = prob * target + (1 - prob) * (1 - target)
+    true = torch.where(target > 0, prob, 1 - prob)
     q = (1 - smooth) * true + smooth * (1 - true) + smooth
-    loss = -((1 - q).abs() ** gamma) * q.log()  # q can exceed 1 by `smooth`
-    return loss.flatten(1).mean(dim=1) if loss.ndim > 1 else loss
+    away = 1 - q
+    factor = away.square() if gamma == 2 else away.abs() ** gamma  # q can exceed 1 by `smooth`
+    loss = factor * q.log()
+    return -(loss.flatten(1).mean(dim=1) if loss.ndim > 1 else loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -39,7 +40,7 @@ class LogProgress(ProgressBar):
         self._started = self._last = time.monotonic()
         self._first = self._next = done
 
-    def _step(self, stage: str, done: int, total: Any, values: dict[str, Any] | None = None) -> None:
+    def _step(self, stage: str, done: int, total: Any, values: Callable[[], dict[str, Any]] = dict) -> None:
         now = time.monotonic()
         whole = isinstance(total, int) and total > 0
         last = whole and done >= total
@@ -48,7 +49,7 @@ class LogProgress(ProgressBar):
         share = max(1, total * self.percent // 100) if whole else 50
         self._next, self._last = done + share, now
         text = f"{stage} {done}/{total}" if whole else f"{stage} {done}"
-        for name, value in (values or {}).items():
+        for name, value in values().items():
             text += f"  {name} {float(value):.4g}"
         if whole and done > self._first:
             left = (now - self._started) / (done - self._first) * (total - done)
@@ -65,14 +66,16 @@ class LogProgress(ProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Shows the step and its losses."""
-        metrics = self.get_metrics(trainer, pl_module)
-        values = {
-            name.removeprefix("train/").removesuffix("_step"): value
-            for name, value in metrics.items()
-            if name.startswith("train/") and not name.endswith("_epoch")
-        }
+
+        def losses() -> dict[str, Any]:
+            return {
+                name.removeprefix("train/").removesuffix("_step"): value
+                for name, value in self.get_metrics(trainer, pl_module).items()
+                if name.startswith("train/") and not name.endswith("_epoch")
+            }
+
         stage = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self._step(stage, batch_idx + 1, self.total_train_batches, values)
+        self._step(stage, batch_idx + 1, self.total_train_batches, losses)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the line of an evaluation."""

@@ -251,7 +251,11 @@ def attach_cache(cfg: DictConfig, data: AnomalyData, method: AnomalyMethod) -> N
     if cfg.cache.get("pixels"):
         data.store_pixels(_pixel_cache(cfg))
     key = method.cache_key() if isinstance(method, FrozenTokens) else None
-    if not isinstance(method, FrozenTokens) or key is None or cfg.cache.tokens == "off":
+    if not isinstance(method, FrozenTokens) or key is None:
+        return
+    if str(cfg.trainer.precision) in ("32-true", "32"):  # else the context of a trainer's thread decides
+        data.encode_ahead(method.encode_ahead)
+    if cfg.cache.tokens == "off":
         return
     if cfg.pixels.fit != "square":  # a token's position in its image would be unknown
         return
@@ -270,6 +274,11 @@ def attach_cache(cfg: DictConfig, data: AnomalyData, method: AnomalyMethod) -> N
     )
     method.token_cache = cache
     data.serve_tokens(cache.get)
+    if str(cfg.trainer.precision) in (
+        "32-true",
+        "32",
+    ):  # elsewhere a trainer's context decides, which its threads do not share
+        data.encode_ahead(method.encode_ahead)
     if data.augmented:
         say("token cache: off for training images, as augmentation changes their pixels")
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
 from itertools import islice
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from anomaly_vlm.data.dataset import Item
+from anomaly_vlm.data.threads import shared_threads
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.methods.base.method import AnomalyMethod
 from anomaly_vlm.methods.base.prediction import Prediction
@@ -21,7 +21,6 @@ from anomaly_vlm.runs import stopping
 from anomaly_vlm.runs.devices import device_of, precision_of
 
 MOST_STREAMS = 4  # each holds the activations of a batch
-LARGE = 2 * 10**8  # parameters of a method, more than a CLIP of ViT-B has
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
@@ -56,8 +55,7 @@ def predictions(cfg: DictConfig, method: AnomalyMethod, loader: DataLoader[Item]
             moved.unencoded = moved.unencoded.to(dtype)
             return moved, method.predict(moved).checked(moved)
 
-    is_large = sum(parameter.numel() for parameter in method.parameters()) > LARGE
-    alone = device.type != "cpu" or method.predicts_in_order or is_large
+    alone = device.type != "cpu" or method.predicts_in_order or method.is_large
     most = 1 if alone else min(torch.get_num_threads(), MOST_STREAMS)
     yield from in_streams(predicted, loader, max(1, min(most, len(loader) - 1)))  # the first batch runs alone
 
@@ -81,7 +79,7 @@ def in_streams(work: Callable[[Given], Made], given: Iterable[Given], streams: i
         stopping.check()
         yield work(one)
     if streams > 1:
-        with _pool(streams) as pool:
+        with shared_threads(streams) as pool:
             running: deque[Future[Made]] = deque()
             for one in rest:
                 stopping.check()
@@ -92,15 +90,3 @@ def in_streams(work: Callable[[Given], Made], given: Iterable[Given], streams: i
                 stopping.check()
                 yield running.popleft().result()
     stopping.check()
-
-
-@contextmanager
-def _pool(streams: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that share torch's threads; what is left to do at the end of the context is not begun."""
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(streams, "stream", torch.set_num_threads, (max(1, threads // streams),))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from anomaly_vlm.caching.tokens import TokenCache
-from anomaly_vlm.data import AnomalyDataset, Item, Sample, collate, images, pixels
+from anomaly_vlm.data import AnomalyDataset, Item, Sample, collate, images, pixels, threads
 from anomaly_vlm.data.masks import _values_of
 from tests.data.made import PIXELS
 
@@ -50,11 +52,26 @@ def test_batches_read_by_threads_are_those_read_one_by_one(tmp_path: Path, monke
     data = AnomalyDataset(samples, SMALL)
     alone = [data[i] for i in range(6)]
     monkeypatch.setattr(pixels, "LARGE", 320 * 240 - 1)
-    monkeypatch.setattr(pixels.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
     assert all(map(same, data.__getitems__([5, 0, 2, 1, 3, 4]), [alone[i] for i in (5, 0, 2, 1, 3, 4)]))
     for workers in (0, 1):
         loader = DataLoader(data, batch_size=4, num_workers=workers, collate_fn=collate)
         assert torch.equal(torch.cat([batch.image for batch in loader]), torch.stack([item.image for item in alone]))
+
+
+def test_large_files_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, together, reading = AnomalyDataset(photographs(tmp_path, 6), SMALL), [], Lock()
+    monkeypatch.setattr(pixels, "LARGE", 160 * 128 - 1)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
+
+    def view(epoch: int, i: int) -> pixels.Pixels:
+        together.append(reading.acquire(blocking=False))
+        time.sleep(0.01)
+        reading.release()
+        return data._pixels(i)
+
+    monkeypatch.setattr(data, "_view", view)
+    assert len(data.__getitems__(range(6))) == 6 and together == [True] * 6
 
 
 def test_an_unreadable_file_among_the_threads_is_rejected(tmp_path: Path) -> None:

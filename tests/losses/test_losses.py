@@ -40,6 +40,26 @@ def test_focal_by_hand() -> None:
     )
 
 
+@pytest.mark.parametrize("gamma", [1.5, 2.0])
+def test_focal_rounds_as_the_published_formula(gamma: float) -> None:
+    """Bit for bit, also where the loss vanishes: a saturated map's gradient hangs on the last digit."""
+    prob = torch.cat(
+        [torch.rand(500, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1e-7, 1 - 1e-7])]
+    )
+    target, found = (torch.arange(504) % 3 == 0).float(), []
+    for published in (True, False):
+        given = prob.clone().requires_grad_()
+        if published:
+            true = given * target + (1 - given) * (1 - target)
+            q = (1 - 1e-5) * true + 1e-5 * (1 - true) + 1e-5
+            loss = -((1 - q).abs() ** gamma) * q.log()
+        else:
+            loss = focal_loss(given, target, gamma=gamma)
+        loss.sum().backward()
+        found += [loss.detach(), given.grad]
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
+
+
 def test_cross_entropy_equals_that_of_two_logits() -> None:
     logits, label = torch.tensor([[1.0, 2.5], [0.3, -4.0]]), torch.tensor([0, 1])
     ours = cross_entropy(logits.softmax(dim=-1)[:, 1], label)

@@ -53,6 +53,18 @@ class FrozenTokens(AnomalyMethod):
         entries = [entry for entry in cached if entry is not None]
         return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
 
+    def encode_ahead(self, batch: Batch) -> None:
+        """Puts the frozen tokens into a batch in place of its images, before its turn and beside other batches.
+
+        On the CPU alone, and not with a large tower: one batch fills the cores, and the first step would wait for several.
+        """
+        if self.device.type != "cpu" or self.is_large or self.is_transductive:
+            return
+        if batch.tokens is None or None in batch.tokens:
+            tokens = self.frozen_tokens(batch)
+            batch.tokens = [{name: value[i] for name, value in tokens.items()} for i in range(len(batch))]
+            batch.unencoded = batch.unencoded.new_empty(0, *batch.unencoded.shape[1:])
+
     def cached_text_features(self, sentences: Sequence[Sequence[str]], encode: Callable[[], Tensor]) -> Tensor:
         """Text features of a frozen tower, read from the token cache or computed and put there.
 

@@ -23,6 +23,8 @@ from anomaly_vlm.options import check_value, checked_constructor
 
 COLLABORATORS = ("backbone", "losses", "optimizer", "scheduler", "evaluation", "detector", "segmenter")  # no options
 
+LARGE = 2 * 10**8  # parameters
+
 
 class AnomalyMethod(TrainerSteps, LearnedState):
     """Base of all methods: it weighs and logs losses, makes the optimiser, predicts, and stores only what is learned.
@@ -106,6 +108,11 @@ class AnomalyMethod(TrainerSteps, LearnedState):
                 f"{type(self).__name__} runs on a {wanted}, not on backbone {backbone.name}"
                 f" ({type(backbone).__name__}): choose another backbone=NAME"
             )
+
+    @property
+    def is_large(self) -> bool:
+        """Whether one batch fills all cores of a CPU: more parameters than with a CLIP of ViT-B."""
+        return sum(parameter.numel() for parameter in self.parameters()) > LARGE
 
     @property
     def is_transductive(self) -> bool:

@@ -12,6 +12,7 @@ from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 from anomaly_vlm.methods.base.module import Module
 from anomaly_vlm.methods.base.prediction import Prediction
+from anomaly_vlm.methods.base.step_losses import StepLosses
 from anomaly_vlm.names import category_and_metric
 
 if TYPE_CHECKING:
@@ -42,15 +43,17 @@ class TrainerSteps(Module):
     def invalidate_caches(self) -> None:
         """Drops what was computed from learned values; it is called whenever these may have changed."""
 
+    def on_train_start(self) -> None:
+        self._step_losses = StepLosses()
+
     def on_train_epoch_start(self) -> None:
         self.invalidate_caches()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Computes the weighted sum of the losses of a batch, and logs every term."""
+        """Computes the weighted sum of the losses of a batch; its terms are logged."""
         values = self.losses(batch)
         total = self.total_loss(values)
-        for name, value in {**values, "loss": total}.items():
-            self.log(f"train/{name}", value.detach(), on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch))
+        self._log_losses({**values, "loss": total.detach()}, len(batch), batch_idx)
         if not torch.isfinite(total):
             terms = ", ".join(f"{name} {value.item():g}" for name, value in values.items())
             raise UserError(
@@ -58,6 +61,21 @@ class TrainerSteps(Module):
                 f" '{batch.path[0]}'): lower the learning rate or use trainer.precision=32-true; the last checkpoint is kept"
             )
         return total
+
+    def _log_losses(self, values: Mapping[str, Tensor], images: int, batch_idx: int) -> None:
+        """Logs the losses of the first and the last step of an epoch and of every `log_every_n_steps`-th one."""
+        self._step_losses.add(values, images)
+        every = self.trainer.log_every_n_steps
+        chosen = batch_idx == 0 or batch_idx + 1 == self.trainer.num_training_batches
+        if chosen or (every and (self.global_step + 1) % every == 0):
+            for name, value in values.items():
+                self.log(f"train/{name}_step", value.detach(), on_step=True, on_epoch=False, prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the mean of each loss over the images of the epoch."""
+        for name, mean in self._step_losses.means().items():
+            self.log(f"train/{name}_epoch", mean)
+            self.log(f"train/{name}", mean, logger=False)  # for callbacks that watch it
 
     def on_test_epoch_start(self) -> None:
         self._start()

@@ -266,6 +266,7 @@ class FiLo(FrozenTokens, UsesDetections):
 
     def on_train_epoch_end(self) -> None:
         """Ends the run with stage 1 where there is no adapter: stage 2 would have nothing to train."""
+        super().on_train_epoch_end()
         if self.adapter is None and not self.joint and self.current_epoch + 1 >= self.stages.first_in_run:
             self.trainer.should_stop = True
 

@@ -114,6 +114,31 @@ def test_tokens_from_the_cache_give_the_same_maps(tmp_path: Path, monkeypatch: p
     torch.testing.assert_close(method.predict(cached).map, plain)
 
 
+def test_tokens_that_are_encoded_ahead_give_the_same_maps(monkeypatch: pytest.MonkeyPatch):
+    method, batch = build(), replace(batch_of(), key=["a", "b"])
+    plain = method.predict(batch).map
+    method.token_cache = TokenCache({}, memory_bytes=10**7)
+    encode = method.encode_frozen
+    method.encode_ahead(batch)
+    monkeypatch.setattr(method, "encode_frozen", lambda *_: pytest.fail("encoded twice"))
+    assert batch.tokens is not None and len(batch.unencoded) == 0 and batch.size == (56, 56)
+    method.encode_ahead(batch)
+    torch.testing.assert_close(method.predict(batch).map, plain)
+    half = replace(batch_of(seed=1), key=["a", "c"])
+    half.tokens, half.unencoded = [method.token_cache.get("a"), None], half.unencoded[1:]
+    monkeypatch.setattr(method, "encode_frozen", encode)
+    method.encode_ahead(half)
+    both = torch.stack([batch_of().image[0], batch_of(seed=1).image[1]])
+    torch.testing.assert_close(method.predict(half).map, build().predict(replace(batch_of(), unencoded=both)).map)
+
+
+def test_a_large_tower_is_not_asked_ahead(monkeypatch: pytest.MonkeyPatch):
+    method, batch = build(), batch_of()
+    monkeypatch.setattr("anomaly_vlm.methods.base.method.LARGE", 1000)
+    method.encode_ahead(batch)
+    assert batch.tokens is None and len(batch.unencoded) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
