@@ -57,25 +57,30 @@ def predictions(cfg: DictConfig, method: AnomalyMethod, loader: DataLoader[Item]
 
     alone = device.type != "cpu" or method.predicts_in_order or method.is_large
     most = 1 if alone else min(torch.get_num_threads(), MOST_STREAMS)
-    yield from in_streams(predicted, loader, max(1, min(most, len(loader) - 1)))  # the first batch runs alone
+    behind = len(loader) - 1  # of the first batch, which runs alone
+    streams = max(1, min(most, behind))
+    yield from in_streams(predicted, loader, streams, alone=1 + behind % streams)
 
 
-def in_streams(work: Callable[[Given], Made], given: Iterable[Given], streams: int) -> Iterator[Made]:
+def in_streams(
+    work: Callable[[Given], Made], given: Iterable[Given], streams: int, *, alone: int = 1
+) -> Iterator[Made]:
     """Calls `work` on each that is given, several at a time, each on its share of torch's threads.
 
-    The operations of a small tower are too short for all cores to share one; batches side by side are not. The first call
-    runs alone, as it fills what the others read, such as text features.
+    The operations of a small tower are too short for all cores to share one; batches side by side are not.
 
     Args:
         work: Called in threads.
         given: What it is called on, read one after another.
         streams: How many calls run at a time.
+        alone: How many run one after another before, on all threads; the first one fills what the others read, such as text
+            features, and those that would be left over at the end are better off at the start.
 
     Yields:
         The results, in order.
     """
     rest = iter(given)
-    for one in islice(rest, 1 if streams > 1 else None):
+    for one in islice(rest, alone if streams > 1 else None):
         stopping.check()
         yield work(one)
     if streams > 1:

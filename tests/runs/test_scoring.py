@@ -38,6 +38,12 @@ def test_results_come_in_order_from_threads_that_share_the_cores() -> None:
     assert torch.get_num_threads() == 4
 
 
+@pytest.mark.usefixtures("four_threads")
+def test_what_would_be_left_over_at_the_end_runs_before_on_all_threads() -> None:
+    found = list(in_streams(lambda i: (i, torch.get_num_threads()), range(6), 2, alone=2))
+    assert found == [(i, 4 if i < 2 else 2) for i in range(6)]
+
+
 @pytest.mark.parametrize("streams", [1, 2])
 def test_an_error_comes_at_its_place_and_ends_the_rest(streams: int) -> None:
     begun = []
