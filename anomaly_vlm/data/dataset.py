@@ -15,7 +15,7 @@ from anomaly_vlm.caching.tokens import TokenCache
 from anomaly_vlm.data.augment import TrainingAugmentation
 from anomaly_vlm.data.class_aware import class_aware_view
 from anomaly_vlm.data.images import as_rgb, read_bytes, shown_size
-from anomaly_vlm.data.pixels import PixelCache, Pixels, one_large_file_at_a_time, pixel_key
+from anomaly_vlm.data.pixels import PixelCache, Pixels, is_usual, pixel_key
 from anomaly_vlm.data.threads import side_by_side
 from anomaly_vlm.data.transforms import (
     mosaic,
@@ -86,6 +86,7 @@ class AnomalyDataset(Dataset[Item]):
         self.seed, self.augment = seed, augment or TrainingAugmentation()
         self.cache, self.name, self.stored_tokens, self.stored_pixels = cache, name, stored_tokens, stored_pixels
         self._keys: dict[int, str] = {}
+        self._usual: dict[int, bool] = {}
         self.has_masks = any(sample.kind in ("mask", "semantic") for sample in samples)
         self._category: dict[tuple[str, str], list[int]] = {}
         for i, sample in enumerate(samples):
@@ -100,16 +101,18 @@ class AnomalyDataset(Dataset[Item]):
     def __getitems__(self, positions: Sequence[Position]) -> list[Item]:
         """The items of a batch, or of several; made by threads, as decoding and resizing leave the interpreter free."""
         places = [position if isinstance(position, tuple) else (0, position) for position in positions]
-        return side_by_side(lambda place: self._made(*place), places)
+        made = side_by_side(lambda place: self._made(*place) if self._is_usual(place[1]) else None, places)
+        return [self._made(*place) if item is None else item for place, item in zip(places, made, strict=True)]
 
     def _made(self, epoch: int, i: int) -> Item:
         found = self._served(epoch, i)
-        if isinstance(found, Item):
-            return found
-        if found is None:
-            with one_large_file_at_a_time(self.samples[i]):
-                found = self._view(epoch, i)
-        return self._item(epoch, i, found)
+        return found if isinstance(found, Item) else self._item(epoch, i, found or self._view(epoch, i))
+
+    def _is_usual(self, i: int) -> bool:
+        """Whether sample i may be made while others are."""
+        if i not in self._usual:
+            self._usual[i] = is_usual(self.samples[i])
+        return self._usual[i]
 
     def _view(self, epoch: int, i: int) -> Pixels:
         """What is made of a sample in an epoch before its pixels are changed: a mosaic, a view by class, or the sample."""
@@ -212,8 +215,7 @@ class AnomalyDataset(Dataset[Item]):
         place = (self.name, self.preprocess, i, "mask")
         if self.cache is not None and (found := self.cache.get(place)) is not None:
             return found.mask
-        with one_large_file_at_a_time(sample):
-            mask = self._fitted(sample, read_region(sample))
+        mask = self._fitted(sample, read_region(sample))
         if self.cache is not None:
             self.cache.put(place, Pixels(torch.empty(0, dtype=torch.uint8), mask, None))
         return mask

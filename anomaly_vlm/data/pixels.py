@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from threading import Lock
 from typing import NamedTuple
@@ -15,8 +13,7 @@ from torch import Tensor
 from anomaly_vlm.data.images import FORMATS
 from anomaly_vlm.data.types import Preprocess, Sample
 
-LARGE = 24 * 10**6  # pixels: files above it are read one at a time, as each takes 100 MB and more
-_reading_large = Lock()
+LARGE = 24 * 10**6  # pixels: files above it are read one at a time by the main thread, as each takes 100 MB and more
 _counting = Lock()  # of the bytes in a `PixelCache`; not a part of it, as it could not be sent to another process
 
 
@@ -74,15 +71,8 @@ def pixel_key(content: bytes | memoryview, preprocess: Preprocess, max_value: fl
     return digest.hexdigest()
 
 
-@contextmanager
-def one_large_file_at_a_time(sample: Sample) -> Iterator[None]:
-    """Holds back a thread that reads a file above `LARGE` pixels while another one reads such a file."""
-    with nullcontext() if _is_usual(sample) else _reading_large:
-        yield
-
-
-def _is_usual(sample: Sample) -> bool:
-    """Whether a sample may be read while others are."""
+def is_usual(sample: Sample) -> bool:
+    """Whether a sample may be made while others are: a drawn one, or a file of at most `LARGE` pixels."""
     if sample.drawing is not None:
         return True
     try:

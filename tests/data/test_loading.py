@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
+from threading import current_thread, main_thread
 
 import numpy as np
 import pytest
@@ -59,19 +58,19 @@ def test_batches_read_by_threads_are_those_read_one_by_one(tmp_path: Path, monke
         assert torch.equal(torch.cat([batch.image for batch in loader]), torch.stack([item.image for item in alone]))
 
 
-def test_large_files_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, together, reading = AnomalyDataset(photographs(tmp_path, 6), SMALL), [], Lock()
-    monkeypatch.setattr(pixels, "LARGE", 160 * 128 - 1)
+def test_large_files_are_read_by_the_main_thread_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, large = photographs(tmp_path / "usual", 3), photographs(tmp_path / "large", 3, (320, 240))
+    data, threads_of = AnomalyDataset([*usual, *large], SMALL), {}
+    monkeypatch.setattr(pixels, "LARGE", 320 * 240 - 1)
     monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
 
     def view(epoch: int, i: int) -> pixels.Pixels:
-        together.append(reading.acquire(blocking=False))
-        time.sleep(0.01)
-        reading.release()
+        threads_of[i] = current_thread() is main_thread()
         return data._pixels(i)
 
     monkeypatch.setattr(data, "_view", view)
-    assert len(data.__getitems__(range(6))) == 6 and together == [True] * 6
+    assert [item.index for item in data.__getitems__([3, 0, 4, 1, 2, 5])] == [3, 0, 4, 1, 2, 5]
+    assert threads_of == {i: i >= 3 for i in range(6)}
 
 
 def test_an_unreadable_file_among_the_threads_is_rejected(tmp_path: Path) -> None:
