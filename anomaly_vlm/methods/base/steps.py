@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -65,8 +65,9 @@ class TrainerSteps(Module):
     def _log_losses(self, values: Mapping[str, Tensor], images: int, batch_idx: int) -> None:
         """Logs the losses of the first and the last step of an epoch and of every `log_every_n_steps`-th one."""
         self._step_losses.add(values, images)
-        every = self.trainer.log_every_n_steps
-        chosen = batch_idx == 0 or batch_idx + 1 == self.trainer.num_training_batches
+        trainer: Any = self.trainer  # which sets `log_every_n_steps` without declaring it
+        every = trainer.log_every_n_steps
+        chosen = batch_idx == 0 or batch_idx + 1 == trainer.num_training_batches
         if chosen or (every and (self.global_step + 1) % every == 0):
             for name, value in values.items():
                 self.log(f"train/{name}_step", value.detach(), on_step=True, on_epoch=False, prog_bar=True)
