@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from anomaly_vlm.data.dataset import AnomalyDataset, Item, collate
-from anomaly_vlm.data.threads import side_by_side
+from anomaly_vlm.data.threads import shared_threads
 from anomaly_vlm.data.types import Batch
 from anomaly_vlm.errors import UserError
 
@@ -43,9 +43,15 @@ class AheadLoader(DataLoader[Item]):
         while positions := list(islice(order, self.group)):
             items = iter(self.items.__getitems__([position for batch in positions for position in batch]))
             batches = [collate(list(islice(items, len(batch)))) for batch in positions]
-            if self.encode is not None and len(batches) > 1:
-                side_by_side(self.encode, batches, most=torch.get_num_threads())
+            self._encode(batches)
             yield from batches
+
+    def _encode(self, batches: list[Batch]) -> None:
+        """Encodes each on as many threads as any other: where a group begins, as after a resume, changes no digit."""
+        streams = min(self.group, torch.get_num_threads())
+        if self.encode is not None and streams > 1:
+            with shared_threads(streams) as pool:
+                list(pool.map(self.encode, batches))
 
     @property
     def group(self) -> int:

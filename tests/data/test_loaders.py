@@ -40,9 +40,8 @@ def test_batches_are_those_made_one_by_one_and_encoded_before_they_are_handed_ou
         alone = [data[i] for i in range(37)[5 * number : 5 * number + 5]]
         assert batch.index.tolist() == [item.index for item in alone]
         assert torch.equal(batch.image, torch.stack([item.image for item in alone]))
-        if number < 6:  # the last two make a group of their own
-            assert batch.tokens is not None and batch.tokens[0] is not None
-            assert batch.tokens[0]["mean"] == batch.image[0].mean()
+        assert batch.tokens is not None and batch.tokens[0] is not None
+        assert batch.tokens[0]["mean"] == batch.image[0].mean()
         seen += len(batch)
         ahead = min(37, 15 * (1 + number // 3))
         assert sorted(encoded) == list(range(ahead))
@@ -56,6 +55,17 @@ def test_one_large_batch_is_left_to_its_step() -> None:
     assert loader.group == 1 and [len(batch) for batch in loader] == [20, 20]
     own_sizes = AnomalyDataset(squares(2), replace(PIXELS, fit="keep"))
     assert AheadLoader(own_sizes, batch_size=1).group == 1
+
+
+def test_a_batch_is_encoded_on_as_many_threads_wherever_its_group_begins() -> None:
+    used: dict[int, int] = {}
+
+    def encode(batch: Batch) -> None:
+        used[int(batch.index)] = torch.get_num_threads()
+
+    samples = squares(MOST_AHEAD + 1)  # the last one is a group of its own
+    assert len(list(AheadLoader(AnomalyDataset(samples, PIXELS), encode=encode, batch_size=1))) == len(samples)
+    assert used == dict.fromkeys(range(len(samples)), 1)
 
 
 def test_an_error_of_the_encoder_reaches_the_caller() -> None:
