@@ -42,16 +42,21 @@ class AheadLoader(DataLoader[Item]):
         order = iter(self.batch_sampler or ())
         while positions := list(islice(order, self.group)):
             items = iter(self.items.__getitems__([position for batch in positions for position in batch]))
-            batches = [collate(list(islice(items, len(batch)))) for batch in positions]
-            self._encode(batches)
-            yield from batches
+            yield from self._batches([list(islice(items, len(batch))) for batch in positions])
 
-    def _encode(self, batches: list[Batch]) -> None:
-        """Encodes each on as many threads as any other: where a group begins, as after a resume, changes no digit."""
+    def _batches(self, groups: list[list[Item]]) -> list[Batch]:
+        """Each made on as many threads as any other: where a group begins, as after a resume, changes no digit."""
         streams = min(self.group, torch.get_num_threads())
-        if self.encode is not None and streams > 1:
-            with shared_threads(streams) as pool:
-                list(pool.map(self.encode, batches))
+        if streams < 2:
+            return [collate(items) for items in groups]
+        with shared_threads(streams) as pool:
+            return list(pool.map(self._batch, groups))
+
+    def _batch(self, items: list[Item]) -> Batch:
+        batch = collate(items)
+        if self.encode is not None:
+            self.encode(batch)
+        return batch
 
     @property
     def group(self) -> int:

@@ -139,9 +139,9 @@ def _short_side(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def normalise(image: Tensor, preprocess: Preprocess) -> Tensor:
-    """float32 [3, S, S] in [0, 1] -> zero mean and unit deviation of the weights' training images."""
+    """float32 [3, S, S] in [0, 1] -> zero mean and unit deviation of the weights' training images; in place."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
-    return image.sub(mean).div_(std)
+    return image.sub_(mean).div_(std)
 
 
 def preprocessed(pixels: np.ndarray, preprocess: Preprocess) -> Tensor:
