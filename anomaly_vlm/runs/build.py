@@ -274,11 +274,6 @@ def attach_cache(cfg: DictConfig, data: AnomalyData, method: AnomalyMethod) -> N
     )
     method.token_cache = cache
     data.serve_tokens(cache.get)
-    if str(cfg.trainer.precision) in (
-        "32-true",
-        "32",
-    ):  # elsewhere a trainer's context decides, which its threads do not share
-        data.encode_ahead(method.encode_ahead)
     if data.augmented:
         say("token cache: off for training images, as augmentation changes their pixels")
 

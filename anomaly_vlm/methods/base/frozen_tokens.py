@@ -58,9 +58,9 @@ class FrozenTokens(AnomalyMethod):
 
         On the CPU alone, and not with a large tower: one batch fills the cores, and the first step would wait for several.
         """
-        if self.device.type != "cpu" or self.is_large or self.is_transductive:
+        if batch.tokens is not None and None not in batch.tokens:
             return
-        if batch.tokens is None or None in batch.tokens:
+        if self.device.type == "cpu" and not self.is_large and not self.is_transductive:
             tokens = self.frozen_tokens(batch)
             batch.tokens = [{name: value[i] for name, value in tokens.items()} for i in range(len(batch))]
             batch.unencoded = batch.unencoded.new_empty(0, *batch.unencoded.shape[1:])
